@@ -1,0 +1,157 @@
+"""Classes and settings as plain, frozen values; no torch, so projects and the shell can read them at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from napari_sparseseg.errors import SparseSegError
+
+Balancing = Literal["none", "instance", "mini-batch"]
+Architecture = Literal["pretrained", "scratch"]
+UNLABELLED = 0
+MAX_CLASS_ID = 255
+
+# Okabe & Ito (2008), the order most distinct on H&E first; distinguishable with every common colour blindness.
+PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassDef:
+    """A tissue class: id 1..255 (0 means unlabelled everywhere), a name, a colour ``#rrggbb``."""
+
+    id: int
+    name: str
+    colour: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.id <= MAX_CLASS_ID:
+            raise SparseSegError(f"class id {self.id} of {self.name!r} is not in 1..255; 0 means unlabelled.")
+        if not self.name.strip():
+            raise SparseSegError(f"class {self.id} has no name; give it one.")
+        if not _COLOUR.fullmatch(self.colour):
+            raise SparseSegError(f"colour {self.colour!r} of class {self.name!r} is not #rrggbb.")
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green, blue, 0..255."""
+        return int(self.colour[1:3], 16), int(self.colour[3:5], 16), int(self.colour[5:7], 16)
+
+
+def make_classes(classes: Iterable[ClassDef | tuple[str, str] | str]) -> tuple[ClassDef, ...]:
+    """Class table from names, (name, colour) pairs or `ClassDef`s; ids count from 1 where they are not given.
+
+    Raises
+    ------
+    SparseSegError
+        For a repeated id or name, or a value that is no class.
+    """
+    out: list[ClassDef] = []
+    for item in classes:
+        if isinstance(item, ClassDef):
+            out.append(item)
+            continue
+        name, colour = (item, "") if isinstance(item, str) else item
+        new_id = max((c.id for c in out), default=0) + 1
+        out.append(ClassDef(new_id, name, colour or PALETTE[(new_id - 1) % len(PALETTE)]))
+    for what, values in (("id", [c.id for c in out]), ("name", [c.name for c in out])):
+        repeated = {str(v) for v in values if values.count(v) > 1}
+        if repeated:
+            raise SparseSegError(
+                f"class {what} used twice: {', '.join(sorted(repeated))}; make them distinct."
+            )
+    return tuple(out)
+
+
+DEFAULT_CLASSES = make_classes([("tissue", PALETTE[0]), ("background", PALETTE[1])])
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How to train. Defaults come from ``tests/benchmarks``; each is a setting because some user needs another value."""
+
+    balancing: Balancing = "instance"
+    mpp: float | None = None
+    """Training resolution in um per pixel. None: 1.0, or the slide's own where that is coarser; one level-0 pixel where
+    the slide's mpp is unknown."""
+    architecture: Architecture = "pretrained"
+    """``pretrained``: the two-speed learner on a pretrained encoder; ``scratch``: the plain U-Net of the paper."""
+    encoder: str = "tf_efficientnet_lite0"
+    patch_px: int = 256
+    batch_size: int = 4
+    min_pixels: int = 1
+    dense_fraction: float = 0.25
+    """Share of the patches of a batch that is drawn from dense regions, where there are any."""
+    learning_rate: float = 1e-3
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.balancing not in get_args(Balancing):
+            raise SparseSegError(
+                f"balancing {self.balancing!r} is not one of {', '.join(get_args(Balancing))}."
+            )
+        if self.architecture not in get_args(Architecture):
+            raise SparseSegError(
+                f"architecture {self.architecture!r} is not one of {', '.join(get_args(Architecture))}."
+            )
+        if self.mpp is not None and not 0.01 <= self.mpp <= 1000:
+            raise SparseSegError(f"mpp {self.mpp} is not a resolution in um per pixel (0.01 to 1000).")
+        if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise SparseSegError(f"device {self.device!r} is not one of auto, cpu, cuda, mps.")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a model is and where it comes from; travels as JSON in the model file's metadata."""
+
+    classes: tuple[ClassDef, ...]
+    """In channel order: channel k of the logits is ``classes[k]``."""
+    mpp: float | None
+    """Resolution the model was trained at, um per pixel; None: level-0 pixels of slides without mpp."""
+    encoder: str
+    channels: tuple[str, ...] = ("R", "G", "B")
+    dtype: str = "uint8"
+    config: TrainConfig = field(default_factory=TrainConfig)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[dict[str, Any], ...] = ()
+    """Per slide: name, fingerprint, annotation version, strokes."""
+    step: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Anything the architecture needs to rebuild itself (normalisation, decoder widths, versions)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Recipe:
+        """Read what `to_json` wrote; unknown keys of newer versions are ignored.
+
+        Raises
+        ------
+        SparseSegError
+            Where a value is missing or of the wrong kind.
+        """
+        try:
+            known = {f.name for f in fields(cls)}
+            values = {k: v for k, v in data.items() if k in known}
+            values["classes"] = make_classes(ClassDef(**c) for c in data["classes"])
+            config_names = {f.name for f in fields(TrainConfig)}
+            config = {k: v for k, v in dict(data.get("config", {})).items() if k in config_names}
+            values["config"] = TrainConfig(**config)
+            values["channels"] = tuple(data.get("channels", ("R", "G", "B")))
+            values["sources"] = tuple(data.get("sources", ()))
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SparseSegError(
+                f"the model's recipe cannot be read: {type(error).__name__} {error}."
+            ) from error
+
+
+def class_ids(classes: Sequence[ClassDef]) -> tuple[int, ...]:
+    """The ids in table order."""
+    return tuple(c.id for c in classes)
