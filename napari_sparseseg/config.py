@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from napari_sparseseg.errors import SparseSegError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 Balancing = Literal["none", "instance", "mini-batch"]
 Architecture = Literal["pretrained", "scratch"]
@@ -60,9 +62,7 @@ def make_classes(classes: Iterable[ClassDef | tuple[str, str] | str]) -> tuple[C
     for what, values in (("id", [c.id for c in out]), ("name", [c.name for c in out])):
         repeated = {str(v) for v in values if values.count(v) > 1}
         if repeated:
-            raise SparseSegError(
-                f"class {what} used twice: {', '.join(sorted(repeated))}; make them distinct."
-            )
+            raise SparseSegError(f"class {what} used twice: {', '.join(sorted(repeated))}; make them distinct.")
     return tuple(out)
 
 
@@ -71,7 +71,7 @@ DEFAULT_CLASSES = make_classes([("tissue", PALETTE[0]), ("background", PALETTE[1
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How to train. Defaults come from ``tests/benchmarks``; each is a setting because some user needs another value."""
+    """How to train; the defaults come from ``tests/benchmarks``."""
 
     balancing: Balancing = "instance"
     mpp: float | None = None
@@ -91,9 +91,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.balancing not in get_args(Balancing):
-            raise SparseSegError(
-                f"balancing {self.balancing!r} is not one of {', '.join(get_args(Balancing))}."
-            )
+            raise SparseSegError(f"balancing {self.balancing!r} is not one of {', '.join(get_args(Balancing))}.")
         if self.architecture not in get_args(Architecture):
             raise SparseSegError(
                 f"architecture {self.architecture!r} is not one of {', '.join(get_args(Architecture))}."
@@ -147,9 +145,7 @@ class Recipe:
             values["sources"] = tuple(data.get("sources", ()))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
-            raise SparseSegError(
-                f"the model's recipe cannot be read: {type(error).__name__} {error}."
-            ) from error
+            raise SparseSegError(f"the model's recipe cannot be read: {type(error).__name__} {error}.") from error
 
 
 def class_ids(classes: Sequence[ClassDef]) -> tuple[int, ...]:

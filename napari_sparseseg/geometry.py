@@ -8,9 +8,11 @@ frame pixels. Regions are absolute, so overlapping reads agree pixel for pixel w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Box(NamedTuple):
@@ -91,7 +93,7 @@ class Frame:
 
 
 def tiles(region: Box, size: int) -> Iterator[Box]:
-    """The cells of the absolute grid of `size` pixels that touch `region`, row by row, whole (not cut to the region)."""
+    """The cells of the absolute grid of `size` pixels that touch `region`, row by row, whole (not cut)."""
     for i in range(region.y // size, -(-region.y1 // size)):
         for j in range(region.x // size, -(-region.x1 // size)):
             yield Box(i * size, j * size, size, size)
