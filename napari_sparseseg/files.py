@@ -1,0 +1,48 @@
+"""Writing files so that they are whole or absent, and where this program keeps its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside `path` by `write(temporary)`, flush to disk, then rename: readers see the old file or the new one.
+
+    Raises
+    ------
+    OSError
+        What the file system says (full, read-only); the old file is then untouched and the temporary is gone.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def state_folder() -> Path:
+    """Where unsaved work and the list of recent projects live; ``NAPARI_SPARSESEG_HOME`` overrides it."""
+    from platformdirs import user_state_path
+
+    override = os.environ.get("NAPARI_SPARSESEG_HOME")
+    return Path(override) if override else user_state_path("napari-sparseseg")

@@ -1,0 +1,193 @@
+"""A project on disk: a folder ``NAME.sparseseg`` that can be moved, and opened after any crash.
+
+``project.json`` holds slides (path and fingerprint), classes and settings; ``annotations/`` one SQLite file per slide;
+``models/`` safetensors; ``predictions/`` results. Nothing in it is executed, and no name in it can point outside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, make_classes
+from napari_sparseseg.errors import ProjectError, SparseSegError
+from napari_sparseseg.files import write_atomic
+
+SCHEMA = 1
+SUFFIX = ".sparseseg"
+Role = Literal["train", "held-out", "predict"]
+_MAX_JSON = 16 << 20
+_SAFE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRecord:
+    """One slide of a project: where it was, what it is, what it is for."""
+
+    path: str
+    """Absolute path when it was last seen."""
+    fingerprint: str
+    annotations: str
+    """Name of its annotation file inside ``annotations/``."""
+    role: Role = "train"
+    relative: str = ""
+    """Path relative to the project folder, tried first, so that project and slides can move together."""
+    mpp: tuple[float, float] | None = None
+    """What the user said where the slide does not say it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectState:
+    """All that ``project.json`` holds."""
+
+    slides: tuple[SlideRecord, ...] = ()
+    classes: tuple[ClassDef, ...] = DEFAULT_CLASSES
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+
+class Project:
+    """A project folder; `state` is what is on disk."""
+
+    def __init__(self, path: Path, state: ProjectState) -> None:
+        self.path, self.state = path, state
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> Project:
+        """Make a new project folder.
+
+        Raises
+        ------
+        ProjectError
+            When the folder exists and is not empty, or cannot be made.
+        """
+        folder = Path(path)
+        if folder.suffix != SUFFIX:
+            folder = folder.with_name(folder.name + SUFFIX)
+        try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ProjectError(f"{folder} exists already; open it, or choose another name.")
+            for name in ("annotations", "models", "predictions"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            project = cls(folder.resolve(), ProjectState())
+            project.write(project.state)
+        except OSError as error:
+            raise ProjectError(
+                f"cannot make project {folder}: {error.strerror or error}. Choose a writable folder."
+            ) from error
+        return project
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Project:
+        """Open an existing project folder.
+
+        Raises
+        ------
+        ProjectError
+            When it is no project, was written by a newer version, or is damaged.
+        """
+        folder = Path(path)
+        file = folder / "project.json"
+        try:
+            if file.stat().st_size > _MAX_JSON:
+                raise ProjectError(f"{file} has {file.stat().st_size} bytes; a project file has a few thousand.")
+            data = json.loads(file.read_text(encoding="utf-8"))
+            state = _state_from_json(data)
+        except FileNotFoundError as error:
+            raise ProjectError(f"{folder} is not a project: it has no project.json.") from error
+        except OSError as error:
+            raise ProjectError(f"cannot read {file}: {error.strerror or error}.") from error
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            raise ProjectError(
+                f"{file} is damaged ({type(error).__name__}: {error}). The annotations beside it are whole: open them "
+                "one by one from the annotations folder."
+            ) from error
+        return cls(folder.resolve(), state)
+
+    def write(self, state: ProjectState) -> None:
+        """Replace ``project.json`` atomically."""
+        data = {"schema": SCHEMA, **asdict(state)}
+        text = json.dumps(data, indent=1)
+        try:
+            write_atomic(self.path / "project.json", lambda temporary: _write_text(temporary, text))
+        except OSError as error:
+            raise ProjectError(f"cannot save project {self.path}: {error.strerror or error}.") from error
+        self.state = state
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model that training last wrote."""
+        return self.path / "models" / "model.safetensors"
+
+    def annotations_path(self, record: SlideRecord) -> Path:
+        """The annotation file of a slide.
+
+        Raises
+        ------
+        ProjectError
+            When the recorded name would leave the project folder, by ``..``, an absolute path or a link.
+        """
+        folder = self.path / "annotations"
+        target = folder / record.annotations
+        if Path(record.annotations).name != record.annotations or record.annotations in ("", ".", ".."):
+            raise ProjectError(f"annotation file name {record.annotations!r} is not a plain name; refused.")
+        if target.is_symlink() or folder.is_symlink():
+            raise ProjectError(f"{target} is a link; a project holds its own files.")
+        return target
+
+    def record_for(self, path: Path, fingerprint: str, role: Role = "train") -> SlideRecord:
+        """The record of a slide: the known one with the same fingerprint, brought up to date, or a new one."""
+        absolute = str(path.resolve())
+        for record in self.state.slides:
+            if record.fingerprint == fingerprint:
+                return replace(record, path=absolute, relative=_relative(absolute, self.path))
+        stem = _SAFE_NAME.sub("_", path.name.split(".")[0])[:60] or "slide"
+        name = f"{stem}-{_SAFE_NAME.sub('', fingerprint)[-12:]}.sqlite"
+        return SlideRecord(absolute, fingerprint, name, role, _relative(absolute, self.path))
+
+    def locate(self, record: SlideRecord) -> Path | None:
+        """Where a slide is now: beside the project as before, at its old place, or next to the project by name."""
+        name = Path(record.path).name
+        candidates = [Path(record.path), self.path.parent / name]
+        if record.relative:
+            candidates.insert(0, (self.path / record.relative).resolve())
+        return next((c for c in candidates if c.exists()), None)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _relative(absolute: str, folder: Path) -> str:
+    try:
+        return os.path.relpath(absolute, folder)
+    except ValueError:  # another drive on Windows
+        return ""
+
+
+def _state_from_json(data: dict[str, Any]) -> ProjectState:
+    schema = data["schema"]
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise ProjectError(f"the project was written by a newer version (schema {schema}); update napari-sparseseg.")
+    names = {f.name for f in fields(SlideRecord)}
+    slides = []
+    for item in data["slides"]:
+        values = {k: v for k, v in item.items() if k in names}
+        if values.get("mpp") is not None:
+            values["mpp"] = (float(values["mpp"][0]), float(values["mpp"][1]))
+        record = SlideRecord(**values)
+        if record.role not in get_args(Role):
+            raise ValueError(f"role {record.role!r}")
+        if not all(isinstance(v, str) for v in (record.path, record.fingerprint, record.annotations, record.relative)):
+            raise ValueError("a slide's path, fingerprint and annotation file must be text")
+        slides.append(record)
+    config_names = {f.name for f in fields(TrainConfig)}
+    try:
+        classes = make_classes(ClassDef(**c) for c in data["classes"])
+        config = TrainConfig(**{k: v for k, v in data["config"].items() if k in config_names})
+    except SparseSegError as error:
+        raise ValueError(str(error)) from error
+    return ProjectState(tuple(slides), classes, config)
