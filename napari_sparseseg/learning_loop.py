@@ -1,0 +1,216 @@
+"""What the engine thread does for learning: refit after a stroke, step while training, publish the better model."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from napari_sparseseg.errors import SparseSegError, TrainingError
+from napari_sparseseg.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from napari_sparseseg.config import ClassDef, TrainConfig
+    from napari_sparseseg.learning.learner import Learner
+    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.sampling import Source
+
+Versions = tuple[tuple[str, int], ...]
+
+
+@dataclass(slots=True)
+class Run:
+    """One training run: its budget, and the event that ends the wait for it."""
+
+    config: TrainConfig
+    seconds: float | None = None
+    steps: int | None = None
+    spent: float = 0.0
+    first_step: int = 0
+    paused: bool = False
+    stopping: bool = False
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def finished(self, step: int) -> bool:
+        """Whether the budget is used up or somebody asked to stop."""
+        return (
+            self.stopping
+            or (self.seconds is not None and self.spent >= self.seconds)
+            or (self.steps is not None and step - self.first_step >= self.steps)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Frozen annotations of every training slide, as the session hands them over."""
+
+    sources: tuple[Source, ...]
+    versions: Versions
+    classes: tuple[ClassDef, ...]
+
+
+class LearningLoop:
+    """Owns the learner. Workers run on the engine thread; the rest may be called from any.
+
+    Parameters
+    ----------
+    snapshot
+        Gives the present annotations as training sources at the training resolution of a config.
+    publish
+        Called on the engine thread with every new `Status`.
+    checkpoint_path
+        Where the model goes when a run ends.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[TrainConfig], Snapshot],
+        versions: Callable[[], Versions],
+        publish: Callable[[Status], None],
+        checkpoint_path: Callable[[], Path],
+    ) -> None:
+        self._snapshot, self._versions, self._publish = snapshot, versions, publish
+        self._checkpoint_path = checkpoint_path
+        self._learner: Learner | None = None
+        self._run: Run | None = None
+        self._pending_model: Model | None = None
+        self._fitted: Versions = ()
+        self.seen: Versions = ()
+        self.model: Model | None = None
+        self.follow_strokes = False
+        self.config: TrainConfig | None = None
+        self.status = Status()
+
+    @property
+    def run(self) -> Run | None:
+        """The present run, or None."""
+        return self._run
+
+    def begin(self, run: Run) -> None:
+        """Make `run` the present one; the engine starts it at its next turn."""
+        if self._run is not None:
+            raise TrainingError("training is running already; stop it before starting again.")
+        self._run = run
+
+    def use_model(self, model: Model) -> None:
+        """Show a loaded model and continue from it when training starts (engine thread)."""
+        self._learner = None
+        self._pending_model = model
+        self._fitted = self.seen = ()
+        self._show(model)
+
+    def forget_fit(self) -> None:
+        """Refit at the next turn even where no stroke was added (classes or settings changed)."""
+        self._fitted = ()
+
+    def refit_worker(self) -> bool:
+        """Refit the instant head where strokes have come or gone since; engine thread."""
+        run = self._run
+        if (run is None or run.paused) and not self.follow_strokes:
+            return False
+        if run is not None and run.finished(self.status.step):
+            return False
+        versions = self._versions()
+        if versions == self._fitted or (self.config is None and run is None):
+            return False
+        config = run.config if run is not None else self.config
+        started = time.monotonic()
+        self._refit(config)  # type: ignore[arg-type]
+        if run is not None:
+            run.spent += time.monotonic() - started
+        return True
+
+    def train_worker(self) -> bool:
+        """One fine step, or the end of a run whose budget is used up; engine thread."""
+        run = self._run
+        if run is None:
+            return False
+        if run.finished(self.status.step):
+            self._finish(run)
+            return True
+        if run.paused or self._learner is None or self._learner.model is None:
+            return False
+        started = time.monotonic()
+        report = self._learner.step()
+        run.spent += time.monotonic() - started
+        status = replace(self.status, state="training", step=report.step, loss=report.loss, seconds=run.spent)
+        if report.message:
+            status = replace(status, message=report.message)
+        self._set(status)
+        self._take_model()
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """End the run with an error that the user sees; the rest of the session goes on (engine thread)."""
+        run, self._run = self._run, None
+        # Without this a failing refit would be asked for again at once, for ever.
+        self._fitted = self._versions()
+        details = "".join(traceback.format_exception(error))
+        text = str(error) if isinstance(error, SparseSegError) else f"{type(error).__name__}: {error}"
+        self._set(replace(self.status, state="failed", message=text, details=details))
+        if run is not None:
+            run.error = error
+            run.done.set()
+
+    def save(self, path: Path) -> None:
+        """Write the present model and, where there is one, the learner's state (engine thread)."""
+        if self._learner is not None and self._learner.model is not None:
+            self._learner.checkpoint(path)
+        elif self.model is not None:
+            self.model.save(path)
+
+    def _ensure_learner(self, config: TrainConfig, classes: Sequence[ClassDef]) -> Learner:
+        from napari_sparseseg.learning.learner import Learner
+
+        if self._learner is None or self.config != config:
+            init = self._pending_model or (None if self._learner is None else self._learner.model)
+            self._learner = Learner(config, classes, model=init)
+            self._pending_model = None
+            self.config = config
+        return self._learner
+
+    def _refit(self, config: TrainConfig) -> None:
+        snapshot = self._snapshot(config)
+        learner = self._ensure_learner(config, snapshot.classes)
+        learner.set_classes(snapshot.classes)
+        learner.set_sources(snapshot.sources)
+        # Set before the fit: a stroke that lands meanwhile has a newer version and is fitted next turn.
+        self._fitted = snapshot.versions
+        model = learner.refit()
+        self._set(replace(self.status, device=str(learner.device), message=learner.problem or ""))
+        if model is not None:
+            self.seen = snapshot.versions
+            self._take_model(refitted=True)
+
+    def _take_model(self, *, refitted: bool = False) -> None:
+        learner = self._learner
+        if learner is not None and learner.model is not None and (refitted or learner.model is not self.model):
+            self._show(learner.model, metrics=learner.metrics)
+
+    def _show(self, model: Model, metrics: dict[str, object] | None = None) -> None:
+        self.model = model
+        version = self.status.model_version + 1
+        self._set(replace(self.status, model_version=version, metrics=metrics or {}))
+
+    def _finish(self, run: Run) -> None:
+        self._run = None
+        try:
+            path = self._checkpoint_path()
+            self.save(path)
+        except OSError as error:
+            raise TrainingError(
+                f"the model could not be saved: {error.strerror or error}. It is still in memory; save it elsewhere."
+            ) from error
+        finally:
+            run.done.set()
+        self._set(replace(self.status, state="idle", seconds=run.spent))
+
+    def _set(self, status: Status) -> None:
+        self.status = status
+        self._publish(status)
