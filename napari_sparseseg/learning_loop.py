@@ -53,6 +53,7 @@ class Snapshot:
     sources: tuple[Source, ...]
     versions: Versions
     classes: tuple[ClassDef, ...]
+    mpp: float | None
 
 
 class LearningLoop:
