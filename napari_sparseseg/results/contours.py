@@ -1,0 +1,324 @@
+"""Connected regions of a label image and their outlines, found while its rows stream by.
+
+Bands of full-width rows are fed one after the other; a region is handed out as soon as no pixel of it can follow. So the
+memory is one band plus the outlines of the regions that are still open, however many regions the image has.
+
+Regions are 4-connected pixels of one class. An outline runs through the middles of the pixel sides ("cracks") that part
+the region from something else, which cuts every corner by sqrt(2)/4 = 0.354 px: diagonal borders come out straight
+instead of as stairs, neighbours share their points, and rings of one region never touch, so polygons are valid as they are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
+
+# Sides of a pixel in the order in which they are walked with the region on the right hand (y down): the top side goes
+# east, the right one south, the bottom one west, the left one north.
+_TOP, _RIGHT, _BOTTOM, _LEFT = range(4)
+# Middle of a side relative to the pixel's corner, in half pixels (y, x).
+_MIDDLE = np.array([[0, 1], [1, 2], [2, 1], [1, 0]], np.int32)
+
+
+@dataclass(slots=True)
+class Region:
+    """A connected region of one class.
+
+    `rings` are int32 (n, 2) arrays of (y, x) in **half** pixels, not closed; the outer ring first, then the holes. They
+    are empty where the tracer was told not to trace.
+    """
+
+    class_id: int
+    pixels: int
+    centroid: tuple[float, float]
+    """Mean pixel centre (y, x) in pixels; a pixel's corner is whole numbered."""
+    rings: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Open:
+    """What is known so far of a region that reaches the last row read; sums are of pixel centres."""
+
+    class_id: int
+    pixels: int
+    sum_y: float
+    sum_x: float
+    rings: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Fragment:
+    """A piece of outline whose ends lie on the last row read, named by the sides it begins and ends with."""
+
+    head: int
+    tail: int
+    parts: deque[np.ndarray]
+
+
+@dataclass(slots=True)
+class _Runs:
+    """Horizontal runs of equal, non-zero pixels of a band, as flat half-open intervals, and their component."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    component: np.ndarray
+    n_components: int
+
+
+class RegionTracer:
+    """Finds the regions of a label image that is fed in bands of rows.
+
+    Parameters
+    ----------
+    width
+        Pixels per row.
+    min_pixels
+        Smaller regions are not handed out (and their outlines not traced).
+    rings
+        Whether outlines are wanted; without them only class, size and centroid are found.
+    """
+
+    def __init__(self, width: int, min_pixels: int = 1, *, rings: bool = True) -> None:
+        self._stride = width + 2
+        self._min_pixels = min_pixels
+        self._trace = rings
+        self._row = 0
+        self._above = np.zeros((1, self._stride), np.uint8)
+        self._above_open = np.zeros(0, np.intp)
+        self._open: list[_Open] = []
+        self._heads: dict[int, _Fragment] = {}
+        self._tails: dict[int, _Fragment] = {}
+
+    def feed(self, rows: np.ndarray) -> list[Region]:
+        """Take the next rows, uint8 (h, width) with h >= 1 and 0 for no class; returns the regions that are now whole."""
+        band = np.zeros((len(rows) + 1, self._stride), np.uint8)
+        band[0] = self._above
+        band[1:, 1:-1] = rows
+        flat = band.ravel()
+        runs = self._find_runs(flat)
+        found = self._measure(runs, len(band))
+        closed = np.ones(runs.n_components, bool)
+        in_last_row = runs.starts >= len(rows) * self._stride
+        closed[runs.component[in_last_row]] = False
+        if self._trace:
+            # Outlines of regions that are whole and too small are not worth following. A region that came in from
+            # above is kept, since its fragments have to be taken off the lists.
+            above = np.zeros(runs.n_components, bool)
+            above[runs.component[runs.starts < self._stride]] = True
+            small = np.fromiter((r.pixels < self._min_pixels for r in found), bool, len(found))
+            self._trace_band(flat, runs, ~(closed & small & ~above), found)
+        still_open = np.flatnonzero(~closed)
+        renumber = np.zeros(runs.n_components, np.intp)
+        renumber[still_open] = np.arange(len(still_open))
+        self._open = [found[k] for k in still_open]
+        self._above = band[-1:].copy()
+        self._above_open = renumber[runs.component[in_last_row]]
+        self._row += len(rows)
+        whole = (found[k] for k in np.flatnonzero(closed))
+        return [_finished(r) for r in whole if r.pixels >= self._min_pixels]
+
+    def finish(self) -> list[Region]:
+        """The regions that end with the last row."""
+        return self.feed(np.zeros((1, self._stride - 2), np.uint8))
+
+    def _find_runs(self, flat: np.ndarray) -> _Runs:
+        """Runs of the band and of the row above it, joined into components (open regions of before included)."""
+        change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        labelled = flat[change] != 0
+        starts = change[labelled]
+        # The row padding is 0, so each labelled run is ended by another change.
+        ends = change[1:][labelled[:-1]] if len(change) else change
+        labels = flat[starts]
+        n, n_open = len(starts), len(self._open)
+        first = np.searchsorted(ends, starts + self._stride, side="right")
+        count = np.searchsorted(starts, ends + self._stride, side="left") - first
+        upper = np.repeat(np.arange(n), count)
+        lower = np.arange(len(upper)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+        same = labels[upper] == labels[lower]
+        in_row_above = np.arange(len(self._above_open))
+        rows = np.concatenate([upper[same], in_row_above])
+        columns = np.concatenate([lower[same], n + self._above_open])
+        graph = csr_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n + n_open, n + n_open))
+        count_all, component = connected_components(graph, directed=False)
+        return _Runs(starts, ends, labels, component[:n], int(count_all))
+
+    def _measure(self, runs: _Runs, height: int) -> list[_Open]:
+        """Class, size and coordinate sums of each component; what was known of open regions is added."""
+        n = runs.n_components
+        y, x = np.divmod(runs.starts, self._stride)
+        length = (runs.ends - runs.starts) * (y > 0)  # the row above has been counted with its own band
+        pixels = np.bincount(runs.component, length, n)
+        sum_y = np.bincount(runs.component, length * (y + self._row - 0.5), n)
+        sum_x = np.bincount(runs.component, length * (x - 1 + (runs.ends - runs.starts) / 2), n)
+        class_id = np.zeros(n, np.intp)
+        class_id[runs.component] = runs.labels
+        values = zip(class_id.tolist(), pixels.tolist(), sum_y.tolist(), sum_x.tolist(), strict=True)
+        found = [_Open(c, int(p), sy, sx) for c, p, sy, sx in values]
+        pairs = {(int(o), int(k)) for o, k in zip(self._above_open, runs.component, strict=False)}
+        for index, k in pairs:
+            before, now = self._open[index], found[k]
+            now.pixels += before.pixels
+            now.sum_y += before.sum_y
+            now.sum_x += before.sum_x
+            now.rings += before.rings
+        return found
+
+    def _trace_band(self, flat: np.ndarray, runs: _Runs, wanted: np.ndarray, found: list[_Open]) -> None:
+        """Follow the outlines inside the band and join them with the fragments that reach up out of it."""
+        sides = _sides(flat.reshape(-1, self._stride))
+        component = runs.component[np.searchsorted(runs.starts, sides >> 2, side="right") - 1]
+        keep = wanted[component]
+        sides, component = sides[keep], component[keep]
+        if not len(sides):
+            return
+        following = _following(flat, self._stride, sides)
+        order, first, last, closed = _chains(sides, following)
+        points = self._points(sides)[order]
+        corner = _corners(sides[order], first)
+        offset = (self._row - 1) * self._stride * 4
+        for begin, end, ring in zip(first.tolist(), last.tolist(), closed.tolist(), strict=True):
+            target = found[component[order[begin]]]
+            inside = slice(begin, end)
+            if ring:
+                target.rings.append(points[inside][corner[inside]])
+                continue
+            # The side at an end that lies in the row above belongs to the fragment it continues.
+            head, tail = int(sides[order[begin]]), int(sides[order[end - 1]])
+            from_above, to_above = head >> 2 < self._stride, tail >> 2 < self._stride
+            inside = slice(begin + from_above, end - to_above)
+            whole = self._join(points[inside][corner[inside]], (head + offset, from_above), (tail + offset, to_above))
+            if whole is not None:
+                target.rings.append(whole)
+
+    def _join(self, points: np.ndarray, head: tuple[int, bool], tail: tuple[int, bool]) -> np.ndarray | None:
+        """Join an open chain with the fragments it continues; returns the ring where that closes one."""
+        if head[1]:
+            fragment = self._tails.pop(head[0])
+            fragment.parts.append(points)
+        else:
+            fragment = self._heads[head[0]] = _Fragment(head[0], tail[0], deque([points]))
+        if tail[1]:
+            other = self._heads.pop(tail[0])
+            if other is fragment:
+                return np.concatenate(fragment.parts)
+            _append(fragment, other)
+        else:
+            fragment.tail = tail[0]
+        self._tails[fragment.tail] = fragment
+        return None
+
+    def _points(self, sides: np.ndarray) -> np.ndarray:
+        """Middles of the sides: int32 (n, 2), (y, x) in half pixels of the image."""
+        y, x = np.divmod(sides >> 2, self._stride)
+        points = np.stack([y + (self._row - 1), x - 1], axis=1).astype(np.int32) * 2
+        points += _MIDDLE[sides & 3]
+        return points
+
+
+def _append(fragment: _Fragment, other: _Fragment) -> None:
+    """Put `other` behind `fragment`, moving the shorter list of parts."""
+    if len(other.parts) > len(fragment.parts):
+        other.parts.extendleft(reversed(fragment.parts))
+        fragment.parts = other.parts
+    else:
+        fragment.parts.extend(other.parts)
+    fragment.tail = other.tail
+
+
+def _sides(band: np.ndarray) -> np.ndarray:
+    """Sides on an outline as sorted numbers, 4 * flat pixel + side.
+
+    The first row of the band is the row above: its left and right sides are there to link with, its top sides are not.
+    The bottom sides of the last row come with the next band.
+    """
+    on = np.zeros((*band.shape, 4), bool)
+    labelled = band != 0
+    differs = band[1:] != band[:-1]
+    on[1:, :, _TOP] = differs & labelled[1:]
+    on[:-1, :, _BOTTOM] = differs & labelled[:-1]
+    differs = band[:, 1:] != band[:, :-1]
+    on[:, :-1, _RIGHT] = differs & labelled[:, :-1]
+    on[:, 1:, _LEFT] = differs & labelled[:, 1:]
+    return np.flatnonzero(on)
+
+
+def _following(flat: np.ndarray, stride: int, sides: np.ndarray) -> np.ndarray:
+    """Position in `sides` of the side that follows each, -1 where it lies in another band.
+
+    With the region on the right: turn right where the pixel ahead is another's, else go straight, else turn left. That
+    this looks at the pixel ahead first makes regions 4-connected.
+    """
+    ahead = np.array([1, stride, -1, -stride])
+    outside = np.array([-stride, 1, stride, -1])
+    pixel, side = sides >> 2, sides & 3
+    rows = len(flat) // stride
+    row = pixel // stride
+    beyond = ((side == _RIGHT) & (row == rows - 1)) | ((side == _LEFT) & (row == 0))
+    front = np.where(beyond, pixel, pixel + ahead[side])
+    left = np.where(beyond, pixel, front + outside[side])
+    own = flat[pixel]
+    right_turn = flat[front] != own
+    straight = flat[left] != own
+    target = np.where(
+        right_turn,
+        pixel * 4 + ((side + 1) & 3),
+        np.where(straight, front * 4 + side, left * 4 + ((side + 3) & 3)),
+    )
+    return np.where(beyond, -1, np.searchsorted(sides, target))
+
+
+def _chains(sides: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut the links into chains: an order of all sides, begin and end of each chain in it, and which are rings."""
+    n = len(sides)
+    linked = np.flatnonzero(following >= 0)
+    preceding = np.full(n, -1, np.intp)
+    preceding[following[linked]] = linked
+    links = csr_array((np.ones(len(linked), np.int8), (linked, following[linked])), shape=(n, n))
+    count, chain = connected_components(links, directed=False)
+    start = np.empty(count, np.intp)
+    start[chain[::-1]] = np.arange(n)[::-1]
+    heads = np.flatnonzero(preceding < 0)
+    closed = np.ones(count, bool)
+    closed[chain[heads]] = False
+    start[chain[heads]] = heads
+    end = preceding[start]
+    tails = np.flatnonzero(following < 0)
+    end[chain[tails]] = tails
+    # All chains are hung one behind the other: then one walk along the links lists them all in order.
+    walk = following.copy()
+    walk[end[:-1]] = start[1:]
+    walk[end[-1]] = -1
+    source = np.flatnonzero(walk >= 0)
+    graph = csr_array((np.ones(len(source), np.int8), (source, walk[source])), shape=(n, n))
+    order = breadth_first_order(graph, start[0], return_predecessors=False)
+    length = np.bincount(chain, minlength=count)
+    last = np.cumsum(length)
+    return order, last - length, last, closed
+
+
+def _corners(sides: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Which of the chained sides to keep: those next to a turn, and the ends of each chain."""
+    direction = sides & 3
+    keep = np.ones(len(sides), bool)
+    keep[1:-1] = (direction[1:-1] != direction[:-2]) | (direction[1:-1] != direction[2:])
+    keep[first] = True
+    keep[first[1:] - 1] = True
+    return keep
+
+
+def _finished(region: _Open) -> Region:
+    """The region with its outer ring, the one of positive area, first."""
+    rings = sorted(region.rings, key=_doubled_area, reverse=True)
+    centroid = (region.sum_y / region.pixels, region.sum_x / region.pixels)
+    return Region(region.class_id, region.pixels, centroid, rings)
+
+
+def _doubled_area(ring: np.ndarray) -> float:
+    """Twice the signed area; positive for outer rings as they are walked here (clockwise on screen)."""
+    y, x = ring[:, 0].astype(float), ring[:, 1].astype(float)
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
