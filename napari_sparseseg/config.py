@@ -151,3 +151,23 @@ class Recipe:
 def class_ids(classes: Sequence[ClassDef]) -> tuple[int, ...]:
     """The ids in table order."""
     return tuple(c.id for c in classes)
+
+
+def match_classes(
+    ours: Sequence[ClassDef], theirs: Sequence[ClassDef]
+) -> tuple[tuple[ClassDef, ...], tuple[ClassDef, ...]]:
+    """The joint table of ours and a model's classes, and theirs with our ids; matched by name in any letter case."""
+    if not ours:
+        return tuple(theirs), tuple(theirs)
+    table = list(ours)
+    channels = []
+    for c in theirs:
+        known = next((o for o in table if o.name.casefold() == c.name.casefold()), None)
+        if known is None:
+            free = next((i for i in range(1, 256) if i not in {o.id for o in table}), None)
+            if free is None:
+                raise SparseSegError("the model's classes do not fit: there are 255 classes already.")
+            known = ClassDef(free, c.name, c.colour)
+            table.append(known)
+        channels.append(known)
+    return tuple(table), tuple(channels)

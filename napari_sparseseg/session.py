@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
 
-from napari_sparseseg import recovery
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig
 from napari_sparseseg.engine import Engine
-from napari_sparseseg.errors import PredictionError, ProjectError, SparseSegError, TrainingError
+from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.learning_loop import LearningLoop, Run
-from napari_sparseseg.live import LiveView
-from napari_sparseseg.project import Project, ProjectState
-from napari_sparseseg.slide_set import SlideEntry, SlideSet
+from napari_sparseseg.live_worker import LiveWorker
+from napari_sparseseg.predictor import Predictor
+from napari_sparseseg.project import Project
+from napari_sparseseg.project_keeper import ProjectKeeper
+from napari_sparseseg.slide_set import SlideSet
 from napari_sparseseg.status import Status
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.live import LiveView
+    from napari_sparseseg.slide_prediction import SlideResult
     from napari_sparseseg.slides import Slide
 
 
@@ -65,18 +68,15 @@ class Session:
     ) -> None:
         self.config = config or TrainConfig()
         self.set = SlideSet(classes)
-        self._autosave = autosave
-        self._project: Project | None = None
-        self._live: LiveView | None = None
-        self._live_of: tuple[object, ...] = ()
-        self._live_enabled = False
-        self._closed = False
-        self._slide_progress: float | None = None
+        self._keeper = ProjectKeeper(self.set, lambda: self.config, autosave=autosave)
         self._loop = LearningLoop(
-            self.set.snapshot, self.set.versions, lambda _: self._emit_status(), self._checkpoint_path
+            self.set.snapshot, self.set.versions, lambda _: self._emit_status(), self._keeper.checkpoint_path
         )
-        workers = (self._loop.refit_worker, self._live_worker, self._loop.train_worker)
-        self._engine = Engine(workers, self._loop.fail)
+        self._live = LiveWorker(self.set, self._loop)
+        self._live.changed.connect(self.live_changed.emit)
+        self._engine = Engine((self._loop.refit_worker, self._live.work, self._loop.train_worker), self._loop.fail)
+        self._predictor = Predictor(self.set, self._loop, self._live, self._engine, self._emit_status)
+        self._closed = False
         self.set.annotated.connect(self._engine.wake)
         self.set.changed.connect(self._on_slides_changed)
 
@@ -98,8 +98,8 @@ class Session:
         """
         known = len(self.set.entries)
         entry = self.set.open(path, role)  # type: ignore[arg-type]
-        if len(self.set.entries) > known and (self._autosave or self._project is not None):
-            self._attach(entry)
+        if len(self.set.entries) > known:
+            self._keeper.on_open(entry)
         return entry.slide
 
     @property
@@ -120,8 +120,7 @@ class Session:
     @annotations.setter
     def annotations(self, annotations: Annotations) -> None:
         self.set.replace_annotations(self.set.active, annotations)
-        if self._project is not None:
-            self._attach(self.set.active)
+        self._keeper.on_replaced(self.set.active)
 
     @property
     def classes(self) -> tuple[ClassDef, ...]:
@@ -211,8 +210,7 @@ class Session:
     @property
     def checkpoint(self) -> Path | None:
         """The model file that the last run wrote, or None."""
-        path = None if self._project is None else self._project.checkpoint
-        return path if path is not None and path.exists() else None
+        return self._keeper.checkpoint
 
     # Model and prediction
 
@@ -223,7 +221,7 @@ class Session:
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
         """Write the present model as one ``.safetensors`` file."""
-        self._require_model()
+        self._predictor.model()
         self._engine.call(lambda: self._loop.save(Path(path)))
 
     def load_model(self, path: str | os.PathLike[str]) -> None:
@@ -231,92 +229,56 @@ class Session:
 
         Its classes are matched by name with the session's; with nothing labelled yet its table replaces the session's.
         """
-
-        def load() -> Model:
-            from napari_sparseseg.learning.model import load_model
-
-            return load_model(Path(path), device=self.config.device)
-
-        model = self._engine.call(load)
-        labelled = any(any(e.annotations.counts().values()) for e in self.set.entries)
-        classes, channels = _match_classes(self.classes if labelled else (), model.recipe.classes)
-        self.classes = classes
-        self._engine.call(lambda: self._loop.use_model(model.with_classes(channels)))
+        self._predictor.load(Path(path), self.config.device)
 
     def predict(self, box: tuple[int, int, int, int], mpp: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Predict a level-0 box of the active slide.
+        """Predict a level-0 box (y, x, height, width) of the active slide.
 
         Parameters
         ----------
-        box
-            (y, x, height, width) in level-0 pixels.
         mpp
             Resolution of the answer, um per pixel; None: the model's own.
 
         Returns
         -------
-        labels
-            uint8 (h, w), class ids.
-        probabilities
-            float32 (K, h, w), in the order of the model's classes.
+        labels, probabilities
+            uint8 (h, w) class ids; float32 (K, h, w) in the order of the model's classes.
 
         Raises
         ------
         PredictionError
             When there is no model yet.
         """
-        from napari_sparseseg.inference import predict_region
+        return self._predictor.predict(box, mpp)
 
-        model, slide = self._require_model(), self.slide
-        frame = slide.frame(mpp if mpp is not None else model.recipe.mpp)
-        return self._engine.call(lambda: predict_region(model, slide, frame.region(Box(*box)), frame))
-
-    def predict_slide(self, out: str | os.PathLike[str], **options: Any) -> Any:
+    def predict_slide(self, out: str | os.PathLike[str], **options: Any) -> SlideResult:
         """Predict the whole active slide into ``OUT.ome.zarr`` or ``OUT.ome.tif``; training holds meanwhile.
 
         Options are those of `slide_prediction.predict_slide` (geojson, csv, mpp, resume, workers, scheduler, ...).
         """
-        from napari_sparseseg.slide_prediction import predict_slide
-
-        model, slide = self._require_model(), self.slide
-        run = self._loop.run
-        was_paused = run is None or run.paused
-        report = options.pop("progress", None)
-
-        def progress(state: Any) -> None:
-            self._slide_progress = state.fraction
-            self._emit_status()
-            if report is not None:
-                report(state)
-
-        self._slide_progress = 0.0
-        self._set_paused(True)
-        try:
-            return predict_slide(slide, model, Path(out), progress=progress, **options)
-        finally:
-            self._slide_progress = None
-            self._set_paused(was_paused)
+        return self._predictor.predict_slide(Path(out), **options)
 
     # Live view
 
     @property
     def live(self) -> LiveView | None:
         """The live prediction of the active slide; None before there is a model."""
-        return self._live
+        return self._live.view
 
     @property
     def live_enabled(self) -> bool:
         """Whether what is on screen is predicted and strokes are learned at once, also when no training runs."""
-        return self._live_enabled
+        return self._live.enabled
 
     @live_enabled.setter
     def live_enabled(self, on: bool) -> None:
-        self._live_enabled = self._loop.follow_strokes = on
+        self._live.enabled = self._loop.follow_strokes = on
         self._engine.wake()
 
-    def wake(self) -> None:
-        """Tell the engine that the live view wants something."""
-        if self._live_enabled:
+    def look_at(self, box: tuple[int, int, int, int], pixel_size: float) -> None:
+        """Say what is on screen: level-0 box of the active slide, level-0 pixels per screen pixel."""
+        self._live.look_at(Box(*box), pixel_size)
+        if self._live.enabled:
             self._engine.wake()
 
     # Status, project, end
@@ -326,8 +288,8 @@ class Session:
         """What is going on now."""
         status = self._loop.status
         run = self._loop.run
-        if self._slide_progress is not None:
-            status = replace(status, state="predicting", progress=self._slide_progress)
+        if self._predictor.fraction is not None:
+            status = replace(status, state="predicting", progress=self._predictor.fraction)
         elif run is not None:
             status = replace(status, state="paused" if run.paused else "training", budget_seconds=run.seconds)
         elif status.state != "failed":
@@ -339,25 +301,13 @@ class Session:
     @property
     def project(self) -> Path | None:
         """The project folder, or None for a session that keeps nothing on disk yet."""
-        return None if self._project is None else self._project.path
+        return None if self._keeper.project is None else self._keeper.project.path
 
     def save(self, project: str | os.PathLike[str]) -> None:
         """Save as a project folder (made where it does not exist); from then on every stroke goes there at once."""
-        path = Path(project)
-        path = path if path.suffix == ".sparseseg" else path.with_name(path.name + ".sparseseg")
-        before = self._project
-        same = before is not None and before.path == path.resolve()
-        target = before if same else (Project.open(path) if (path / "project.json").exists() else Project.create(path))
-        if target is None:
-            raise ProjectError(f"cannot save to {path}.")
-        self._project = target
-        for entry in self.set.entries:
-            self._attach(entry, move=not same)
-        self._write_project()
+        saved = self._keeper.save_as(Path(project))
         if self.model is not None:
-            self.save_model(target.checkpoint)
-        if before is not None and not same:
-            recovery.discard(before)
+            self.save_model(saved.checkpoint)
 
     @classmethod
     def load(cls, project: str | os.PathLike[str], *, autosave: bool = False) -> Session:
@@ -367,7 +317,7 @@ class Session:
         """
         opened = Project.open(project)
         session = cls(opened.state.classes, config=opened.state.config, autosave=autosave)
-        session._project = opened
+        session._keeper.project = opened
         missing = []
         for record in opened.state.slides:
             path = opened.locate(record)
@@ -398,8 +348,7 @@ class Session:
         self._engine.close()
         empty = not any(any(e.annotations.counts().values()) for e in self.set.entries)
         self.set.close()
-        if self._project is not None and empty and self.checkpoint is None:
-            recovery.discard(self._project)
+        self._keeper.discard_if_empty(empty=empty)
 
     # Inside
 
@@ -417,81 +366,9 @@ class Session:
             self._engine.wake()
         self._emit_status()
 
-    def _require_model(self) -> Model:
-        if self._loop.model is None:
-            raise PredictionError("there is no model yet; train one or load one first.")
-        return self._loop.model
-
     def _emit_status(self) -> None:
         self.status_changed.emit(self.status)
 
     def _on_slides_changed(self) -> None:
         self._emit_status()
         self._engine.wake()
-
-    def _live_worker(self) -> bool:
-        model = self._loop.model
-        if not self._live_enabled or model is None or not self.set.has_active or self._slide_progress is not None:
-            return False
-        entry = self.set.active
-        frame = entry.slide.frame(model.recipe.mpp)
-        wanted = (entry.key, frame, model.recipe.classes)
-        if wanted != self._live_of:
-            view = self._live.view if self._live is not None and self._live_of[0] == entry.key else None
-            self._live = LiveView(entry.slide, frame, len(model.recipe.classes))
-            self._live_of = wanted
-            if view is not None:
-                self._live.request(view.box, view.pixel_size)
-            self.live_changed.emit()
-        if self._live is None:
-            return False
-        seen = dict(self._loop.seen).get(entry.key, 0)
-        return self._live.work(model, self._loop.status.model_version, seen)
-
-    def _checkpoint_path(self) -> Path:
-        if self._project is None:
-            self._project = recovery.new_recovery_project()
-        self._write_project()
-        return self._project.checkpoint
-
-    def _attach(self, entry: SlideEntry, *, move: bool = False) -> None:
-        if self._project is None:
-            self._project = recovery.new_recovery_project()
-        record = self._project.record_for(Path(entry.slide.path), entry.slide.fingerprint, entry.role)
-        path = self._project.annotations_path(record)
-        if move:
-            entry.annotations.save(path)
-        entry.annotations.attach(path)
-        self._write_project()
-
-    def _write_project(self) -> None:
-        if self._project is None:
-            return
-        project = self._project
-        records = [
-            replace(project.record_for(Path(e.slide.path), e.slide.fingerprint, e.role), role=e.role, mpp=e.slide.mpp)
-            for e in self.set.entries
-        ]
-        present = {r.fingerprint for r in records}
-        missing = [r for r in project.state.slides if r.fingerprint not in present and project.locate(r) is None]
-        project.write(ProjectState((*records, *missing), self.classes, self.config))
-
-
-def _match_classes(
-    ours: Sequence[ClassDef], theirs: Sequence[ClassDef]
-) -> tuple[tuple[ClassDef, ...], tuple[ClassDef, ...]]:
-    """The joint table, and the model's channels with our ids: matched by name, whatever the letter case."""
-    if not ours:
-        return tuple(theirs), tuple(theirs)
-    table = list(ours)
-    channels = []
-    for c in theirs:
-        known = next((o for o in table if o.name.casefold() == c.name.casefold()), None)
-        if known is None:
-            free = next((i for i in range(1, 256) if i not in {o.id for o in table}), None)
-            if free is None:
-                raise SparseSegError("the model's classes do not fit: there are 255 classes already.")
-            known = ClassDef(free, c.name, c.colour)
-            table.append(known)
-        channels.append(known)
-    return tuple(table), tuple(channels)

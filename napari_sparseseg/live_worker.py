@@ -1,0 +1,58 @@
+"""Keeps the live view of the active slide in step with slide, model and classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psygnal import Signal
+
+from napari_sparseseg.live import LiveView
+
+if TYPE_CHECKING:
+    from napari_sparseseg.geometry import Box
+    from napari_sparseseg.learning_loop import LearningLoop
+    from napari_sparseseg.slide_set import SlideSet
+
+
+class LiveWorker:
+    """Predicts what is on screen, one tile a turn; engine thread, but for `look_at`.
+
+    Attributes
+    ----------
+    changed
+        Signal (): `view` is another object now; layers must be made anew.
+    """
+
+    changed = Signal()
+
+    def __init__(self, slides: SlideSet, loop: LearningLoop) -> None:
+        self._slides, self._loop = slides, loop
+        self._made_for: tuple[object, ...] = ()
+        self._looking_at: tuple[str, Box, float] | None = None
+        self.view: LiveView | None = None
+        self.enabled = False
+        self.held = False
+
+    def look_at(self, box: Box, pixel_size: float) -> None:
+        """Say what part of the active slide is on screen; kept until the slide changes. Any thread."""
+        if self._slides.has_active:
+            self._looking_at = (self._slides.active.key, box, pixel_size)
+            if self.view is not None and self._made_for[0] == self._slides.active.key:
+                self.view.request(box, pixel_size)
+
+    def work(self) -> bool:
+        """Predict the next tile that the view wants; False when there is none."""
+        model = self._loop.model
+        if not self.enabled or self.held or model is None or not self._slides.has_active:
+            return False
+        entry = self._slides.active
+        frame = entry.slide.frame(model.recipe.mpp)
+        wanted = (entry.key, frame, model.recipe.classes)
+        if wanted != self._made_for or self.view is None:
+            self.view = LiveView(entry.slide, frame, len(model.recipe.classes))
+            self._made_for = wanted
+            if self._looking_at is not None and self._looking_at[0] == entry.key:
+                self.view.request(*self._looking_at[1:])
+            self.changed.emit()
+        seen = dict(self._loop.seen).get(entry.key, 0)
+        return self.view.work(model, self._loop.status.model_version, seen)

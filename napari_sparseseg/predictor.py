@@ -1,0 +1,110 @@
+"""Models in and out, and predictions on request: a box, or the whole slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg.config import match_classes
+from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.geometry import Box
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from napari_sparseseg.engine import Engine
+    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning_loop import LearningLoop
+    from napari_sparseseg.live_worker import LiveWorker
+    from napari_sparseseg.slide_prediction import SlideResult
+    from napari_sparseseg.slide_set import SlideSet
+
+
+class Predictor:
+    """Uses the loop's present model.
+
+    Parameters
+    ----------
+    progressed
+        Called whenever `fraction` changes.
+    """
+
+    def __init__(
+        self,
+        slides: SlideSet,
+        loop: LearningLoop,
+        live: LiveWorker,
+        engine: Engine,
+        progressed: Callable[[], None],
+    ) -> None:
+        self._slides, self._loop, self._live, self._engine = slides, loop, live, engine
+        self._progressed = progressed
+        self.fraction: float | None = None
+        """0..1 while a whole slide is predicted, else None."""
+
+    def model(self) -> Model:
+        """The present model.
+
+        Raises
+        ------
+        PredictionError
+            When there is none yet.
+        """
+        if self._loop.model is None:
+            raise PredictionError("there is no model yet; train one or load one first.")
+        return self._loop.model
+
+    def load(self, path: Path, device: str) -> None:
+        """Show a saved model; see `Session.load_model`."""
+
+        def load() -> Model:
+            from napari_sparseseg.learning.model import load_model
+
+            return load_model(path, device=device)
+
+        model = self._engine.call(load)
+        labelled = any(any(e.annotations.counts().values()) for e in self._slides.entries)
+        classes, channels = match_classes(self._slides.classes if labelled else (), model.recipe.classes)
+        self._slides.set_classes(classes)
+        self._engine.call(lambda: self._loop.use_model(model.with_classes(channels)))
+
+    def predict(self, box: tuple[int, int, int, int], mpp: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and probabilities of a level-0 box; see `Session.predict`."""
+        from napari_sparseseg.inference import predict_region
+
+        model, slide = self.model(), self._slides.active.slide
+        frame = slide.frame(mpp if mpp is not None else model.recipe.mpp)
+        return self._engine.call(lambda: predict_region(model, slide, frame.region(Box(*box)), frame))
+
+    def predict_slide(self, out: Path, **options: Any) -> SlideResult:
+        """The whole active slide into a file while training and the live view hold still."""
+        from napari_sparseseg.slide_prediction import predict_slide
+
+        model, slide = self.model(), self._slides.active.slide
+        report = options.pop("progress", None)
+
+        def progress(state: Any) -> None:
+            self._set(state.fraction)
+            if report is not None:
+                report(state)
+
+        run = self._loop.run
+        hold = run is not None and not run.paused
+        if run is not None and hold:
+            run.paused = True
+        self._live.held = True
+        self._set(0.0)
+        try:
+            return predict_slide(slide, model, out, progress=progress, **options)
+        finally:
+            self._live.held = False
+            if run is not None and hold:
+                run.paused = False
+            self._set(None)
+            self._engine.wake()
+
+    def _set(self, fraction: float | None) -> None:
+        self.fraction = fraction
+        self._progressed()
