@@ -1,0 +1,257 @@
+"""The ``napari-sparseseg`` command: the same `Session` calls as the panel, without a window.
+
+Exit codes: 0 done, 2 the user can mend it (one clear line on stderr), 130 interrupted with a checkpoint written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg import __version__
+from napari_sparseseg.errors import SparseSegError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from napari_sparseseg.session import Session
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        result = args.run(args)
+    except SparseSegError as error:
+        return _fail(args, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(args, f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(result, indent=1, default=str))
+    return 0
+
+
+def _fail(args: argparse.Namespace, text: str) -> int:
+    line = " ".join(text.split())
+    if args.json:
+        print(json.dumps({"error": line}))
+    print(f"napari-sparseseg: {line}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="napari-sparseseg",
+        description="Scribble on a whole slide and train a segmentation network on it, with balanced loss.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = _command(commands, "demo", _demo, "train live on a sample slide (in napari, or headless without a display)")
+    demo.add_argument("--headless", action="store_true", help="no window, also where there is a display")
+    demo.add_argument("--output", type=Path, default=Path("sparseseg-demo"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--seconds", type=_positive, default=45.0, help="training time, default: %(default)s")
+
+    info = _command(commands, "info", _info, "what is in a slide, and what is wrong with it")
+    info.add_argument("slide", type=Path)
+
+    train = _command(commands, "train", _train, "train a model on annotated slides")
+    train.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
+    train.add_argument("--model", type=Path, required=True, metavar="OUT.safetensors")
+    train.add_argument(
+        "--annotations", type=Path, nargs="+", metavar="FILE",
+        help="one per slide, in the same order; default: the file beside each slide with its stem and .geojson, .xml "
+        "or .sparseseg",
+    )  # fmt: skip
+    train.add_argument("--balancing", choices=("none", "instance", "mini-batch"), default="instance")
+    train.add_argument("--mpp", type=_positive, help="training resolution in um per pixel, default: 1.0")
+    train.add_argument("--encoder", default="tf_efficientnet_lite0", help="any timm encoder, default: %(default)s")
+    budget = train.add_mutually_exclusive_group()
+    budget.add_argument("--seconds", type=_positive, help="training time, default: 60")
+    budget.add_argument("--steps", type=_positive_int, help="training steps instead of time")
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--resume", action="store_true", help="go on from the model file where it exists")
+    train.add_argument("--init", type=Path, metavar="MODEL", help="start from this model")
+
+    predict = _command(commands, "predict", _predict, "run a model over whole slides")
+    predict.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
+    predict.add_argument("--model", type=Path, required=True)
+    predict.add_argument(
+        "--output", type=Path, required=True, metavar="OUT", help="OUT.ome.zarr, OUT.ome.tif, or a folder"
+    )
+    predict.add_argument("--mpp", type=_positive, help="resolution of the result, default: the model's")
+    predict.add_argument("--geojson", type=Path, metavar="FILE", help="regions as QuPath objects")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="area per class")
+    predict.add_argument("--resume", action="store_true", help="finish an interrupted prediction")
+    predict.add_argument("--overwrite", action="store_true", help="replace existing results")
+    predict.add_argument("--tissue-only", action="store_true", help="leave glass unlabelled (0), which is faster")
+    predict.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
+    where = predict.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=_positive_int, help="threads on this machine")
+    where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a dask.distributed cluster")
+
+    convert = _command(commands, "convert", _convert, "convert annotations between formats")
+    convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN")
+    convert.add_argument("target", type=Path, metavar="ANNOTATIONS_OUT")
+    convert.add_argument("--slide", type=Path, help="the slide they belong to, for its size")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+
+def _demo(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.demo import has_display, run_headless
+
+    if args.headless or not has_display():
+        return run_headless(args.output, args.seconds, lambda text: _say(args, text))
+    from napari_sparseseg.gui.demo import run_window
+
+    run_window()
+    return {}
+
+
+def _info(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.slides import describe, open_slide
+
+    with open_slide(args.slide) as slide:
+        facts = describe(slide)
+    if not args.json:
+        for key, value in facts.items():
+            print(f"{key:>14}: {value}")
+    return facts
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.exchange import find_annotations
+    from napari_sparseseg.session import Session
+
+    if args.annotations and len(args.annotations) != len(args.slides):
+        raise TrainingError(
+            f"--annotations has {len(args.annotations)} files for {len(args.slides)} slides; give one per slide."
+        )
+    if args.model.suffix != ".safetensors":
+        raise TrainingError(f"--model {args.model} must end in .safetensors.")
+    if not args.model.resolve().parent.is_dir():
+        raise TrainingError(f"the folder of --model {args.model} does not exist; make it first.")
+    init = args.model if args.resume and args.model.exists() else args.init
+    config = TrainConfig(
+        balancing=args.balancing, mpp=args.mpp, encoder=args.encoder, device=args.device, seed=args.seed
+    )
+    with Session(() if init is None else _recipe_classes(init), config=config) as session:
+        for i, path in enumerate(args.slides):
+            session.open(path)
+            session.import_annotations(args.annotations[i] if args.annotations else find_annotations(path))
+        if init is not None:
+            session.load_model(init)
+        seconds = args.seconds if args.seconds or args.steps else 60.0
+        _say(args, f"training on {len(args.slides)} slide(s), classes: {', '.join(c.name for c in session.classes)}")
+        _run_training(session, args, seconds)
+        session.save_model(args.model)
+        status = session.status
+        result = {
+            "model": str(args.model), "steps": status.step, "loss": status.loss, "seconds": round(status.seconds, 1),
+            "device": status.device, "classes": [c.name for c in session.classes], "metrics": status.metrics,
+            "labelled_pixels": {c.name: _labelled(session, c.id) for c in session.classes},
+        }  # fmt: skip
+    _say(args, f"wrote {args.model} after {result['steps']} steps, {result['seconds']} s on {result['device']}")
+    return result
+
+
+def _recipe_classes(model: Path) -> tuple[Any, ...]:
+    from napari_sparseseg.learning.model import read_recipe
+
+    return read_recipe(model).classes
+
+
+def _run_training(session: Session, args: argparse.Namespace, seconds: float | None) -> None:
+    try:
+        session.train(seconds=seconds, steps=args.steps, wait=True)
+    except KeyboardInterrupt:
+        session.stop()
+        session.save_model(args.model)
+        _say(args, f"interrupted; what was learned so far is in {args.model}")
+        raise
+
+
+def _labelled(session: Session, class_id: int) -> int:
+    return sum(e.annotations.counts().get(class_id, 0) for e in session.set.entries)
+
+
+def _predict(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.session import Session
+
+    folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
+    if len(args.slides) > 1 and not folder:
+        raise SparseSegError(f"--output {args.output} is one file, but there are {len(args.slides)} slides.")
+    if len(args.slides) > 1 and (args.geojson or args.csv):
+        raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
+    if folder:
+        args.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for path in args.slides:
+        with Session((), config=TrainConfig(device=args.device)) as session:
+            session.open(path)
+            session.load_model(args.model)
+            stem = path.name.split(".")[0]
+            out = args.output / f"{stem}.ome.zarr" if folder else args.output
+            several = folder and len(args.slides) > 1
+            outcome = session.predict_slide(
+                out,
+                mpp=args.mpp,
+                geojson=args.geojson or (args.output / f"{stem}.geojson" if several else None),
+                csv=args.csv or (args.output / f"{stem}.csv" if several else None),
+                resume=args.resume,
+                overwrite=args.overwrite,
+                tissue_only=args.tissue_only,
+                workers=args.workers,
+                scheduler=args.scheduler,
+            )
+            results.append(outcome.to_json())
+            _say(args, f"wrote {out}")
+    return results[0] if len(results) == 1 else {"slides": results}
+
+
+def _convert(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.exchange import convert
+    from napari_sparseseg.slides import open_slide
+
+    shape = None
+    if args.slide is not None:
+        with open_slide(args.slide) as slide:
+            shape = slide.shape
+    convert(args.source, args.target, shape)
+    _say(args, f"wrote {args.target}")
+    return {"output": str(args.target)}
