@@ -62,6 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     info = _command(commands, "info", _info, "what is in a slide, and what is wrong with it")
     info.add_argument("slide", type=Path)
 
+    _add_train(commands)
+    _add_predict(commands)
+    convert = _command(commands, "convert", _convert, "convert annotations between formats")
+    convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN")
+    convert.add_argument("target", type=Path, metavar="ANNOTATIONS_OUT")
+    convert.add_argument("--slide", type=Path, help="the slide they belong to, for its size")
+    return parser
+
+
+def _add_train(commands: Any) -> None:
     train = _command(commands, "train", _train, "train a model on annotated slides")
     train.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
     train.add_argument("--model", type=Path, required=True, metavar="OUT.safetensors")
@@ -81,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the model file where it exists")
     train.add_argument("--init", type=Path, metavar="MODEL", help="start from this model")
 
+
+def _add_predict(commands: Any) -> None:
     predict = _command(commands, "predict", _predict, "run a model over whole slides")
     predict.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
     predict.add_argument("--model", type=Path, required=True)
@@ -97,12 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     where = predict.add_mutually_exclusive_group()
     where.add_argument("--workers", type=_positive_int, help="threads on this machine")
     where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a dask.distributed cluster")
-
-    convert = _command(commands, "convert", _convert, "convert annotations between formats")
-    convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN")
-    convert.add_argument("target", type=Path, metavar="ANNOTATIONS_OUT")
-    convert.add_argument("--slide", type=Path, help="the slide they belong to, for its size")
-    return parser
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ def run_headless(output: Path, seconds: float, say: Callable[[str], None]) -> di
         target = output / "prediction.ome.tif"
         session.predict_slide(target, overwrite=True)
         labels = tifffile.imread(target, series=0, level=0)
-        image, frame = slide.thumbnail(1024)
+        image, _ = slide.thumbnail(1024)
         write_overlay(output / "overlay.png", image, labels, session)
         scores = score(labels, sample_truth())
         status = session.status
