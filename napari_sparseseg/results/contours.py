@@ -312,13 +312,9 @@ def _corners(sides: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def _finished(region: _Open) -> Region:
-    """The region with its outer ring, the one of positive area, first."""
-    rings = sorted(region.rings, key=_doubled_area, reverse=True)
+    """The region with its outer ring first: the one that reaches highest."""
+    rings = region.rings
+    if len(rings) > 1:
+        rings = sorted(rings, key=lambda ring: ring[:, 0].min())
     centroid = (region.sum_y / region.pixels, region.sum_x / region.pixels)
     return Region(region.class_id, region.pixels, centroid, rings)
-
-
-def _doubled_area(ring: np.ndarray) -> float:
-    """Twice the signed area; positive for outer rings as they are walked here (clockwise on screen)."""
-    y, x = ring[:, 0].astype(float), ring[:, 1].astype(float)
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
