@@ -6,10 +6,20 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("LP_NUM_THREADS", "1")
+# Machines differ and are shared: a slow example is no failure.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_state_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsaved work of tests stays out of the user's folders."""
+    monkeypatch.setenv("NAPARI_SPARSESEG_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 def real_data(name: str) -> Path:
