@@ -7,13 +7,13 @@ is there and never computes; where a level has no tile its nearest coarser ances
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
 from napari_sparseseg.geometry import Box, tiles
+from napari_sparseseg.inference import entropy
 
 TILE = 512
 COARSEST = 1024
@@ -49,9 +49,7 @@ def encode(labels: np.ndarray, probabilities: np.ndarray, before: np.ndarray | N
     k = len(probabilities)
     out = np.empty((PROBABILITY + k, *labels.shape), np.uint8)
     out[LABELS] = labels
-    safe = np.clip(probabilities, 1e-6, 1.0)
-    entropy = -(safe * np.log(safe)).sum(axis=0) / math.log(max(k, 2))
-    out[UNCERTAINTY] = np.clip(np.rint(entropy * 255), 0, 255)
+    out[UNCERTAINTY] = entropy(probabilities)
     out[CHANGED] = 0 if before is None else np.where((before != labels) & (before > 0), 255, 0)
     out[PROBABILITY:] = np.clip(np.rint(probabilities * 255), 0, 255)
     return out

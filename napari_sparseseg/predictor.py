@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from napari_sparseseg.config import match_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
@@ -12,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
-
     from napari_sparseseg.engine import Engine
+    from napari_sparseseg.guidance import Suggestion
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.learning_loop import LearningLoop
     from napari_sparseseg.live_worker import LiveWorker
     from napari_sparseseg.slide_prediction import SlideResult
     from napari_sparseseg.slide_set import SlideSet
+    from napari_sparseseg.tissue import TissueMask
 
 
 class Predictor:
@@ -41,6 +43,9 @@ class Predictor:
     ) -> None:
         self._slides, self._loop, self._live, self._engine = slides, loop, live, engine
         self._progressed = progressed
+        self._visited: dict[str, list[Box]] = {}
+        self._tissue: dict[str, TissueMask] = {}
+        self._rng = np.random.default_rng(0)
         self.fraction: float | None = None
         """0..1 while a whole slide is predicted, else None."""
 
@@ -77,6 +82,26 @@ class Predictor:
         model, slide = self.model(), self._slides.active.slide
         frame = slide.frame(mpp if mpp is not None else model.recipe.mpp)
         return self._engine.call(lambda: predict_region(model, slide, frame.region(Box(*box)), frame))
+
+    def next_region(self) -> Suggestion | None:
+        """The most doubtful unlabelled tissue; see `Session.next_region`."""
+        from napari_sparseseg.guidance import candidates, suggest
+        from napari_sparseseg.tissue import detect_tissue
+
+        model, entry = self.model(), self._slides.active
+        frame = entry.slide.frame(model.recipe.mpp)
+        visited = self._visited.setdefault(entry.key, [])
+
+        def look() -> Suggestion | None:
+            tissue = self._tissue.get(entry.key) or detect_tissue(entry.slide)
+            self._tissue[entry.key] = tissue
+            cells = candidates(entry.slide.shape, frame, entry.annotations.snapshot(), tissue, visited, self._rng)
+            return suggest(model, entry.slide, frame, cells, visited)
+
+        found = self._engine.call(look)
+        if found is not None:
+            visited.append(found.box)
+        return found
 
     def predict_slide(self, out: Path, **options: Any) -> SlideResult:
         """The whole active slide into a file while training and the live view hold still."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.guidance import Suggestion
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.live import LiveView
     from napari_sparseseg.slide_prediction import SlideResult
@@ -250,6 +251,13 @@ class Session:
             When there is no model yet.
         """
         return self._predictor.predict(box, mpp)
+
+    def next_region(self) -> Suggestion | None:
+        """Unlabelled tissue of the active slide where a stroke would teach most; None where none is left.
+
+        Each call suggests another place. It predicts a handful of patches: call it off the GUI thread.
+        """
+        return self._predictor.next_region()
 
     def predict_slide(self, out: str | os.PathLike[str], **options: Any) -> SlideResult:
         """Predict the whole active slide into ``OUT.ome.zarr`` or ``OUT.ome.tif``; training holds meanwhile.

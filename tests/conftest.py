@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from hypothesis import settings
 
 os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -42,3 +44,36 @@ def cmu_svs() -> Path:
 def ebhi_dir() -> Path:
     """120 H&E fields with dense masks."""
     return real_data("ebhi_seg")
+
+
+def two_textures(side: int = 1024, seed: int = 0) -> np.ndarray:
+    """uint8 (side, side, 3): the left half coarse pink stripes, the right half fine violet dots on the same ground."""
+    rng = np.random.default_rng(seed)
+    image = np.full((side, side, 3), (225, 170, 200), np.float32)
+    y, x = np.mgrid[:side, :side]
+    stripes = (np.sin(y / 9) > 0) & (x < side // 2)
+    dots = (np.hypot(y % 16 - 8, x % 16 - 8) < 4) & (x >= side // 2)
+    image[stripes] = (190, 110, 160)
+    image[dots] = (110, 70, 150)
+    return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+
+
+def write_slide(path: Path, image: np.ndarray, mpp: float | None = 1.0) -> Path:
+    """A tiled pyramidal TIFF with resolution tags, as a generic scanner writes it."""
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    if mpp is not None:
+        options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image, **options)
+        for step in (2, 4):
+            options |= {"subfiletype": 1}
+            if mpp is not None:
+                options |= {"resolution": (1e4 / mpp / step, 1e4 / mpp / step)}
+            writer.write(np.ascontiguousarray(image[::step, ::step]), **options)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1024 x 1024 px at 1 um per px: two textures, the border at column 512."""
+    return write_slide(tmp_path_factory.mktemp("slides") / "tiny.tif", two_textures())
