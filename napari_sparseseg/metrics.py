@@ -1,0 +1,157 @@
+"""Scores of label maps against sparse or dense truth, all from counts that can be summed over windows and slides.
+
+Pixels whose truth is 0 (unlabelled) never count. Scores per class are NaN where the class cannot be scored, so that a
+mean over classes (`numpy.nanmean`) is a mean over those that can.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_sparseseg.config import MAX_CLASS_ID
+from napari_sparseseg.errors import SparseSegError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Counts = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+
+CALIBRATION_BINS = 15
+
+
+def confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: Sequence[int]) -> Counts:
+    """Count pixels by true and by predicted class.
+
+    Parameters
+    ----------
+    truth, predicted
+        Integers of one shape: class ids, 0 = unlabelled. Truth that is 0 or no id of `classes` is ignored.
+    classes
+        K distinct class ids, in the order wanted for rows and columns.
+
+    Returns
+    -------
+    int64 (K, K + 1): row = true class, column = predicted class; the last column counts the pixels predicted to be none
+    of `classes`, which are misses.
+
+    Raises
+    ------
+    SparseSegError
+        For shapes that differ, values that are not integers in 0..255, or class ids that are not distinct in 1..255.
+    """
+    lookup = np.full(MAX_CLASS_ID + 1, len(classes))
+    if len(set(classes)) != len(classes) or not all(1 <= c <= MAX_CLASS_ID for c in classes):
+        raise SparseSegError(f"class ids {list(classes)} are not distinct numbers in 1..255.")
+    if truth.shape != predicted.shape:
+        raise SparseSegError(f"truth is {truth.shape} but the prediction {predicted.shape}; compare like with like.")
+    lookup[list(classes)] = np.arange(len(classes))
+    rows, columns = lookup[_ids(truth, "truth")], lookup[_ids(predicted, "the prediction")]
+    known = rows < len(classes)
+    width = len(classes) + 1
+    pairs = np.bincount(rows[known] * width + columns[known], minlength=len(classes) * width)
+    return pairs.reshape(len(classes), width)
+
+
+def dice(counts: NDArray[Any]) -> Floats:
+    """Dice (F1) per class, 2 TP / (2 TP + FP + FN); NaN for classes without true pixels."""
+    true, predicted, hit = _margins(counts)
+    return _ratio(2 * hit, true + predicted, true)
+
+
+def iou(counts: NDArray[Any]) -> Floats:
+    """Intersection over union per class, TP / (TP + FP + FN); NaN for classes without true pixels."""
+    true, predicted, hit = _margins(counts)
+    return _ratio(hit, true + predicted - hit, true)
+
+
+def recall(counts: NDArray[Any]) -> Floats:
+    """Share of the true pixels of each class that were found; NaN for classes without true pixels."""
+    true, _, hit = _margins(counts)
+    return _ratio(hit, true, true)
+
+
+def precision(counts: NDArray[Any]) -> Floats:
+    """Share of the pixels predicted as each class that are right; NaN for classes that were never predicted."""
+    _, predicted, hit = _margins(counts)
+    return _ratio(hit, predicted, predicted)
+
+
+def balanced(counts: NDArray[Any]) -> Floats:
+    """The confusion as if every class had the same number of true pixels: rows sum to 1, or to 0 without pixels.
+
+    Scribbles say nothing about how common a class is; how long somebody's strokes were must not decide the score.
+    """
+    values = np.asarray(counts, dtype=np.float64)
+    totals = values.sum(1, keepdims=True)
+    return np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
+
+
+def balanced_dice(counts: NDArray[Any]) -> float:
+    """Mean Dice over the classes with true pixels, from the `balanced` confusion; NaN without any."""
+    scores = dice(balanced(counts))
+    scored = scores[~np.isnan(scores)]
+    return float(scored.mean()) if scored.size else float("nan")
+
+
+def calibration_counts(confidence: NDArray[Any], correct: NDArray[Any], bins: int = CALIBRATION_BINS) -> Floats:
+    """Sort predictions by confidence for `expected_calibration_error`.
+
+    Parameters
+    ----------
+    confidence
+        Probability of the predicted class, 0..1, any shape.
+    correct
+        Whether it was the true class, same shape.
+    bins
+        Number of equally wide bins.
+
+    Returns
+    -------
+    float64 (3, bins): number of pixels, sum of their confidence, number that is correct. Can be summed over windows.
+    """
+    flat, right = np.asarray(confidence, dtype=np.float64).ravel(), np.asarray(correct).ravel()
+    index = np.clip((flat * bins).astype(np.int64), 0, bins - 1)
+    return np.stack(
+        [
+            np.bincount(index, minlength=bins).astype(np.float64),
+            np.bincount(index, weights=flat, minlength=bins),
+            np.bincount(index, weights=right.astype(np.float64), minlength=bins),
+        ]
+    )
+
+
+def expected_calibration_error(counts: NDArray[Any]) -> float:
+    """Mean distance between confidence and accuracy over the bins of `calibration_counts`, by pixels; NaN if empty.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    number, confidence, correct = np.asarray(counts, dtype=np.float64)
+    total = number.sum()
+    return float(np.abs(confidence - correct).sum() / total) if total else float("nan")
+
+
+def _ids(values: NDArray[Any], what: str) -> NDArray[Any]:
+    if not np.issubdtype(values.dtype, np.integer):
+        raise SparseSegError(f"{what} is {values.dtype}; give integer class ids, 0 = unlabelled.")
+    if values.size and (values.min() < 0 or values.max() > MAX_CLASS_ID):
+        raise SparseSegError(f"{what} holds values from {values.min()} to {values.max()}; class ids are 0..255.")
+    return values
+
+
+def _margins(counts: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
+    """Per class: true pixels, predicted pixels, hits. Takes (K, K) as well as (K, K + 1)."""
+    values = np.asarray(counts, dtype=np.float64)
+    k = len(values)
+    return values.sum(1), values[:, :k].sum(0), np.diagonal(values[:, :k])
+
+
+def _ratio(numerator: Floats, denominator: Floats, support: Floats) -> Floats:
+    """The quotient where there is support, else NaN."""
+    out = np.full(len(numerator), np.nan)
+    np.divide(numerator, denominator, out=out, where=support > 0)
+    return out
