@@ -88,7 +88,9 @@ def balanced(counts: NDArray[Any]) -> Floats:
     """
     values = np.asarray(counts, dtype=np.float64)
     totals = values.sum(1, keepdims=True)
-    return np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
+    out = np.zeros_like(values)
+    np.divide(values, totals, out=out, where=totals > 0)
+    return out
 
 
 def balanced_dice(counts: NDArray[Any]) -> float:
