@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from napari_sparseseg.errors import SparseSegError
+from napari_sparseseg.errors import SparseSegError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 Balancing = Literal["none", "instance", "mini-batch"]
 Architecture = Literal["pretrained", "scratch"]
@@ -100,6 +100,20 @@ class TrainConfig:
             raise SparseSegError(f"mpp {self.mpp} is not a resolution in um per pixel (0.01 to 1000).")
         if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SparseSegError(f"device {self.device!r} is not one of auto, cpu, cuda, mps.")
+
+    def updated(self, settings: Mapping[str, Any]) -> TrainConfig:
+        """A copy with other values.
+
+        Raises
+        ------
+        TrainingError
+            For a setting that does not exist; `SparseSegError` for a value that does not fit.
+        """
+        known = {f.name for f in fields(self)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise TrainingError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}.")
+        return replace(self, **settings)
 
 
 @dataclass(frozen=True, slots=True)

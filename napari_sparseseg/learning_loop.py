@@ -93,6 +93,17 @@ class LearningLoop:
         """The present run, or None."""
         return self._run
 
+    def present(self, key: str, slide_progress: float | None) -> Status:
+        """The status now, for the slide with this key; `slide_progress` is not None while a slide is predicted."""
+        status, run = self.status, self._run
+        if slide_progress is not None:
+            status = replace(status, state="predicting", progress=slide_progress)
+        elif run is not None:
+            status = replace(status, state="paused" if run.paused else "training", budget_seconds=run.seconds)
+        elif status.state != "failed":
+            status = replace(status, state="idle")
+        return replace(status, live_annotation_version=dict(self.seen).get(key, 0))
+
     def begin(self, run: Run) -> None:
         """Make `run` the present one; the engine starts it at its next turn."""
         if self._run is not None:

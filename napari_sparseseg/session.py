@@ -6,7 +6,7 @@ but the engine's; signals are emitted on the thread where the thing happened (co
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +20,22 @@ from napari_sparseseg.learning_loop import LearningLoop, Run
 from napari_sparseseg.live_worker import LiveWorker
 from napari_sparseseg.predictor import Predictor
 from napari_sparseseg.project import Project
-from napari_sparseseg.project_keeper import ProjectKeeper
-from napari_sparseseg.slide_set import SlideSet
+from napari_sparseseg.slide_session import SlideSession
 from napari_sparseseg.status import Status
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     import numpy as np
 
-    from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.guidance import Suggestion
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.live import LiveView
     from napari_sparseseg.slide_prediction import SlideResult
-    from napari_sparseseg.slides import Slide
 
 
-class Session:
+class Session(SlideSession):
     """Slides, annotations, training and prediction.
 
     Parameters
@@ -67,9 +64,7 @@ class Session:
         config: TrainConfig | None = None,
         autosave: bool = False,
     ) -> None:
-        self.config = config or TrainConfig()
-        self.set = SlideSet(classes)
-        self._keeper = ProjectKeeper(self.set, lambda: self.config, autosave=autosave)
+        super().__init__(classes, config=config, autosave=autosave)
         self._loop = LearningLoop(
             self.set.snapshot, self.set.versions, lambda _: self._emit_status(), self._keeper.checkpoint_path
         )
@@ -86,63 +81,6 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    # Slides and annotations
-
-    def open(self, path: str | os.PathLike[str], *, role: str = "train") -> Slide:
-        """Open a slide and make it the active one.
-
-        Raises
-        ------
-        SlideOpenError
-            When it is not a slide that can be opened.
-        """
-        known = len(self.set.entries)
-        entry = self.set.open(path, role)  # type: ignore[arg-type]
-        if len(self.set.entries) > known:
-            self._keeper.on_open(entry)
-        return entry.slide
-
-    @property
-    def slide(self) -> Slide:
-        """The active slide."""
-        return self.set.active.slide
-
-    @property
-    def slides(self) -> tuple[Slide, ...]:
-        """All open slides."""
-        return tuple(e.slide for e in self.set.entries)
-
-    @property
-    def annotations(self) -> Annotations:
-        """What is drawn on the active slide; assign another `Annotations` of the same shape to replace it."""
-        return self.set.active.annotations
-
-    @annotations.setter
-    def annotations(self, annotations: Annotations) -> None:
-        self.set.replace_annotations(self.set.active, annotations)
-        self._keeper.on_replaced(self.set.active)
-
-    @property
-    def classes(self) -> tuple[ClassDef, ...]:
-        """The class table of all slides; assign to change it."""
-        return self.set.classes
-
-    @classes.setter
-    def classes(self, classes: Sequence[ClassDef]) -> None:
-        self.set.set_classes(classes)
-
-    def import_annotations(self, path: str | os.PathLike[str]) -> None:
-        """Replace the active slide's annotations by a file's (GeoJSON, ASAP XML, .sparseseg, label image).
-
-        Classes are matched by name; names that are new join the table.
-        """
-        from napari_sparseseg.exchange import load_annotations
-
-        entry = self.set.active
-        others = [e for e in self.set.entries if e is not entry]
-        fresh = not others and not any(entry.annotations.counts().values())
-        self.annotations = load_annotations(path, entry.slide.shape, classes=() if fresh else self.classes)
 
     # Training
 
@@ -173,13 +111,7 @@ class Session:
         TrainingError
             When fewer than two classes are labelled, or training runs already.
         """
-        known = {f.name for f in fields(TrainConfig)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise TrainingError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}.")
-        if balancing is not None:
-            settings["balancing"] = balancing
-        config = replace(self.config, **settings)
+        config = self.config.updated(settings if balancing is None else {**settings, "balancing": balancing})
         self.set.require_two_classes()
         run = Run(config, seconds, steps, first_step=self._loop.status.step)
         self._loop.begin(run)
@@ -207,11 +139,6 @@ class Session:
         self._engine.wake()
         if wait:
             self._wait(run)
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The model file that the last run wrote, or None."""
-        return self._keeper.checkpoint
 
     # Model and prediction
 
@@ -294,22 +221,7 @@ class Session:
     @property
     def status(self) -> Status:
         """What is going on now."""
-        status = self._loop.status
-        run = self._loop.run
-        if self._predictor.fraction is not None:
-            status = replace(status, state="predicting", progress=self._predictor.fraction)
-        elif run is not None:
-            status = replace(status, state="paused" if run.paused else "training", budget_seconds=run.seconds)
-        elif status.state != "failed":
-            status = replace(status, state="idle")
-        seen = dict(self._loop.seen)
-        version = seen.get(self.set.active.key, 0) if self.set.has_active else 0
-        return replace(status, live_annotation_version=version)
-
-    @property
-    def project(self) -> Path | None:
-        """The project folder, or None for a session that keeps nothing on disk yet."""
-        return None if self._keeper.project is None else self._keeper.project.path
+        return self._loop.present(self.set.active.key if self.set.has_active else "", self._predictor.fraction)
 
     def save(self, project: str | os.PathLike[str]) -> None:
         """Save as a project folder (made where it does not exist); from then on every stroke goes there at once."""

@@ -1,0 +1,93 @@
+"""A session without a learner: slides, their annotations, one class table, and where all that is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from napari_sparseseg.config import ClassDef, TrainConfig
+from napari_sparseseg.project_keeper import ProjectKeeper
+from napari_sparseseg.slide_set import SlideSet
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.slides import Slide
+
+
+class SlideSession:
+    """Slides and annotations; `Session` adds training and prediction. See there for the parameters."""
+
+    def __init__(
+        self, classes: Iterable[ClassDef | tuple[str, str] | str], *, config: TrainConfig | None, autosave: bool
+    ) -> None:
+        self.config = config or TrainConfig()
+        self.set = SlideSet(classes)
+        self._keeper = ProjectKeeper(self.set, lambda: self.config, autosave=autosave)
+
+    def open(self, path: str | os.PathLike[str], *, role: str = "train") -> Slide:
+        """Open a slide and make it the active one.
+
+        Raises
+        ------
+        SlideOpenError
+            When it is not a slide that can be opened.
+        """
+        known = len(self.set.entries)
+        entry = self.set.open(path, role)  # type: ignore[arg-type]
+        if len(self.set.entries) > known:
+            self._keeper.on_open(entry)
+        return entry.slide
+
+    @property
+    def slide(self) -> Slide:
+        """The active slide."""
+        return self.set.active.slide
+
+    @property
+    def slides(self) -> tuple[Slide, ...]:
+        """All open slides."""
+        return tuple(e.slide for e in self.set.entries)
+
+    @property
+    def annotations(self) -> Annotations:
+        """What is drawn on the active slide; assign another `Annotations` of the same shape to replace it."""
+        return self.set.active.annotations
+
+    @annotations.setter
+    def annotations(self, annotations: Annotations) -> None:
+        self.set.replace_annotations(self.set.active, annotations)
+        self._keeper.on_replaced(self.set.active)
+
+    @property
+    def classes(self) -> tuple[ClassDef, ...]:
+        """The class table of all slides; assign to change it."""
+        return self.set.classes
+
+    @classes.setter
+    def classes(self, classes: Sequence[ClassDef]) -> None:
+        self.set.set_classes(classes)
+
+    def import_annotations(self, path: str | os.PathLike[str]) -> None:
+        """Replace the active slide's annotations by a file's (GeoJSON, ASAP XML, .sparseseg, label image).
+
+        Classes are matched by name; names that are new join the table.
+        """
+        from napari_sparseseg.exchange import load_annotations
+
+        entry = self.set.active
+        others = [e for e in self.set.entries if e is not entry]
+        fresh = not others and not any(entry.annotations.counts().values())
+        self.annotations = load_annotations(path, entry.slide.shape, classes=() if fresh else self.classes)
+
+    @property
+    def project(self) -> Path | None:
+        """The project folder, or None for a session that keeps nothing on disk yet."""
+        return None if self._keeper.project is None else self._keeper.project.path
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The model file that the last run wrote, or None."""
+        return self._keeper.checkpoint
