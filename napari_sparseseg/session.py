@@ -76,12 +76,6 @@ class Session(SlideSession):
         self.set.annotated.connect(self._engine.wake)
         self.set.changed.connect(self._on_slides_changed)
 
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     # Training
 
     def train(
@@ -266,9 +260,7 @@ class Session(SlideSession):
             self._engine.wake()
             run.done.wait(timeout=5.0)
         self._engine.close()
-        empty = not any(any(e.annotations.counts().values()) for e in self.set.entries)
-        self.set.close()
-        self._keeper.discard_if_empty(empty=empty)
+        super().close()
 
     # Inside
 

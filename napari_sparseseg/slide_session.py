@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.project_keeper import ProjectKeeper
@@ -26,6 +26,18 @@ class SlideSession:
         self.config = config or TrainConfig()
         self.set = SlideSet(classes)
         self._keeper = ProjectKeeper(self.set, lambda: self.config, autosave=autosave)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; a recovery folder in which nothing was kept goes."""
+        empty = not any(any(e.annotations.counts().values()) for e in self.set.entries)
+        self.set.close()
+        self._keeper.discard_if_empty(empty=empty)
 
     def open(self, path: str | os.PathLike[str], *, role: str = "train") -> Slide:
         """Open a slide and make it the active one.
