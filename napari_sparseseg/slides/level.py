@@ -1,0 +1,185 @@
+"""One resolution of a slide as a grid of tiles that are decoded one at a time."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_sparseseg.geometry import Box
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+
+class TileError(Exception):
+    """One tile cannot be decoded; the rest of the slide still can be."""
+
+
+class Level(ABC):
+    """A grid of tiles.
+
+    Parameters
+    ----------
+    shape
+        (h, w, C) in pixels of this level.
+    dtype
+        Of the decoded pixels, native byte order.
+    tile
+        (height, width) of a tile; those at the lower and right edge may be cut.
+    samples
+        Channels that one decoded tile holds: C where they are interleaved (RGB), 1 where every channel has tiles of its
+        own. Divides C.
+
+    Attributes
+    ----------
+    cached : bool
+        Whether decoded tiles are worth keeping; False for arrays that already lie in memory.
+    added : bool
+        Whether the level was computed here from a finer one instead of being stored in the file.
+    """
+
+    cached = True
+    added = False
+
+    def __init__(self, shape: tuple[int, int, int], dtype: Any, tile: tuple[int, int], samples: int) -> None:
+        self.shape, self.dtype, self.tile, self.samples = shape, np.dtype(dtype), tile, samples
+
+    @abstractmethod
+    def decode(self, plane: int, row: int, column: int) -> Pixels:
+        """Tile of channels ``plane * samples ... (plane + 1) * samples``, (<= height, <= width, samples).
+
+        Raises
+        ------
+        TileError
+            Where the tile is damaged or missing.
+        OSError
+            Where the file cannot be read any more.
+        """
+
+    def extent(self, row: int, column: int) -> Box:
+        """The pixels of a tile, cut at the edges of the level."""
+        (height, width), (h, w, _) = self.tile, self.shape
+        y, x = row * height, column * width
+        return Box(y, x, min(height, h - y), min(width, w - x))
+
+
+class ArrayLevel(Level):
+    """A level over an array of (h, w, C): numpy in memory, or anything lazy that reads where it is sliced."""
+
+    def __init__(self, array: Any, tile: tuple[int, int] = (512, 512)) -> None:
+        h, w, c = (int(n) for n in array.shape)
+        super().__init__((h, w, c), np.dtype(array.dtype).newbyteorder("="), tile, c)
+        self._array = array
+        self.cached = not isinstance(array, np.ndarray)
+
+    def decode(self, plane: int, row: int, column: int) -> Pixels:
+        del plane
+        return np.ascontiguousarray(np.asarray(self._array[self.extent(row, column).slices()]), dtype=self.dtype)
+
+
+class PromisedLevel(Level):
+    """A level in memory whose pixels are made by `load` when they are first wanted.
+
+    Parameters
+    ----------
+    shape, dtype
+        Known from the file's header.
+    load
+        Returns the level's pixels; called at least once, kept by whoever made it.
+    """
+
+    cached = False
+
+    def __init__(self, shape: tuple[int, int, int], dtype: Any, load: Callable[[], Pixels]) -> None:
+        super().__init__(shape, dtype, (512, 512), shape[2])
+        self._load = load
+
+    def decode(self, plane: int, row: int, column: int) -> Pixels:
+        del plane
+        return self._load()[self.extent(row, column).slices()]
+
+
+class ReducedLevel(Level):
+    """A level that the file does not store: the finer one averaged 2 x 2, tile by tile, when it is looked at.
+
+    Parameters
+    ----------
+    finer
+        The level below.
+    read
+        Reads pixels of that level through the cache: (box in its pixels, first channel, channels) -> (h, w, channels).
+    """
+
+    added = True
+
+    def __init__(self, finer: Level, read: Callable[[Box, int, int], Pixels]) -> None:
+        h, w, c = finer.shape
+        super().__init__(((h + 1) // 2, (w + 1) // 2, c), finer.dtype, (512, 512), finer.samples)
+        self._finer, self._read = finer, read
+
+    def decode(self, plane: int, row: int, column: int) -> Pixels:
+        y, x, height, width = self.extent(row, column)
+        h, w, _ = self._finer.shape
+        box = Box(2 * y, 2 * x, min(2 * height, h - 2 * y), min(2 * width, w - 2 * x))
+        return halve(self._read(box, plane * self.samples, self.samples))
+
+
+def halve(pixels: Pixels) -> Pixels:
+    """Mean of each 2 x 2 block of (h, w, C), rounded half up for integers; an odd last row or column counts twice."""
+    h, w, _ = pixels.shape
+    if h % 2 or w % 2:
+        pixels = np.pad(pixels, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+    wide: Any = np.uint32 if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2 else np.float64
+    total: Any = pixels[0::2].astype(wide)
+    total += pixels[1::2]
+    total = total[:, 0::2] + total[:, 1::2]
+    if wide is np.uint32:
+        mean = (total + 2) >> 2
+    else:
+        mean = np.floor(total / 4 + 0.5) if pixels.dtype.kind in "iu" else total / 4
+    out: Pixels = mean.astype(pixels.dtype)
+    return out
+
+
+class LazyPyramid:
+    """The levels of an image in memory, decoded at the first read and halved once; thread-safe.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the full image (h, w, C), known from its header.
+    load
+        Decodes the full image.
+    smallest
+        Levels are added until the longer side is at most this.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: Any, load: Callable[[], Pixels], smallest: int) -> None:
+        self._load, self._lock = load, threading.Lock()
+        self._pixels: list[Pixels] = []
+        shapes = [shape]
+        while max(shapes[-1][:2]) > smallest:
+            h, w, c = shapes[-1]
+            shapes.append(((h + 1) // 2, (w + 1) // 2, c))
+        self.levels: Sequence[Level] = [PromisedLevel(s, dtype, partial(self._level, k)) for k, s in enumerate(shapes)]
+        for level in self.levels[1:]:
+            level.added = True
+
+    def _level(self, k: int) -> Pixels:
+        with self._lock:
+            if not self._pixels:
+                self._pixels.append(self._load())
+            while len(self._pixels) <= k:
+                self._pixels.append(halve(self._pixels[-1]))
+            return self._pixels[k]
+
+    def drop(self) -> None:
+        """Free the pixels."""
+        with self._lock:
+            self._pixels.clear()

@@ -1,0 +1,96 @@
+"""`open_slide`: looks at the first bytes and hands the file to the backend that reads it best."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from napari_sparseseg.errors import SlideError, SlideOpenError
+from napari_sparseseg.slides.slide import Contents, Slide
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
+OPENSLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".bif", ".dcm", ".svslide", ".czi")
+"""Formats that only OpenSlide knows, or that another backend would take for something else (an .mrxs is a JPEG)."""
+
+
+def open_slide(path: str | PathLike[str]) -> Slide:
+    """Open a slide lazily: no pixel is read.
+
+    Parameters
+    ----------
+    path
+        A slide file, a folder of OME-Zarr, or an address of one (``https://``, ``s3://``, ``gs://``).
+
+    Raises
+    ------
+    SlideOpenError
+        Where it cannot be opened, with the reason and what to do.
+    """
+    name = os.fspath(path)
+    if "://" in name:
+        return _make(_zarr(name))
+    name = os.path.expanduser(name)
+    if os.path.isdir(name):
+        if any(os.path.exists(os.path.join(name, f)) for f in ZARR_FILES):
+            return _make(_zarr(name))
+        raise SlideOpenError(name, "it is a folder without OME-Zarr in it", "Give the slide file inside.")
+    if os.path.basename(name) in ZARR_FILES:
+        return open_slide(os.path.dirname(name) or ".")
+    head = _head(name)
+    if not head:
+        raise SlideOpenError(name, "it is empty", "Copy or export the file again.")
+    return _make(_dispatch(name, head))
+
+
+def _head(name: str) -> bytes:
+    try:
+        with open(name, "rb") as file:
+            return file.read(16)
+    except FileNotFoundError as error:
+        raise SlideOpenError(name, "there is no such file", "Check the path; has it been moved?") from error
+    except PermissionError as error:
+        raise SlideOpenError(name, "reading it is not permitted", "Ask its owner for read permission.") from error
+    except OSError as error:
+        raise SlideOpenError(name, f"it cannot be read ({error})", "Is its disk or network share there?") from error
+
+
+def _make(contents: Contents) -> Slide:
+    try:
+        return Slide(contents)
+    except SlideError as error:
+        contents.close()
+        raise SlideOpenError(contents.path, str(error).rstrip("."), "The file is damaged; export it again.") from error
+
+
+def _dispatch(name: str, head: bytes) -> Contents:
+    if name.lower().endswith(OPENSLIDE_SUFFIXES):
+        return _openslide(name)
+    if head.startswith(_TIFF):
+        from napari_sparseseg.slides.tiff import UnsupportedTiffError, open_tiff
+
+        try:
+            return open_tiff(name)
+        except UnsupportedTiffError as error:
+            return _openslide(name, error)
+    if head.startswith(_IMAGES):
+        from napari_sparseseg.slides.images import open_image
+
+        return open_image(name)
+    return _openslide(name)
+
+
+def _zarr(name: str) -> Contents:
+    from napari_sparseseg.slides.omezarr import open_omezarr
+
+    return open_omezarr(name)
+
+
+def _openslide(name: str, first: SlideOpenError | None = None) -> Contents:
+    from napari_sparseseg.slides.openslides import open_openslide
+
+    return open_openslide(name, first)

@@ -1,0 +1,141 @@
+"""OpenSlide for what tifffile does not read: MRXS, VMS, DICOM, BIF, and TIFF variants it refuses."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openslide
+
+from napari_sparseseg.errors import SlideOpenError
+from napari_sparseseg.slides.colour import RGB, over
+from napari_sparseseg.slides.files import file_fingerprint
+from napari_sparseseg.slides.level import Level, Pixels, TileError
+from napari_sparseseg.slides.slide import Contents
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BLOCK = 512
+"""Pixels per side read at once: OpenSlide costs 1 ms per call and 20 ms per million pixels, however they are cut."""
+
+
+class _Handle:
+    """An OpenSlide handle that is opened again after an error: one failed read makes the old one useless for good."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self._lock = path, threading.Lock()
+        self._slide = openslide.OpenSlide(path)
+        self.properties: Mapping[str, str] = dict(self._slide.properties)
+
+    @property
+    def slide(self) -> Any:
+        return self._slide
+
+    def read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+        slide = self._slide
+        try:
+            return np.asarray(slide.read_region(location, level, size))
+        except openslide.OpenSlideError as error:
+            with self._lock:
+                if self._slide is slide:
+                    self._slide = openslide.OpenSlide(self.path)
+            raise TileError(str(error)) from error
+
+    def close(self) -> None:
+        self._slide.close()
+
+
+class OpenSlideLevel(Level):
+    """Blocks of one level of OpenSlide."""
+
+    def __init__(self, handle: _Handle, k: int, background: tuple[float, ...]) -> None:
+        w, h = handle.slide.level_dimensions[k]
+        super().__init__((h, w, 3), np.uint8, (BLOCK, BLOCK), 3)
+        self._handle, self._k, self._background = handle, k, background
+        self._downsample = float(handle.slide.level_downsamples[k])
+
+    def decode(self, plane: int, row: int, column: int) -> Pixels:
+        del plane
+        y, x, h, w = self.extent(row, column)
+        location = (round(x * self._downsample), round(y * self._downsample))
+        return over(self._handle.read(location, self._k, (w, h)), self._background)
+
+
+def open_openslide(path: str, first: SlideOpenError | None = None) -> Contents:
+    """Open with OpenSlide.
+
+    Parameters
+    ----------
+    path
+        The file.
+    first
+        Why another backend refused it; raised again where OpenSlide refuses too.
+
+    Raises
+    ------
+    SlideOpenError
+        Where OpenSlide does not know the format or the file is damaged.
+    """
+    try:
+        handle = _Handle(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise first or SlideOpenError(
+            path, "it is in no slide format known here", "Slides are SVS, TIFF, OME-Zarr, MRXS, DICOM, PNG, JPEG, ..."
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise first or SlideOpenError(path, f"OpenSlide says: {error}", "Copy or export it again.") from error
+    said = handle.properties
+    colour = said.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
+    background = tuple(float(int(colour[i : i + 2], 16)) for i in (0, 2, 4))
+    contents = Contents(
+        path=path,
+        format=f"OpenSlide {said.get(openslide.PROPERTY_NAME_VENDOR, 'unknown vendor')}",
+        backend="openslide",
+        levels=[OpenSlideLevel(handle, k, background) for k in range(handle.slide.level_count)],
+        channels=RGB,
+        is_rgb=True,
+        background=background,
+        fingerprint=lambda: file_fingerprint(path),
+        close=handle.close,
+        bytes=os.path.getsize(path),
+        associated={name: _associated(handle, name, background) for name in handle.slide.associated_images},
+    )
+    _describe(contents, said)
+    return contents
+
+
+def _describe(contents: Contents, said: Mapping[str, str]) -> None:
+    mpp = [_number(said.get(key)) for key in (openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X)]
+    if mpp[0] and mpp[1]:
+        contents.mpp, contents.mpp_source = (mpp[0], mpp[1]), "openslide.mpp-y, openslide.mpp-x"
+    power = _number(said.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+    if power:
+        contents.metadata["objective_power"] = power
+    bounds = [
+        said.get(name)
+        for name in (
+            openslide.PROPERTY_NAME_BOUNDS_Y,
+            openslide.PROPERTY_NAME_BOUNDS_X,
+            openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+            openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        )
+    ]
+    if all(b is not None for b in bounds):
+        contents.metadata["bounds"] = tuple(int(b or 0) for b in bounds)
+    if said.get("openslide.icc-size"):
+        contents.metadata["icc_profile_bytes"] = int(said["openslide.icc-size"])
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or 0)
+    except ValueError:
+        return None
+    return value if value > 0 else None
+
+
+def _associated(handle: _Handle, name: str, background: tuple[float, ...]) -> Any:
+    return lambda: over(np.asarray(handle.slide.associated_images[name]), background)

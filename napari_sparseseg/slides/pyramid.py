@@ -1,0 +1,203 @@
+"""Boxes of pixels out of a stack of levels: tiles through the cache, damage counted, safe to close at any time."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_sparseseg.errors import SlideError
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.slides.cache import TILES, TileCache
+from napari_sparseseg.slides.level import Level, ReducedLevel, TileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+SMALLEST = 1024
+"""Levels are added until the longer side is at most this: napari reads the coarsest level whole."""
+_OWNERS = itertools.count()
+
+
+class SlideWarning(UserWarning):
+    """Part of a slide cannot be shown as it is in the file."""
+
+
+def scales(levels: Sequence[Level]) -> tuple[tuple[float, float], ...]:
+    """Level-0 pixels per pixel of each level, (y, x).
+
+    A level of floor(n / f) or ceil(n / f) pixels was made by the whole factor f, with a cut or a filled last pixel; the
+    quotient of the sizes (64.1026 for 312 of 20,000) would shift its far end by half a pixel of its own.
+    """
+    out: list[tuple[float, float]] = []
+    for level in levels:
+        if level.added and out:
+            y, x = out[-1]
+            out.append((2 * y, 2 * x))
+        else:
+            out.append((_scale(levels[0].shape[0], level.shape[0]), _scale(levels[0].shape[1], level.shape[1])))
+    return tuple(out)
+
+
+def _scale(full: int, part: int) -> float:
+    whole = max(1, round(full / part))
+    return float(whole) if full // whole <= part <= -(-full // whole) else full / part
+
+
+def grey(dtype: np.dtype[Any]) -> float:
+    """The value shown for a tile that cannot be decoded: the middle of the type's range, 0.5 for floats."""
+    return 0.5 if dtype.kind == "f" else (int(np.iinfo(dtype).max) + 1) // 2
+
+
+class Pyramid:
+    """Levels of one open slide.
+
+    Parameters
+    ----------
+    name
+        How warnings and errors call the slide.
+    levels
+        Finest first; every one smaller than the one before. Coarser ones are added here where they stop early.
+    background
+        Colour outside the slide, one value per channel.
+    close
+        Releases the file.
+    cache
+        Where decoded tiles are kept; shared by all slides unless given.
+
+    Raises
+    ------
+    SlideError
+        Where a level is empty or does not shrink.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        levels: Sequence[Level],
+        background: tuple[float, ...],
+        close: Callable[[], None],
+        cache: TileCache = TILES,
+    ) -> None:
+        for level, finer in zip(levels, [None, *levels], strict=False):
+            if min(level.shape) < 1:
+                raise SlideError(f"{name}: a level of shape {level.shape} has no pixels.")
+            if finer is not None and level.shape[0] * level.shape[1] >= finer.shape[0] * finer.shape[1]:
+                raise SlideError(f"{name}: level of {level.shape[:2]} px is not smaller than {finer.shape[:2]} px.")
+        self.name, self.background, self.cache = name, background, cache
+        self.levels = list(levels)
+        while max(self.levels[-1].shape[:2]) > SMALLEST:
+            self.levels.append(ReducedLevel(self.levels[-1], self._reader(len(self.levels) - 1)))
+        self.scales = scales(self.levels)
+        self.bad_tiles: dict[tuple[int, int, int, int], str] = {}
+        self._close, self._owner = close, next(_OWNERS)
+        self._state, self._closed, self._active = threading.Condition(), False, 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Wait for reads under way, then release the file and the tiles; again: nothing."""
+        with self._state:
+            if self._closed:
+                return
+            self._closed = True
+            self._state.wait_for(lambda: self._active == 0)
+        self._close()
+        self.cache.forget(self._owner)
+
+    def read(self, k: int, box: Box, first: int = 0, count: int | None = None) -> Pixels:
+        """Channels `first` ... `first + count` of a box in pixels of level `k`; background outside. A fresh array.
+
+        Raises
+        ------
+        SlideError
+            After `close`, or where the file cannot be read any more.
+        """
+        with self._reading():
+            try:
+                return self._read(k, box, first, self.levels[k].shape[2] - first if count is None else count)
+            except OSError as error:
+                raise SlideError(
+                    f"slide {self.name} cannot be read any more: {error}. Is its disk or network share still there?"
+                ) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._state:
+            if self._closed:
+                raise SlideError(f"slide {self.name} is closed; open it again to read it.")
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._active -= 1
+                self._state.notify_all()
+
+    def _reader(self, k: int) -> Callable[[Box, int, int], Pixels]:
+        return lambda box, first, count: self._read(k, box, first, count)
+
+    def _read(self, k: int, box: Box, first: int, count: int) -> Pixels:
+        level = self.levels[k]
+        out = np.empty((box.height, box.width, count), level.dtype)
+        inside = box.intersection(Box(0, 0, *level.shape[:2]))
+        if inside.area != box.area:
+            out[:] = np.asarray(self.background[first : first + count]).astype(level.dtype)
+        if not inside.area:
+            return out
+        (th, tw), n = level.tile, level.samples
+        for plane in range(first // n, -(-(first + count) // n)):
+            c0, c1 = max(first, plane * n), min(first + count, (plane + 1) * n)
+            for row in range(inside.y // th, -(-inside.y1 // th)):
+                for column in range(inside.x // tw, -(-inside.x1 // tw)):
+                    tile = self._tile(k, plane, row, column)
+                    y, x, h, w = inside.intersection(Box(row * th, column * tw, th, tw))
+                    part = tile[y - row * th : y - row * th + h, x - column * tw : x - column * tw + w]
+                    out[y - box.y : y - box.y + h, x - box.x : x - box.x + w, c0 - first : c1 - first] = (
+                        part if c1 - c0 == n else part[..., c0 - plane * n : c1 - plane * n]
+                    )
+        return out
+
+    def _tile(self, k: int, plane: int, row: int, column: int) -> Pixels:
+        level, key = self.levels[k], (k, plane, row, column)
+        if level.cached:
+            tile = self.cache.get(self._owner, key)
+            if tile is not None:
+                return tile
+        try:
+            tile = level.decode(plane, row, column)
+            if not self._fits(level, tile, row, column):
+                raise TileError(f"decoded to {tile.shape} {tile.dtype}, expected up to {level.tile} {level.dtype}")
+        except TileError as error:
+            return self._bad_tile(key, error)
+        if level.cached:
+            self.cache.put(self._owner, key, tile)
+        return tile
+
+    @staticmethod
+    def _fits(level: Level, tile: Pixels, row: int, column: int) -> bool:
+        _, _, h, w = level.extent(row, column)
+        return bool(tile.shape[0] >= h and tile.shape[1] >= w and tile.shape[2] == level.samples)
+
+    def _bad_tile(self, key: tuple[int, int, int, int], error: TileError) -> Pixels:
+        k, _, row, column = key
+        level = self.levels[k]
+        with self._state:
+            first = not self.bad_tiles
+            self.bad_tiles[key] = str(error)
+        if first:
+            warnings.warn(
+                f"{self.name}: tile ({row}, {column}) of level {k} cannot be decoded ({error}); it is shown grey.",
+                SlideWarning,
+                stacklevel=2,
+            )
+        _, _, h, w = level.extent(row, column)
+        return np.full((h, w, level.samples), grey(level.dtype), level.dtype)
