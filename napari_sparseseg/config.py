@@ -59,8 +59,8 @@ def make_classes(classes: Iterable[ClassDef | tuple[str, str] | str]) -> tuple[C
         name, colour = (item, "") if isinstance(item, str) else item
         new_id = max((c.id for c in out), default=0) + 1
         out.append(ClassDef(new_id, name, colour or PALETTE[(new_id - 1) % len(PALETTE)]))
-    for what, values in (("id", [c.id for c in out]), ("name", [c.name for c in out])):
-        repeated = {str(v) for v in values if values.count(v) > 1}
+    for what, values in (("id", [str(c.id) for c in out]), ("name", [c.name for c in out])):
+        repeated = {v for v in values if values.count(v) > 1}
         if repeated:
             raise SparseSegError(f"class {what} used twice: {', '.join(sorted(repeated))}; make them distinct.")
     return tuple(out)

@@ -124,7 +124,8 @@ class TileStore:
     def read(self, channel: int, level: int, region: Box) -> np.ndarray:
         """uint8 (h, w) of a region in pixels of `level`; 0 where nothing is known. Never computes a prediction."""
         if level == self.n_levels - 1:
-            return self.top[channel][region.slices()].copy()
+            part: np.ndarray = self.top[channel][region.slices()]
+            return part.copy()
         out = np.zeros((region.height, region.width), np.uint8)
         for cell in tiles(region, TILE):
             part = cell.intersection(region)
@@ -222,7 +223,7 @@ class LiveLevel:
                 bounds.append((start, max(start, stop)))
                 steps.append(slice(None, None, step))
             else:
-                index = int(item) % n  # type: ignore[call-overload]
+                index = int(item) % n
                 bounds.append((index, index + 1))
                 steps.append(0)
         (y0, y1), (x0, x1) = bounds
