@@ -8,7 +8,7 @@ begins and however it is cut.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from napari_sparseseg.geometry import Box, Frame, tiles
 if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
+    from pathlib import Path
 
     from napari_sparseseg.config import ClassDef, Recipe
 
@@ -41,6 +42,13 @@ class Segmenter(Protocol):
         """(h, w, C) pixels to float32 (K, h, w)."""
 
 
+class SavableSegmenter(Segmenter, Protocol):
+    """A segmenter that can be written to a file, for its hash and for workers elsewhere."""
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+
+
 class RegionReader(Protocol):
     """What prediction needs of a slide."""
 
@@ -48,7 +56,7 @@ class RegionReader(Protocol):
         """(h, w, C) pixels; any region, background outside the slide."""
 
 
-class PredictionStopped(PredictionError):  # noqa: N818 -- not a failure: somebody asked for it
+class PredictionStopped(PredictionError):
     """A prediction ended early because it was asked to."""
 
 
@@ -128,7 +136,8 @@ def predict_region(
 def labels_from(probabilities: np.ndarray, classes: Sequence[ClassDef]) -> np.ndarray:
     """Id of the most probable class, uint8 (h, w); on a tie the first in the table. `probabilities` is (K, h, w)."""
     ids = np.array([c.id for c in classes], np.uint8)
-    return ids[probabilities.argmax(axis=0)]
+    labels: np.ndarray = ids[probabilities.argmax(axis=0)]
+    return labels
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -137,7 +146,5 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
         return np.zeros(probabilities.shape[1:], np.uint8)
     safe = np.clip(probabilities, 1e-6, 1.0)
     bits = -(safe * np.log(safe)).sum(axis=0, dtype=np.float32)
-    scaled: np.ndarray[Any, np.dtype[np.uint8]] = np.clip(np.rint(bits * (255 / math.log(len(safe)))), 0, 255).astype(
-        np.uint8
-    )
-    return scaled
+    scaled: np.ndarray = np.rint(bits * (255 / math.log(len(safe))))
+    return np.clip(scaled, 0, 255).astype(np.uint8)

@@ -40,8 +40,8 @@ class TissueMask:
         """Boolean (h, w): the mask at the centre of each pixel of a region of another frame; False outside."""
         rows, inside_y = self._cells(region.y, region.height, frame.downsample[0], 0)
         columns, inside_x = self._cells(region.x, region.width, frame.downsample[1], 1)
-        found: np.ndarray = self.mask[np.ix_(rows, columns)]
-        return found & inside_y[:, None] & inside_x
+        found: np.ndarray = self.mask[np.ix_(rows, columns)] & inside_y[:, None] & inside_x
+        return found
 
     def _cells(self, start: int, count: int, downsample: float, axis: int) -> tuple[np.ndarray, np.ndarray]:
         centres = (np.arange(start, start + count) + 0.5) * (downsample / self.frame.downsample[axis])
@@ -74,7 +74,8 @@ def detect_tissue(slide: Slide, margin_px: int = 4) -> TissueMask:
     mask = strength > threshold
     if not mask.any() or mask.all() or strength[mask].mean() - strength[~mask].mean() < _LEAST_CONTRAST:
         return TissueMask(np.ones(strength.shape, bool), frame)
-    mask = ndimage.binary_fill_holes(mask) if margin_px == 0 else ndimage.binary_dilation(mask, iterations=margin_px)
+    if margin_px > 0:
+        mask = ndimage.binary_dilation(mask, iterations=margin_px)
     return TissueMask(mask, frame)
 
 
@@ -87,7 +88,8 @@ def _background(pixels: np.ndarray, slide: Slide) -> np.ndarray:
     bright = flat[darkest_channel >= max(200.0, float(np.percentile(darkest_channel, 50)))]
     if len(bright) < 0.001 * len(flat):
         return np.full(pixels.shape[-1], 255, np.float32)
-    return np.median(bright, axis=0).astype(np.float32)
+    colour: np.ndarray = np.median(bright, axis=0).astype(np.float32)
+    return colour
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:

@@ -1,11 +1,11 @@
 """Connected regions of a label image and their outlines, found while its rows stream by.
 
-Bands of full-width rows are fed one after the other; a region is handed out as soon as no pixel of it can follow. So the
-memory is one band plus the outlines of the regions that are still open, however many regions the image has.
+Bands of full-width rows are fed one after the other; a region is handed out as soon as no pixel of it can follow. So
+the memory is one band plus the outlines of the regions that are still open, however many regions the image has.
 
-Regions are 4-connected pixels of one class. An outline runs through the middles of the pixel sides ("cracks") that part
-the region from something else, which cuts every corner by sqrt(2)/4 = 0.354 px: diagonal borders come out straight
-instead of as stairs, neighbours share their points, and rings of one region never touch, so polygons are valid as they are.
+Regions are 4-connected pixels of one class. An outline runs through the middles of the pixel sides that part the region
+from something else, which cuts every corner by sqrt(2)/4 = 0.354 px: diagonal borders come out straight instead of as
+stairs, neighbours share their points, and rings of one region never touch, so polygons are valid as they are.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class RegionTracer:
         self._tails: dict[int, _Fragment] = {}
 
     def feed(self, rows: np.ndarray) -> list[Region]:
-        """Take the next rows, uint8 (h, width) with h >= 1 and 0 for no class; returns the regions that are now whole."""
+        """Take the next rows, uint8 (h, width) with h >= 1, 0 for no class; returns the regions that are now whole."""
         band = np.zeros((len(rows) + 1, self._stride), np.uint8)
         band[0] = self._above
         band[1:, 1:-1] = rows

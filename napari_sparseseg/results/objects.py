@@ -55,7 +55,9 @@ class GeoJsonWriter:
         self._file.write('{"type": "FeatureCollection", "features": [')
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file is None:
             return
         if kind is None:
@@ -99,4 +101,5 @@ def polygons_of(regions: Sequence[Region], placement: Placement) -> np.ndarray:
     polygons = shapely.simplify(polygons, _TOLERANCE, preserve_topology=True)
     scale = np.array(placement.frame.downsample[::-1]) / 2
     polygons = shapely.transform(polygons, lambda xy: np.round(xy * scale, _DECIMALS))
-    return shapely.orient_polygons(polygons)
+    oriented: np.ndarray = shapely.orient_polygons(polygons)
+    return oriented

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tifffile
 
 from napari_sparseseg.geometry import Box, tiles
@@ -13,8 +14,6 @@ from napari_sparseseg.results.omezarr import CHUNK, PredictionStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-
-    import numpy as np
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.results.placement import Placement
@@ -84,14 +83,29 @@ def read_record(path: Path) -> dict[str, Any]:
     return {}
 
 
+def label_bands(path: Path) -> Iterator[np.ndarray]:
+    """The class ids of an OME-TIFF of this program as bands of full-width rows, uint8 (<= 512, w)."""
+    with tifffile.TiffFile(path, _multifile=False) as tiff:
+        page = tiff.pages[0]
+        width = page.shape[1]
+        for tile in _grid(page.shape):
+            if tile.x == 0:
+                band = np.zeros((tile.height, width), np.uint8)
+            index = tile.y // CHUNK * -(-width // CHUNK) + tile.x // CHUNK
+            tiff.filehandle.seek(page.dataoffsets[index])
+            segment, _, _ = page.decode(tiff.filehandle.read(page.databytecounts[index]), index)
+            if segment is not None:
+                band[:, tile.x : tile.x1] = segment.reshape(CHUNK, CHUNK)[: tile.height, : tile.width]
+            if tile.x1 == width:
+                yield band
+
+
 def _grid(shape: tuple[int, ...]) -> list[Box]:
     whole = Box(0, 0, shape[0], shape[1])
     return [tile.intersection(whole) for tile in tiles(whole, CHUNK)]
 
 
-def _metadata(
-    name: str, placement: Placement, classes: Sequence[ClassDef], record: dict[str, Any]
-) -> dict[str, Any]:
+def _metadata(name: str, placement: Placement, classes: Sequence[ClassDef], record: dict[str, Any]) -> dict[str, Any]:
     metadata: dict[str, Any] = {"axes": "YX", "Name": name}
     if placement.mpp:
         y, x = placement.spacing

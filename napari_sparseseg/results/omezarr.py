@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numcodecs
+import numcodecs  # type: ignore[import-untyped]  # has no stubs
 import numpy as np
 import zarr
 
@@ -113,8 +113,11 @@ class PredictionStore:
 
     def build_pyramid(self, on_block: Callable[[int, int], None] | None = None) -> None:
         """Fill the coarser levels from the finest; `on_block(done, total)` is called after each block."""
-        jobs = [(levels, k, pool) for levels, pool in ((self.labels, majority), (self.uncertainty, mean))
-                for k in range(1, len(levels))]
+        jobs = [
+            (levels, k, pool)
+            for levels, pool in ((self.labels, majority), (self.uncertainty, mean))
+            for k in range(1, len(levels))
+        ]
         blocks = [list(tiles(Box(0, 0, *levels[k].shape), SHARD)) for levels, k, _ in jobs]
         total, done = sum(len(b) for b in blocks), 0
         for (levels, k, pool), boxes in zip(jobs, blocks, strict=True):
@@ -133,7 +136,7 @@ class PredictionStore:
 
 
 def majority(block: np.ndarray) -> np.ndarray:
-    """Halve an even-sided label image: the value that occurs most in each 2 x 2; on a tie the first in reading order."""
+    """Halve an even-sided label image: the commonest value of each 2 x 2; on a tie the first in reading order."""
     a, b, c, d = block[::2, ::2], block[::2, 1::2], block[1::2, ::2], block[1::2, 1::2]
     twice_a = (a == b) | (a == c) | (a == d)
     return np.where(twice_a, a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
@@ -172,7 +175,11 @@ def _make_pyramid(group: zarr.Group, layout: StoreLayout) -> zarr.Group:
                 "chunk_key_encoding": {"name": "v2", "separator": "/"},
             }
         else:
-            options = {"compressors": zarr.codecs.ZstdCodec(level=1), "shards": (SHARD, SHARD), "dimension_names": ("y", "x")}
+            options = {
+                "compressors": zarr.codecs.ZstdCodec(level=1),
+                "shards": (SHARD, SHARD),
+                "dimension_names": ("y", "x"),
+            }
         group.create_array(str(k), shape=shape, chunks=(CHUNK, CHUNK), dtype="uint8", fill_value=0, **options)
     return group
 

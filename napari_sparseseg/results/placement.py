@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from napari_sparseseg.geometry import Frame
+if TYPE_CHECKING:
+    from napari_sparseseg.geometry import Frame
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,97 @@
+"""Whole slides: every pixel predicted, measured and written to files that other tools open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.slide_prediction.options import Options, Progress, SlideResult
+from napari_sparseseg.slide_prediction.runner import SlideRun
+from napari_sparseseg.slide_prediction.shards import Control
+
+if TYPE_CHECKING:
+    import os
+    import threading
+    from collections.abc import Callable
+
+    from napari_sparseseg.inference import SavableSegmenter
+    from napari_sparseseg.slides import Slide
+
+__all__ = ["Options", "Progress", "SlideResult", "predict_slide"]
+
+
+def predict_slide(
+    slide: Slide,
+    model: SavableSegmenter,
+    out: str | os.PathLike[str],
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    pause: threading.Event | None = None,
+    **options: Any,
+) -> SlideResult:
+    """Predict a whole slide into ``OUT.ome.zarr`` or ``OUT.ome.tif``.
+
+    The label image is the slide's level-0 frame scaled to the prediction resolution, uint8 class ids. It is made in
+    shards; a run that was killed or stopped leaves ``OUT.partial`` and can be resumed. The result does not depend on
+    the number of workers. Memory does not grow with the slide.
+
+    Parameters
+    ----------
+    slide
+        An open slide.
+    model
+        From `learning.load_model` or a session.
+    out
+        File or folder to make; the end of the name chooses the format.
+    progress
+        Called on this thread, at most ten times a second.
+    stop, pause
+        Set them from another thread: `pause` holds the run while it is set, `stop` ends it after the tile under way.
+    **options
+        mpp : float, optional
+            Resolution in um per pixel; the model's own if not given.
+        geojson, csv : path, optional
+            Objects for QuPath in level-0 (x, y); table of pixels, mm2, percent and objects per class and region.
+        uncertainty : bool
+            Store the entropy (0 certain .. 255) as a second image.
+        tissue_only : bool
+            Predict only where a thumbnail shows tissue; all other pixels stay 0, unlabelled. Off by default: models
+            that have learnt glass or background as a class are meant to label it.
+        resume : bool
+            Go on where an earlier run of the same slide, model and parameters ended; any other run is thrown away.
+            Where the output is complete already, only missing tables are written.
+        overwrite : bool
+            Replace existing files.
+        workers : int, optional
+            Threads that predict; 1 if not given.
+        scheduler : str, optional
+            Address of a dask.distributed scheduler, ``tcp://host:port``; its workers predict instead of threads.
+        min_area_um2 : float
+            Smaller objects are neither counted nor written; level-0 px^2 where the slide's mpp is unknown.
+        regions : mapping, optional
+            Name to shapely polygon in level-0 (x, y), to be measured besides the whole slide.
+        flips : bool
+            Average over eight flips and turns of each tile: eight times slower, a little better.
+        ome_zarr : str
+            ``"0.4"`` (default, most readers) or ``"0.5"`` (sharded, far fewer files).
+        tile : int, optional
+            Pixels a side that the network gets at once, without halo; chosen from the halo if not given.
+
+    Raises
+    ------
+    PredictionStopped
+        When `stop` was set; what is done is kept for `resume`.
+    PredictionError
+        For an output that exists, a slide that does not fit the model, a failed worker, a full disk.
+    SlideError
+        Where the slide cannot be read.
+    """
+    run = SlideRun(slide, model, Path(out), Options(**options), Control(stop, pause), progress)
+    try:
+        return run.execute()
+    except OSError as error:
+        raise PredictionError(
+            f"cannot write {out}: {error}. When that is mended, resume the prediction; what is done is kept."
+        ) from error
