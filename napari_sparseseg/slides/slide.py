@@ -143,6 +143,12 @@ class Slide:
             self._levels = dask_levels(self._pyramid, interleaved=self.is_rgb)
         return self._levels
 
+    def channel_levels(self, channel: int) -> tuple[Any, ...]:
+        """One dask array (h, w) per level for one channel; of the others nothing is decoded where they are apart."""
+        from napari_sparseseg.slides.lazy import dask_channel
+
+        return dask_channel(self._pyramid, channel)
+
     @property
     def mpp(self) -> Mpp | None:
         """Micrometres per level-0 pixel (y, x), or None where the file does not say.

@@ -1,0 +1,152 @@
+"""napari's way to slides: the npe2 reader, the layers of a slide, and a slide of layers that are open already."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_sparseseg.errors import SlideError, SlideOpenError
+from napari_sparseseg.slides import ArraySlide, Slide, open_slide
+from napari_sparseseg.slides.opening import OPENSLIDE_SUFFIXES, ZARR_FILES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from napari.layers import Image
+
+LayerData = tuple[Any, dict[str, Any], str]
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".qptiff", *(s for s in OPENSLIDE_SUFFIXES if s not in (".dcm", ".czi")))
+"""Names that only slides have: what is wrong with such a file is said, instead of leaving it to another reader."""
+LARGE = 2**24
+"""Pixels from which a TIFF without levels is better read lazily."""
+SHOWN_CHANNELS = 6
+_COLOURS = ("#0000ff", "#00ff00", "#ff0000", "#00ffff", "#ff00ff", "#ffff00", "#ffffff")
+_MICROMETRE = ("micrometer", "um", "µm", "micron")
+
+
+def napari_get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerData]] | None:
+    """npe2 reader: looks into the file and takes slides and image pyramids, nothing else.
+
+    Parameters
+    ----------
+    path
+        A file or folder; of a list of several, nothing is taken, for slides are no stack.
+    """
+    if not isinstance(path, str):
+        if len(path) != 1:
+            return None
+        path = path[0]
+    return read_slide if _is_ours(path) else None
+
+
+def _is_ours(path: str) -> bool:
+    if path.lower().endswith(SLIDE_SUFFIXES):
+        return True
+    if os.path.isdir(path) and not any(os.path.exists(os.path.join(path, name)) for name in ZARR_FILES):
+        return False
+    try:
+        with open_slide(path) as slide:
+            stored = sum(not level.added for level in slide.pyramid.levels)
+            lazy = slide.contents.backend in ("tifffile", "openslide", "zarr")
+            return lazy and (stored > 1 or slide.shape[0] * slide.shape[1] >= LARGE)
+    except SlideOpenError:
+        return False
+
+
+def read_slide(path: str | Sequence[str]) -> list[LayerData]:
+    """Open a slide and describe its layers.
+
+    Raises
+    ------
+    SlideOpenError
+        Where it cannot be opened; napari shows the text.
+    """
+    return layer_data(open_slide(path if isinstance(path, str) else path[0]))
+
+
+def layer_data(slide: Slide) -> list[LayerData]:
+    """Layers of a slide at scale 1, so that world coordinates are its level-0 pixels.
+
+    One multiscale layer for colour, one per channel otherwise: coloured, added up, with the file's contrast limits or
+    those of the smallest level. napari's own cache is off: tiles are cached once, by the slide. The layers' metadata
+    hold the `Slide` under ``"slide"``.
+    """
+    name = os.path.basename(os.path.normpath(slide.path)) or slide.path
+    common: dict[str, Any] = {"cache": False, "multiscale": len(slide.levels) > 1, "metadata": {"slide": slide}}
+    if slide.is_rgb:
+        return [(_data(slide.levels), {**common, "name": name, "rgb": True}, "image")]
+    count = len(slide.channels)
+    limits = _contrast_limits(slide)
+    out: list[LayerData] = []
+    for c, channel in enumerate(slide.channels):
+        known = slide.contents.colours[c] if c < len(slide.contents.colours) else None
+        keywords = {
+            **common,
+            "name": f"{name}: {channel}" if count > 1 else name,
+            "rgb": False,
+            "metadata": {"slide": slide, "channel": c},
+            "colormap": known or (_COLOURS[c % len(_COLOURS)] if count > 1 else "gray"),
+            "blending": "additive" if count > 1 else "translucent",
+            "contrast_limits": limits[c],
+            "visible": c < SHOWN_CHANNELS,
+        }
+        out.append((_data(slide.channel_levels(c)), keywords, "image"))
+    return out
+
+
+def _data(levels: Sequence[Any]) -> Any:
+    return list(levels) if len(levels) > 1 else levels[0]
+
+
+def _contrast_limits(slide: Slide) -> list[tuple[float, float]]:
+    """Per channel: the file's limits, or the 0.1 and 99.9 percentile of the smallest level."""
+    said = slide.contents.contrast or (None,) * len(slide.channels)
+    out = []
+    for c, limits in enumerate(said):
+        if limits is None:
+            values = np.asarray(slide.channel_levels(c)[-1])
+            values = values[np.isfinite(values)]
+            low, high = np.percentile(values, (0.1, 99.9)) if values.size else (0.0, 1.0)
+            limits = (float(low), float(high if high > low else low + 1))
+        out.append(limits)
+    return out
+
+
+def slide_of_layers(layers: Sequence[Image]) -> Slide:
+    """The slide that image layers show: ours where we opened it, else one over the layers' own arrays.
+
+    Parameters
+    ----------
+    layers
+        One layer (RGB, or grey as one channel), or one per channel of the same size.
+
+    Raises
+    ------
+    SlideError
+        Where the layers are not 2-D or differ in size.
+    """
+    slide = layers[0].metadata.get("slide")
+    if isinstance(slide, Slide) and not slide.closed:
+        return slide
+    for layer in layers:
+        if layer.ndim != 2:
+            raise SlideError(f"layer {layer.name!r} has {layer.ndim} dimensions; pass one 2-D plane of it.")
+    stacks = [list(layer.data) if layer.multiscale else [layer.data] for layer in layers]
+    if len(layers) == 1:
+        levels: list[Any] = stacks[0]
+        names: list[str] = []
+    else:
+        levels = [list(parts) for parts in zip(*stacks, strict=False)]
+        names = [layer.name for layer in layers]
+    made = ArraySlide(levels, mpp=_mpp(layers[0]), name=str(layers[0].source.path or layers[0].name), channels=names)
+    return made
+
+
+def _mpp(layer: Image) -> tuple[float, float] | None:
+    """The layer's scale where its units are micrometres."""
+    if not all(str(unit) in _MICROMETRE for unit in layer.units):
+        return None
+    y, x = (abs(float(v)) for v in layer.scale)
+    return y, x
