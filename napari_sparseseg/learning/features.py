@@ -1,0 +1,146 @@
+"""Pixels to feature maps, and feature maps to rows of features at labelled pixels.
+
+Labelled pixels are few, so features are sampled (bilinearly, from the low-resolution maps) only there: five times
+faster than upsampling whole maps, and hardly any memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from napari_sparseseg.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.learning.encoders import Encoder
+
+WORKING_STRIDE = 2
+"""The head works on a grid of this many pixels; its class scores are then upsampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputScale:
+    """Per channel, the pixel values that become 0 and 1."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> InputScale:
+        """Read what `to_json` wrote."""
+        return cls(tuple(float(v) for v in data["low"]), tuple(float(v) for v in data["high"]))
+
+    @classmethod
+    def for_rgb(cls) -> InputScale:
+        """0..255: brightfield colour is never stretched, the encoder knows it as it is."""
+        return cls((0.0,) * 3, (255.0,) * 3)
+
+    @classmethod
+    def measured(cls, patches: Iterable[NDArray[Any]]) -> InputScale:
+        """From the 0.5 and 99.5 percentile of each channel over patches (..., C): fluorescence, 16 bits, float."""
+        pixels = np.concatenate([p.reshape(-1, p.shape[-1])[::7].astype(np.float64) for p in patches])
+        low, high = np.nanpercentile(pixels, (0.5, 99.5), axis=0)
+        high = np.where(high > low, high, low + 1)
+        return cls(tuple(low.tolist()), tuple(high.tolist()))
+
+    def unit(self, pixels: NDArray[Any]) -> torch.Tensor:
+        """(B, h, w, C) of any dtype to float32 (B, C, h, w), 0..1 where within the scale, cut at -0.5 and 1.5.
+
+        Raises
+        ------
+        ModelError
+            When the number of channels is another than the scale's.
+        """
+        if pixels.ndim != 4 or pixels.shape[-1] != len(self.low):
+            raise ModelError(
+                f"the model was made for {len(self.low)} channels but the image has shape {pixels.shape[1:]} (h, w, "
+                "channels); use a slide with the same channels."
+            )
+        values = np.array(pixels, np.float32, order="C")
+        np.nan_to_num(values, copy=False)
+        low = torch.tensor(self.low, dtype=torch.float32)
+        span = torch.tensor(self.high, dtype=torch.float32) - low
+        return ((torch.from_numpy(values) - low) / span).clamp_(-0.5, 1.5).permute(0, 3, 1, 2)
+
+
+class FeatureMaps(nn.Module):
+    """Everything the head looks at: colour, the encoder's maps, and the coarsest map averaged around each place.
+
+    Parameters
+    ----------
+    encoder
+        Its parameters belong to this module then.
+    context
+        Side of the window, in cells of the coarsest map, for the averaged copy; 1 for none.
+
+    Attributes
+    ----------
+    channels, strides : tuple of int
+        Per map; the first is colour.
+    reach : int
+        Pixels around a place that a bilinear sample of any map there depends on, at most.
+    """
+
+    def __init__(self, encoder: Encoder, context: int = 1) -> None:
+        super().__init__()
+        self.encoder, self.context = encoder, context
+        self.image_channels = int(encoder.mean.shape[1])
+        extra = (encoder.channels[-1],) if context > 1 else ()
+        coarsest = encoder.strides[-1]
+        self.channels: tuple[int, ...] = (self.image_channels, *encoder.channels, *extra)
+        self.strides: tuple[int, ...] = (WORKING_STRIDE, *encoder.strides, *((coarsest,) if extra else ()))
+        # A sample between two cells reaches half a cell further than the cell it lies in.
+        self.reach = encoder.reach + coarsest // 2 + (context // 2) * coarsest
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Maps of an image, float (B, C, H, W) in 0..1, H and W multiples of the largest stride."""
+        maps: list[torch.Tensor] = self.encoder(image)
+        colour = F.avg_pool2d(image, WORKING_STRIDE) * 2 - 1
+        if self.context > 1:
+            around = F.avg_pool2d(maps[-1], self.context, 1, self.context // 2, count_include_pad=False)
+            return [colour, *maps, around]
+        return [colour, *maps]
+
+
+def sample(
+    maps: Sequence[torch.Tensor], strides: Sequence[int], ys: torch.Tensor, xs: torch.Tensor, patch: int = 0
+) -> torch.Tensor:
+    """Features at pixels of one patch.
+
+    Parameters
+    ----------
+    maps
+        As from `FeatureMaps`, (B, C_i, h_i, w_i).
+    strides
+        Of the maps.
+    ys, xs
+        Pixel indices (N,) in the image that the maps were made from.
+    patch
+        Which image of the batch.
+
+    Returns
+    -------
+    float32 (N, sum of C_i), bilinear at the pixel centres.
+    """
+    rows = []
+    for values, stride in zip(maps, strides, strict=True):
+        _, _, h, w = values.shape
+        gy = (ys.float() + 0.5) * (2 / (h * stride)) - 1
+        gx = (xs.float() + 0.5) * (2 / (w * stride)) - 1
+        grid = torch.stack([gx, gy], dim=-1)[None, None].to(values.device)
+        one = values[patch : patch + 1].float()
+        rows.append(F.grid_sample(one, grid, padding_mode="border", align_corners=False)[0, :, 0].T)
+    return torch.cat(rows, dim=1)

@@ -1,0 +1,153 @@
+"""`Model`: an immutable segmenter for any thread, and its file. torch is imported only when a model is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_sparseseg.errors import ModelError, PredictionError
+from napari_sparseseg.files import write_atomic
+from napari_sparseseg.learning.backend import autocast_dtype, choose_device, import_torch
+from napari_sparseseg.learning.model_file import FORMAT, VERSION, read_recipe
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.config import Recipe
+    from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
+
+__all__ = ["Model", "load_model", "read_recipe"]
+
+
+class Model:
+    """A fitted network with its recipe; never changed after it was made, so any thread may use it.
+
+    Parameters
+    ----------
+    recipe
+        Classes in channel order and everything else that must travel with the weights. `recipe.extra` is replaced by
+        what the network needs to be rebuilt.
+    net
+        In eval mode and on its device; belongs to the model from now on.
+    scale
+        Of the input.
+    """
+
+    def __init__(self, recipe: Recipe, net: TwoSpeedNet | PlainUNet, scale: InputScale) -> None:
+        from napari_sparseseg.learning.rebuild import describe
+
+        self.recipe = dataclasses.replace(recipe, extra={"net": describe(net), "input": scale.to_json()})
+        self.net, self.scale = net.eval().requires_grad_(False), scale
+        self.halo, self.multiple = int(net.reach), int(net.multiple)
+        self.device: torch.device = next(net.parameters()).device
+
+    def __repr__(self) -> str:
+        return f"<Model {len(self.recipe.classes)} classes, step {self.recipe.step}, on {self.device}>"
+
+    def probabilities(self, pixels: NDArray[Any], *, origin: tuple[int, int] = (0, 0)) -> NDArray[np.float32]:
+        """Class probabilities of an image or tile.
+
+        Parameters
+        ----------
+        pixels
+            (h, w, C) at the training resolution, any dtype of the slides it was trained on. Values nearer than `halo`
+            to a side depend on where the tile ends.
+        origin
+            (y, x) of the tile in its frame: tiles are aligned to absolute multiples of `multiple`, so the same pixel
+            gets the same value from every tile.
+
+        Returns
+        -------
+        float32 (K, h, w), K classes in the order of the recipe; sums to 1.
+
+        Raises
+        ------
+        ModelError
+            For another number of channels.
+        PredictionError
+            When the device has not enough memory for a tile of this size.
+        """
+        if pixels.ndim != 3:
+            raise ModelError(f"pixels have shape {pixels.shape}; give (h, w, channels).")
+        h, w, _ = pixels.shape
+        top, left = origin[0] % self.multiple, origin[1] % self.multiple
+        bottom, right = -(h + top) % self.multiple, -(w + left) % self.multiple
+        if top or left or bottom or right:
+            pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
+        values = self._run(pixels)
+        return np.ascontiguousarray(values[:, top : top + h, left : left + w])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and recipe as one ``.safetensors`` file, whole or not at all.
+
+        Raises
+        ------
+        ModelError
+            When the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
+        metadata = {"format": FORMAT, "version": str(VERSION), "recipe": json.dumps(self.recipe.to_json())}
+        try:
+            write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        except OSError as error:
+            raise ModelError(
+                f"model {path} cannot be written: {error.strerror or error}. Choose another place."
+            ) from error
+
+    def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        torch = import_torch()
+        image = self.scale.unit(pixels[None]).to(self.device).contiguous(memory_format=torch.channels_last)
+        dtype = autocast_dtype(self.device)
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                result: NDArray[np.float32] = self.net(image)[0].float().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            h, w = pixels.shape[:2]
+            raise PredictionError(
+                f"{self.device} has not enough memory for a tile of {h} x {w} px; use smaller tiles, or device cpu."
+            ) from error
+        return result
+
+
+def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
+    """Read a model file.
+
+    Raises
+    ------
+    ModelError
+        When the file cannot be read, is no model of ours, or its weights do not fit its recipe.
+    TrainingError
+        When the device is not there.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.rebuild import rebuild
+
+    recipe = read_recipe(path)
+    import_torch()
+    target = choose_device(device)
+    try:
+        net = rebuild(recipe)
+        scale = InputScale.from_json(recipe.extra["input"])
+        net.load_state_dict(load_file(Path(path)))
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise ModelError(
+            f"the weights in {path} do not fit its recipe: {str(error)[:300]}. The file is damaged or was changed."
+        ) from error
+    if len(scale.low) != len(recipe.channels) or len(scale.high) != len(recipe.channels):
+        raise ModelError(
+            f"{path} has input scales for {len(scale.low)} of {len(recipe.channels)} channels; it is damaged."
+        )
+    return Model(recipe, net.to(target), scale)

@@ -1,0 +1,208 @@
+"""The networks: encoder with instant head and U-Net decoder, and the plain U-Net of the paper.
+
+Both give class scores for every pixel of an image whose sides are multiples of `multiple`, and say how far a pixel
+looks (`reach`), from which the halo of tiles follows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from napari_sparseseg.learning.features import WORKING_STRIDE, FeatureMaps
+from napari_sparseseg.learning.head import Head
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_GROUP = 8
+
+
+class Network(Protocol):
+    """What a model needs of a network."""
+
+    @property
+    def reach(self) -> int:
+        """Pixels around a pixel that its scores depend on, at most."""
+
+    @property
+    def multiple(self) -> int:
+        """Sides and origin of an image are multiples of this."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Probabilities (B, K, H, W) of an image (B, C, H, W) in 0..1."""
+
+
+class Decoder(nn.Module):
+    """U-Net decoder over feature maps, coarse to fine: one 3 x 3 convolution per scale, group-normalised.
+
+    Group statistics would depend on the tile, so features are normalised per place (over channels) instead.
+
+    Parameters
+    ----------
+    channels, strides
+        Of the maps, as from `FeatureMaps`.
+    widths
+        Channels per scale, coarsest first.
+    classes
+        Number of classes.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], widths: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.scales = sorted(set(strides), reverse=True)
+        self.inputs = [[i for i, s in enumerate(strides) if s == scale] for scale in self.scales]
+        self.stages = nn.ModuleList()
+        before = 0
+        for group, width in zip(self.inputs, widths, strict=True):
+            self.stages.append(_Stage(before + sum(channels[i] for i in group), width))
+            before = width
+        self.scores = nn.Conv2d(before, classes, 1)
+        nn.init.zeros_(self.scores.weight)
+        nn.init.zeros_(self.scores.bias)  # type: ignore[arg-type]
+
+    @property
+    def reach(self) -> int:
+        """Pixels that the 3 x 3 convolutions add to the reach of the maps."""
+        return sum(self.scales) + max(self.scales)
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Scores (B, K, h, w) on the grid of the finest map."""
+        x: torch.Tensor | None = None
+        for group, stage in zip(self.inputs, self.stages, strict=True):
+            parts = [maps[i] for i in group]
+            if x is not None:
+                parts.append(F.interpolate(x, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
+            x = stage(torch.cat(parts, dim=1))
+        scores: torch.Tensor = self.scores(x)
+        return scores
+
+
+class _Stage(nn.Module):
+    """1 x 1 to the stage's width, then a residual 3 x 3."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(before, width, 1)
+        self.norm = ChannelNorm(width)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.reduce(x)))
+        return x + F.relu(self.mix(x))
+
+
+class ChannelNorm(nn.Module):
+    """Normalisation over channels at each place: the same for any batch size and any tile."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) to the same shape."""
+        width = x.shape[1]
+        moved = F.layer_norm(x.permute(0, 2, 3, 1), (width,), self.weight, self.bias, 1e-5)
+        return moved.permute(0, 3, 1, 2)
+
+
+class TwoSpeedNet(nn.Module):
+    """Instant head and, once trained, U-Net decoder on one pass of the encoder.
+
+    Parameters
+    ----------
+    features
+        Encoder and what is derived from it.
+    head
+        The instant head.
+    decoder
+        The fine part, or None.
+    share
+        Share of the decoder in the result, 0..1: probability = (1 - share) * head + share * decoder.
+    """
+
+    def __init__(self, features: FeatureMaps, head: Head, decoder: Decoder | None = None, share: float = 0.0) -> None:
+        super().__init__()
+        self.features, self.head, self.decoder = features, head, decoder
+        self.share = share if decoder is not None else 0.0
+
+    @property
+    def reach(self) -> int:
+        """See `Network`."""
+        return self.features.reach + WORKING_STRIDE + (self.decoder.reach if self.decoder is not None else 0)
+
+    @property
+    def multiple(self) -> int:
+        """See `Network`."""
+        return max(self.features.strides)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Probabilities (B, K, H, W)."""
+        maps = self.features(image)
+        scores = F.interpolate(self.head(maps), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        probabilities = scores.float().softmax(1)
+        if self.decoder is None or not self.share:
+            return probabilities
+        fine = F.interpolate(self.decoder(maps), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        return (1 - self.share) * probabilities + self.share * fine.float().softmax(1)
+
+
+class PlainUNet(nn.Module):
+    """U-Net from random weights (Ronneberger et al., 2015), as the paper trains it, with padding and batch norm.
+
+    Parameters
+    ----------
+    channels, classes
+        Of the image; of the result.
+    width
+        Channels at full resolution, doubled at each of `depth` steps down.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 16, depth: int = 4) -> None:
+        super().__init__()
+        widths = [width * 2**i for i in range(depth + 1)]
+        self.depth, self.channels = depth, channels
+        self.down = nn.ModuleList(_double(a, b) for a, b in zip([channels, *widths[:-1]], widths, strict=True))
+        self.up = nn.ModuleList(_double(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.scores = nn.Conv2d(width, classes, 1)
+
+    @property
+    def reach(self) -> int:
+        """Two 3 x 3 convolutions per scale on the way down and up, and one cell for pooling and upsampling each."""
+        down = sum((2 + 1) * 2**i for i in range(self.depth)) + 2 * 2**self.depth
+        return down + sum((2 + 2) * 2**i for i in range(self.depth))
+
+    @property
+    def multiple(self) -> int:
+        """See `Network`."""
+        return 2**self.depth
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Scores (B, K, H, W)."""
+        x = image * 2 - 1
+        skips = []
+        for i, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if i else x)
+            skips.append(x)
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), skip], dim=1))
+        scores: torch.Tensor = self.scores(x)
+        return scores
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Probabilities (B, K, H, W)."""
+        return self.logits(image).float().softmax(1)
+
+
+def _double(before: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,69 @@
+"""A network as a few plain values in the recipe, and back, offline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg.errors import ModelError
+from napari_sparseseg.learning.encoders import Encoder
+from napari_sparseseg.learning.features import FeatureMaps
+from napari_sparseseg.learning.head import Head
+from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
+
+if TYPE_CHECKING:
+    from napari_sparseseg.config import Recipe
+
+_MOST_WIDTH = 1024
+_MOST_DEPTH = 8
+
+
+def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
+    """What `rebuild` needs beside classes and channels."""
+    if isinstance(net, PlainUNet):
+        return {"kind": "scratch", "width": net.scores.in_channels, "depth": net.depth}
+    widths = [] if net.decoder is None else [stage.mix.out_channels for stage in net.decoder.stages]
+    return {
+        "kind": "pretrained",
+        "architecture": net.features.encoder.architecture,
+        "context": net.features.context,
+        "hidden": net.head.scores.in_channels,
+        "decoder": widths,
+        "share": net.share,
+    }
+
+
+def rebuild(recipe: Recipe) -> TwoSpeedNet | PlainUNet:
+    """The network of a recipe with random weights, in eval mode.
+
+    Raises
+    ------
+    ModelError
+        For values that no network of ours has.
+    KeyError, TypeError, ValueError
+        For missing or wrong ones.
+    """
+    net = dict(recipe.extra["net"])
+    classes, channels = len(recipe.classes), len(recipe.channels)
+    if net["kind"] == "scratch":
+        return PlainUNet(channels, classes, _bounded(net, "width"), _bounded(net, "depth", _MOST_DEPTH)).eval()
+    if net["kind"] != "pretrained":
+        raise ModelError(f"the model is of kind {net['kind']!r}, which this version does not know; update the program.")
+    # By architecture, never by address: a model file must not make this program download anything.
+    architecture = str(net["architecture"]).partition("@")[0]
+    if ":" in architecture or "/" in architecture:
+        raise ModelError(f"the model names the encoder {architecture!r}, which is an address and not a timm name.")
+    features = FeatureMaps(Encoder(architecture, channels, load=False), _bounded(net, "context", 15))
+    head = Head(features.channels, _bounded(net, "hidden"), classes)
+    widths = [_bounded({"decoder": w}, "decoder") for w in net["decoder"]]
+    decoder = Decoder(features.channels, features.strides, widths, classes) if widths else None
+    share = float(net["share"])
+    if not 0 <= share <= 1:
+        raise ModelError(f"the model's decoder share {share} is not in 0..1; the file is damaged.")
+    return TwoSpeedNet(features, head, decoder, share).eval()
+
+
+def _bounded(values: dict[str, Any], name: str, most: int = _MOST_WIDTH) -> int:
+    value = int(values[name])
+    if not 1 <= value <= most:
+        raise ModelError(f"the model's {name} {value} is not in 1..{most}; the file is damaged.")
+    return value
