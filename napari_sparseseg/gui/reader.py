@@ -140,8 +140,7 @@ def slide_of_layers(layers: Sequence[Image]) -> Slide:
     else:
         levels = [list(parts) for parts in zip(*stacks, strict=False)]
         names = [layer.name for layer in layers]
-    made = ArraySlide(levels, mpp=_mpp(layers[0]), name=str(layers[0].source.path or layers[0].name), channels=names)
-    return made
+    return ArraySlide(levels, mpp=_mpp(layers[0]), name=str(layers[0].source.path or layers[0].name), channels=names)
 
 
 def _mpp(layer: Image) -> tuple[float, float] | None:

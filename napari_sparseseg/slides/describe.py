@@ -22,7 +22,7 @@ def describe(slide: Slide) -> dict[str, Any]:
         Where no pixel can be read at all.
     """
     contents, pyramid = slide.contents, slide.pyramid
-    levels = []
+    levels: list[dict[str, Any]] = []
     for level, down, scale in zip(pyramid.levels, slide.downsamples, pyramid.scales, strict=True):
         h, w, _ = level.shape
         if not level.added:

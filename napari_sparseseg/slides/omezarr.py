@@ -47,10 +47,8 @@ class ZarrLevel(Level):
         h, w = array.shape[axes.at("y")], array.shape[axes.at("x")]
         stored = array.shape[axes.at("c")] if "c" in axes.names else 1
         count = 3 if alpha else stored
-        tile = tuple(
-            min(n, c * max(1, _TILE // c))
-            for n, c in zip((h, w), (array.chunks[axes.at(a)] for a in "yx"), strict=True)
-        )
+        chunks = array.chunks[axes.at("y")], array.chunks[axes.at("x")]
+        tile = tuple(min(n, c * max(1, _TILE // c)) for n, c in zip((h, w), chunks, strict=True))
         super().__init__((h, w, count), array.dtype.newbyteorder("="), (tile[0], tile[1]), count if interleaved else 1)
         self._array, self._axes, self._alpha, self._stored = array, axes, alpha, stored
 
@@ -160,13 +158,9 @@ def _axes(path: str, multiscale: Mapping[str, Any], array: Any) -> _Axes:
 def _check(path: str, arrays: Sequence[Any], axes: _Axes) -> None:
     for array in arrays:
         if array.ndim != len(axes.names) or array.dtype != arrays[0].dtype or array.dtype.kind not in "uif":
-            raise SlideOpenError(
-                path, f"its levels are {array.ndim}-D {array.dtype}", "Pixels must be numbers, all alike."
-            )
+            raise SlideOpenError(path, f"a level is {array.ndim}-D {array.dtype}", "Pixels must be numbers, all alike.")
         if math.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
-            raise SlideOpenError(
-                path, f"a chunk of it, {array.chunks}, takes more than 256 MB", "Write it with smaller chunks."
-            )
+            raise SlideOpenError(path, f"a chunk of it, {array.chunks}, takes more than 256 MB", _EXPORT)
         if max(array.shape[axes.at("y")], array.shape[axes.at("x")]) > 2**20:
             raise SlideOpenError(path, f"it claims {array.shape} px, and {2**20} a side is the limit", _EXPORT)
 

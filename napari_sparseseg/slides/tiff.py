@@ -36,6 +36,7 @@ MAX_IN_MEMORY = 200_000_000
 CONVERT = (
     "Convert it to a tiled pyramid, for instance: vips tiffsave in.tif out.tif --tile --pyramid --compression jpeg"
 )
+_ALIKE = ("dtype", "samplesperpixel", "planarconfig")
 _RGB_PHOTOMETRIC = (2, 6)
 PARSE_ERRORS = (*DECODE_ERRORS, AssertionError, AttributeError, MemoryError, SyntaxError)
 
@@ -207,9 +208,7 @@ def _tiled_levels(
     first, missing = series.keyframe, 0
     for k, part in enumerate(found):
         page = part.keyframe
-        alike = all(
-            getattr(page, name) == getattr(first, name) for name in ("dtype", "samplesperpixel", "planarconfig")
-        )
+        alike = all(getattr(page, name) == getattr(first, name) for name in _ALIKE)
         if not page.is_tiled or not alike:
             contents.warnings.append(f"level {k} has other pixels than level 0 and is left out")
             continue
