@@ -124,8 +124,8 @@ class TileStore:
     def read(self, channel: int, level: int, region: Box) -> np.ndarray:
         """uint8 (h, w) of a region in pixels of `level`; 0 where nothing is known. Never computes a prediction."""
         if level == self.n_levels - 1:
-            part: np.ndarray = self.top[channel][region.slices()]
-            return part.copy()
+            whole: np.ndarray = self.top[channel][region.slices()]
+            return whole.copy()
         out = np.zeros((region.height, region.width), np.uint8)
         for cell in tiles(region, TILE):
             part = cell.intersection(region)
