@@ -1,0 +1,58 @@
+"""A small real segmenter without a network: what region prediction is tested with, and against.
+
+Pixels are averaged over cells of `multiple` px, smoothed over a known number of cells, and compared with one colour per
+class. Like a network it has a finite receptive field, a stride whose phase matters, and an answer for every pixel; unlike
+one it is exact, so tiled and untiled answers can be compared bit by bit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from napari_sparseseg.config import Recipe, make_classes
+
+CLASSES = make_classes([("glass", "#ffffff"), ("stroma", "#3cb44b"), ("nuclei", "#911eb4")])
+COLOURS = ((240, 240, 240), (215, 150, 190), (110, 70, 140))
+LEVELS = 64
+"""Smoothed values are integers in 1/64 grey levels: sums of integers do not depend on their order."""
+
+
+class SmoothModel:
+    """Nearest mean colour after smoothing over `2 * radius + 1` cells of `multiple` px."""
+
+    def __init__(self, multiple=4, radius=2, mpp=None, colours=COLOURS, classes=CLASSES, delay=0.0):
+        self.multiple, self.radius = multiple, radius
+        self.halo = multiple * (radius + 1)
+        self.recipe = Recipe(classes=classes, mpp=mpp, encoder="smooth")
+        self.colours = np.asarray(colours, np.float32)
+        self.delay = delay
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    def probabilities(self, pixels, *, origin=(0, 0)):
+        m, r = self.multiple, self.radius
+        h, w, c = pixels.shape
+        if h % m or w % m or origin[0] % m or origin[1] % m:
+            raise ValueError(f"{pixels.shape} at {origin} is not aligned to {m}")
+        with self._lock:
+            self.calls += 1
+        if self.delay:
+            time.sleep(self.delay)
+        cells = pixels.astype(np.int64).reshape(h // m, m, w // m, m, c).sum(axis=(1, 3)) * LEVELS // (m * m)
+        padded = np.pad(cells, ((r, r), (r, r), (0, 0)), mode="edge")
+        for axis in (0, 1):
+            n = padded.shape[axis] - 2 * r
+            padded = sum(np.take(padded, range(k, k + n), axis=axis) for k in range(2 * r + 1))
+        mean = (padded // (2 * r + 1) ** 2).astype(np.float32) / LEVELS
+        distance = np.stack([((mean - colour) ** 2).sum(axis=-1) for colour in self.colours]) / 2000
+        weight = np.exp(distance.min(axis=0) - distance)
+        return np.repeat(np.repeat(weight / weight.sum(axis=0), m, axis=1), m, axis=2).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        settings = np.array([self.multiple, self.radius], np.int32)
+        save_file({"colours": self.colours, "settings": settings}, path)
