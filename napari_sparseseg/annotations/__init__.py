@@ -1,0 +1,8 @@
+"""Sparse annotations of a slide of any size: strokes, dense regions, classes, history, file. No Qt, no torch."""
+
+from napari_sparseseg.annotations.model import Annotations
+from napari_sparseseg.annotations.quadtree import LabelQuadtree
+from napari_sparseseg.annotations.snapshot import Snapshot
+from napari_sparseseg.annotations.strokes import DenseRegion, Stroke, stroke_mask
+
+__all__ = ["Annotations", "DenseRegion", "LabelQuadtree", "Snapshot", "Stroke", "stroke_mask"]

@@ -1,0 +1,119 @@
+"""Chunks of labels as immutable bytes: small, hashable, safe to share between threads and to write to a file as is.
+
+Three forms, told apart by the first byte: one label for the whole chunk; runs of equal labels, row by row (last pixel
+of each run as little-endian uint16, then the labels as uint8); zlib for chunks that are too ragged for runs.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Labels = NDArray[np.uint8]
+
+CHUNK = 256
+HALF = CHUNK // 2
+PIXELS = CHUNK * CHUNK
+_UNIFORM, _RUNS, _ZLIB = b"U", b"R", b"Z"
+# Above this many runs zlib is smaller than three bytes per run and hardly slower.
+_MAX_RUNS = 8192
+EMPTY = _UNIFORM + b"\0"
+
+
+def pack(chunk: Labels) -> bytes:
+    """Pack a (256, 256) uint8 chunk; equal chunks give equal bytes."""
+    flat = np.ascontiguousarray(chunk).reshape(-1)
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    if len(ends) == 0:
+        return _UNIFORM + flat[:1].tobytes()
+    if len(ends) >= _MAX_RUNS:
+        return _ZLIB + zlib.compress(flat.tobytes(), 1)
+    ends = np.append(ends, PIXELS - 1)
+    return _RUNS + ends.astype("<u2").tobytes() + flat[ends].tobytes()
+
+
+def _runs(packed: bytes) -> tuple[NDArray[np.int64], Labels]:
+    n = (len(packed) - 1) // 3
+    ends = np.frombuffer(packed, "<u2", n, 1).astype(np.int64)
+    return np.diff(ends, prepend=-1), np.frombuffer(packed, np.uint8, n, 1 + 2 * n)
+
+
+@lru_cache(maxsize=512)
+def unpack(packed: bytes) -> Labels:
+    """The read-only (256, 256) uint8 chunk of `packed`.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are not a packed chunk.
+    """
+    kind = packed[:1]
+    if kind == _UNIFORM and len(packed) == 2:
+        flat = np.full(PIXELS, packed[1], np.uint8)
+    elif kind == _RUNS:
+        lengths, labels = _runs(packed)
+        flat = np.repeat(labels, lengths)
+    elif kind == _ZLIB:
+        flat = np.frombuffer(_inflate(packed[1:]), np.uint8)
+    else:
+        raise ValueError(f"a packed chunk cannot begin with {kind!r}")
+    if flat.size != PIXELS:
+        raise ValueError(f"a packed chunk holds {flat.size} pixels instead of {PIXELS}")
+    flat.flags.writeable = False
+    return flat.reshape(CHUNK, CHUNK)
+
+
+def _inflate(data: bytes) -> bytes:
+    """Decompress at most one chunk: a forged file cannot ask for more memory than that."""
+    try:
+        return zlib.decompressobj().decompress(data, PIXELS + 1)
+    except zlib.error as error:
+        raise ValueError(f"a packed chunk cannot be decompressed: {error}") from error
+
+
+@lru_cache(maxsize=65536)
+def label_counts(packed: bytes) -> tuple[tuple[int, int], ...]:
+    """(label, pixels) of a packed chunk, label 0 left out."""
+    if packed[:1] == _RUNS:
+        lengths, labels = _runs(packed)
+        n = np.bincount(labels, weights=lengths)
+    else:
+        n = np.bincount(unpack(packed).reshape(-1))
+    return tuple((int(k), int(n[k])) for k in np.flatnonzero(n) if k)
+
+
+@lru_cache(maxsize=16384)
+def without_quadrants(packed: bytes, quadrants: tuple[int, ...]) -> bytes:
+    """The packed chunk with some quadrants (0 to 3, row by row) set to 0."""
+    chunk = unpack(packed).copy()
+    for q in quadrants:
+        y, x = q // 2 * HALF, q % 2 * HALF
+        chunk[y : y + HALF, x : x + HALF] = 0
+    return pack(chunk)
+
+
+def uniform_label(chunk: Labels) -> int | None:
+    """The one label of a chunk, or None where there are several."""
+    first = int(chunk[0, 0])
+    # The far corner settles most chunks without a look at the rest.
+    if chunk[-1, -1] != first or chunk[chunk.shape[0] // 2, chunk.shape[1] // 2] != first:
+        return None
+    return first if bool((chunk == first).all()) else None
+
+
+def pool(block: Labels) -> Labels:
+    """Maximum over 2 x 2 pixels; both sides of `block` are even."""
+    rows = np.maximum(block[0::2], block[1::2])
+    out: NDArray[Any] = np.maximum(rows[:, 0::2], rows[:, 1::2])
+    return out
+
+
+def enlarge(block: NDArray[Any], shift: int) -> NDArray[Any]:
+    """Repeat every pixel 2**shift times along both axes."""
+    return block if shift == 0 else block.repeat(1 << shift, 0).repeat(1 << shift, 1)
