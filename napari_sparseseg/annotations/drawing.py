@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.packing import Labels
 
-)
-
 
 class Keeper(Protocol):
     """Where edits are kept on disk; `Drawing` tells it of each before it tells anyone else."""
