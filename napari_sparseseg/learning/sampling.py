@@ -1,0 +1,355 @@
+"""Which patches to train on: every class, slide and stroke gets its turn; dense regions get a stated share.
+
+A patch is drawn in three turns: which class, on which slide, along which stroke; then a random labelled pixel of that
+stroke is put anywhere in the patch. A class with one stroke is therefore seen as often as one with a hundred. Nothing
+is written to disk, and the same seed gives the same patches.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.learning.sources import Source, Unit, find_in_cells, find_pixel, stroke_area, training_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.annotations.strokes import Stroke
+    from napari_sparseseg.config import TrainConfig
+
+__all__ = ["Batch", "PatchSampler", "Prefetcher", "Source"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Patches at the training resolution.
+
+    Attributes
+    ----------
+    pixels
+        (B, h, w, C) of the slides' dtype.
+    labels
+        uint8 (B, h, w) class ids; 0 = unlabelled, or held out.
+    dense
+        bool (B,): drawn from a dense region.
+    origins
+        int64 (B, 3): index of the source, row and column of the patch's first pixel in the source's frame.
+    brightfield
+        Whether the pixels are stained tissue in 8-bit colour.
+    """
+
+    pixels: NDArray[Any]
+    labels: NDArray[np.uint8]
+    dense: NDArray[np.bool_]
+    origins: NDArray[np.int64]
+    brightfield: bool
+
+
+class _Turns:
+    """Indices in turn, each as often as its weight says, as evenly spread as can be, from a random start."""
+
+    def __init__(self, weights: Sequence[float], rng: np.random.Generator) -> None:
+        self._weights = np.asarray(weights, dtype=np.float64)
+        self._credit = rng.random(len(self._weights)) * self._weights
+
+    def next(self) -> int | None:
+        """The next index; None when all were dropped."""
+        total = self._weights.sum()
+        if not total:
+            return None
+        self._credit += self._weights
+        k = int(np.argmax(np.where(self._weights > 0, self._credit, -np.inf)))
+        self._credit[k] -= total
+        return k
+
+    def drop(self, k: int) -> None:
+        """Never give `k` again."""
+        self._weights[k] = 0.0
+
+
+class _Strokes:
+    """The strokes of one class on one source, in turn. Those whose label is gone drop out."""
+
+    def __init__(
+        self,
+        source: Source,
+        class_id: int,
+        strokes: Sequence[Stroke],
+        held: Sequence[Unit],
+        weights: Sequence[float],
+        rng: np.random.Generator,
+    ) -> None:
+        self._source, self._class_id, self._strokes, self._held = source, class_id, strokes, held
+        self._turns = _Turns(weights, rng)
+        self._rng = rng
+
+    def pixel(self) -> tuple[int, int] | None:
+        """A labelled frame pixel (row, column); None when nothing of this class is left on the source."""
+        while (k := self._turns.next()) is not None:
+            found = find_pixel(self._source, self._strokes[k], self._rng, self._held)
+            if found is not None:
+                return found
+            self._turns.drop(k)
+        # Labels that no stroke accounts for, or that all hide in small remains of strokes.
+        return find_in_cells(self._source, self._class_id, self._rng, self._held)
+
+
+class PatchSampler:
+    """Draws batches of patches from labelled slides.
+
+    Parameters
+    ----------
+    sources
+        Slides with labels; those whose role is not ``train`` are left out.
+    config
+        `patch_px`, `dense_fraction`.
+    seed
+        Of all random choices.
+    exclude
+        Per index of `sources` what is held out: its labels are 0 in every patch, wherever the patch comes from.
+    margin
+        Pixels to add around the `patch_px` square on every side; the labelled pixel stays out of the margin.
+    area_power
+        A stroke's turns are proportional to its area to this power: 0 all strokes alike, 0.5 larger ones more often.
+
+    Raises
+    ------
+    TrainingError
+        Where the slides do not have the same channels and dtype, or there is nothing labelled to train on.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        config: TrainConfig,
+        seed: int | None = None,
+        *,
+        exclude: Mapping[int, Sequence[Unit]] | None = None,
+        margin: int = 0,
+        area_power: float = 0.0,
+    ) -> None:
+        self._sources, self._config, self._margin = tuple(sources), config, margin
+        self._rng = np.random.default_rng(config.seed if seed is None else seed)
+        self._held = {k: tuple(units) for k, units in (exclude or {}).items()}
+        usable = [k for k in self._training_indices() if not any(u.stroke is None for u in self._held.get(k, ()))]
+        self.brightfield = _check_alike([self._sources[k] for k in usable])
+        self._groups = self._group_strokes(usable, area_power)
+        self._class_turns = _Turns([1.0] * len(self._groups), self._rng)
+        self._regions = self._group_regions(usable)
+        self._region_turns = _Turns([1.0] * len(self._regions), self._rng)
+        self._dense_credit = float(self._rng.random()) * config.dense_fraction
+        if not self._groups and not self._regions:
+            raise TrainingError("there is nothing labelled to train on; scribble strokes of at least two classes.")
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Ids of the classes that get turns, ascending."""
+        return tuple(c for c, _, _ in self._groups)
+
+    def draw(self, n: int) -> Batch:
+        """The next `n` patches; each holds at least one labelled pixel.
+
+        Raises
+        ------
+        TrainingError
+            When all labels have been erased, drawn over or held out.
+        """
+        side = self._config.patch_px + 2 * self._margin
+        origins = np.zeros((n, 3), np.int64)
+        labels = np.zeros((n, side, side), np.uint8)
+        dense = np.zeros(n, bool)
+        pixels: list[NDArray[Any]] = []
+        for b in range(n):
+            k, row, column, dense[b] = self._next_pixel()
+            region = self._place(self._sources[k], row, column, side)
+            origins[b] = k, region.y, region.x
+            labels[b] = training_labels(self._sources[k], region, self._held.get(k, ()))
+            pixels.append(self._sources[k].read_pixels(region))
+        return Batch(np.stack(pixels), labels, dense, origins, self.brightfield)
+
+    def _training_indices(self) -> list[int]:
+        return [k for k, source in enumerate(self._sources) if source.role == "train"]
+
+    def _group_strokes(
+        self, usable: Sequence[int], power: float
+    ) -> list[tuple[int, list[tuple[int, _Strokes]], _Turns]]:
+        """(class id, its strokes per source, turns of the sources), by class id."""
+        groups: dict[int, list[tuple[int, _Strokes]]] = {}
+        for k in usable:
+            source, held = self._sources[k], self._held.get(k, ())
+            out = {u.stroke.id for u in held if u.stroke is not None and u.stroke.kind != "fill"}
+            by_class: dict[int, list[Stroke]] = {}
+            for stroke in source.labels.strokes:
+                if stroke.class_id and stroke.kind != "erase" and stroke.id not in out:
+                    by_class.setdefault(stroke.class_id, []).append(stroke)
+            drawn = {s.class_id for s in source.labels.strokes}
+            for class_id in (c for c, count in source.labels.counts().items() if count and c not in drawn):
+                # A rest class of a dense region belongs to the dense share; labels without any stroke come here.
+                if class_id not in {r.class_id for r in source.labels.dense_regions}:
+                    by_class[class_id] = []
+            for class_id, strokes in by_class.items():
+                weights = [stroke_area(s) ** power for s in strokes]
+                members = _Strokes(source, class_id, strokes, held, weights, self._rng)
+                groups.setdefault(class_id, []).append((k, members))
+        return [(c, groups[c], _Turns([1.0] * len(groups[c]), self._rng)) for c in sorted(groups)]
+
+    def _group_regions(self, usable: Sequence[int]) -> list[tuple[int, list[Stroke], _Turns]]:
+        """(source index, its dense regions, their turns)."""
+        out = []
+        for k in usable:
+            held = {u.stroke.id for u in self._held.get(k, ()) if u.stroke is not None}
+            regions = [r for r in self._sources[k].labels.dense_regions if r.id not in held]
+            if regions:
+                out.append((k, regions, _Turns([1.0] * len(regions), self._rng)))
+        return out
+
+    def _next_pixel(self) -> tuple[int, int, int, bool]:
+        """(source index, row, column, from a dense region) of the next labelled pixel."""
+        self._dense_credit += self._config.dense_fraction
+        if self._dense_credit >= 1.0:
+            self._dense_credit -= 1.0
+            found = self._dense_pixel()
+            if found is not None:
+                return (*found, True)
+        found = self._scribble_pixel()
+        if found is not None:
+            return (*found, False)
+        found = self._dense_pixel()
+        if found is not None:
+            return (*found, True)
+        raise TrainingError("no labelled pixel is left to train on: all were erased, drawn over or held out.")
+
+    def _scribble_pixel(self) -> tuple[int, int, int] | None:
+        while (c := self._class_turns.next()) is not None:
+            _, members, turns = self._groups[c]
+            while (s := turns.next()) is not None:
+                k, strokes = members[s]
+                found = strokes.pixel()
+                if found is not None:
+                    return (k, *found)
+                turns.drop(s)
+            self._class_turns.drop(c)
+        return None
+
+    def _dense_pixel(self) -> tuple[int, int, int] | None:
+        while (g := self._region_turns.next()) is not None:
+            k, regions, turns = self._regions[g]
+            while (r := turns.next()) is not None:
+                found = find_pixel(self._sources[k], regions[r], self._rng, self._held.get(k, ()))
+                if found is not None:
+                    return (k, *found)
+                turns.drop(r)
+            self._region_turns.drop(g)
+        return None
+
+    def _place(self, source: Source, row: int, column: int, side: int) -> Box:
+        """A square around a pixel, which lands anywhere in it; moved into the slide where that is large enough."""
+        patch = self._config.patch_px
+        start = []
+        for at, length in zip((row, column), source.shape, strict=True):
+            anywhere = at - int(self._rng.integers(0, patch))
+            start.append(min(max(anywhere, min(0, length - patch)), max(0, length - patch)) - self._margin)
+        return Box(start[0], start[1], side, side)
+
+
+class Prefetcher(Generic[_T]):
+    """Makes batches one after the other in a background thread, a few ahead. A context manager.
+
+    Parameters
+    ----------
+    make
+        Makes the next batch; only ever called from the background thread, so it needs no lock.
+    ahead
+        Finished batches to keep waiting.
+    """
+
+    def __init__(self, make: Callable[[], _T], ahead: int = 2) -> None:
+        self._make = make
+        self._ready: queue.Queue[_T | Exception] = queue.Queue(maxsize=ahead)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sparseseg-prefetch", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Prefetcher[_T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def next(self) -> _T:
+        """The next batch, in the order made; waits for it.
+
+        Raises
+        ------
+        TrainingError
+            After `close`, or after an error was raised already.
+        Exception
+            What making the batch raised.
+        """
+        while True:
+            try:
+                item = self._ready.get(timeout=0.1)
+            except queue.Empty:
+                if not self._thread.is_alive() and self._ready.empty():
+                    raise TrainingError("no more patches come: the prefetcher was closed or has failed.") from None
+                continue
+            if isinstance(item, Exception):
+                raise item
+            return item
+
+    def close(self) -> None:
+        """End the thread after the batch it is making; batches made ahead are dropped."""
+        self._closing.set()
+        self._thread.join()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            item: _T | Exception
+            try:
+                item = self._make()
+            except Exception as error:  # noqa: BLE001 - handed to the consumer, whose next() raises it
+                item = error
+            while not self._closing.is_set():
+                try:
+                    self._ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, Exception):
+                return
+
+
+def _check_alike(sources: Sequence[Source]) -> bool:
+    """Check that patches of all sources fit into one batch; whether they are brightfield.
+
+    Raises
+    ------
+    TrainingError
+        Where they do not.
+    """
+    if not sources:
+        raise TrainingError("no slide is left to train on: open one, or do not hold all of them out.")
+    first = sources[0].slide
+    for other in (s.slide for s in sources[1:]):
+        if other.channels != first.channels or other.dtype != first.dtype:
+            raise TrainingError(
+                f"{other.path} has {other.dtype} channels {', '.join(other.channels)}, but {first.path} has "
+                f"{first.dtype} {', '.join(first.channels)}; train together only on slides of one kind."
+            )
+    return all(s.brightfield for s in sources)
