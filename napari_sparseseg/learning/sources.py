@@ -135,9 +135,11 @@ def units_of(source: Source, block: int) -> list[Unit]:
     units: list[Unit] = []
     for stroke in source.labels.strokes:
         cover = source.frame.cover(stroke.box)
+        if not stroke.class_id:
+            continue
         if stroke.kind in ("brush", "polygon"):
             units.append(Unit(cover.grown(2), stroke, frozenset({stroke.class_id})))
-        elif stroke.kind == "fill" and stroke.class_id:
+        elif stroke.kind == "fill":
             cells = [c for c in occupied_cells(source, block) if c.intersection(cover).area]
             units += [Unit(cell, stroke, frozenset({stroke.class_id})) for cell in cells]
     for region in source.labels.dense_regions:
@@ -242,13 +244,13 @@ def find_in_cells(
     return None
 
 
-def is_alive(source: Source, unit: Unit, rng: np.random.Generator) -> bool:
-    """Whether any label of a unit seems to be left; a few random looks, so small remains may be missed."""
+def is_alive(source: Source, unit: Unit, rng: np.random.Generator, held: Sequence[Unit] = ()) -> bool:
+    """Whether any label of a unit seems to be left outside `held`; a few random looks, so remains may be missed."""
     if unit.stroke is None:
         return bool(unit.classes)
     if unit.stroke.kind == "fill":
-        return bool((source.read_labels(unit.region) == unit.stroke.class_id).any())
-    return find_pixel(source, unit.stroke, rng) is not None
+        return bool((training_labels(source, unit.region, held) == unit.stroke.class_id).any())
+    return find_pixel(source, unit.stroke, rng, held) is not None
 
 
 def _point_on(stroke: Stroke, frame: Frame, rng: np.random.Generator) -> tuple[int, int] | None:
