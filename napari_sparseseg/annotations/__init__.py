@@ -2,7 +2,19 @@
 
 from napari_sparseseg.annotations.model import Annotations
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
+from napari_sparseseg.annotations.rescue import rescue
 from napari_sparseseg.annotations.snapshot import Snapshot
+from napari_sparseseg.annotations.store import DamagedFileError, FileInUseError
 from napari_sparseseg.annotations.strokes import DenseRegion, Stroke, stroke_mask
 
-__all__ = ["Annotations", "DenseRegion", "LabelQuadtree", "Snapshot", "Stroke", "stroke_mask"]
+__all__ = [
+    "Annotations",
+    "DamagedFileError",
+    "DenseRegion",
+    "FileInUseError",
+    "LabelQuadtree",
+    "Snapshot",
+    "Stroke",
+    "rescue",
+    "stroke_mask",
+]

@@ -82,6 +82,8 @@ def without_classes(
         return tuple(c for c in classes if c.id not in gone)
     table = list(classes)
     for position, lost in sorted(dropped, key=lambda pair: pair[0]):
+        if lost.id in {c.id for c in table}:  # another slide of the session has brought it back already
+            continue
         name, n = lost.name, 2
         while name in {c.name for c in table}:
             name, n = f"{lost.name} ({n})", n + 1

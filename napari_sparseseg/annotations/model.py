@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from napari_sparseseg.annotations.backed import FileBacked
 from napari_sparseseg.annotations.both import read_both
-from napari_sparseseg.annotations.drawing import Drawing
-from napari_sparseseg.annotations.history import Edit
 from napari_sparseseg.annotations.raster import as_points
-from napari_sparseseg.annotations.strokes import Stroke
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef
 from napari_sparseseg.errors import AnnotationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import os
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.geometry import Box
 
 
-class Annotations(Drawing):
+class Annotations(FileBacked):
     """Sparse labels on a slide of any size, drawn with brush and polygon, with history and a file.
 
     Coordinates are (y, x) in level-0 pixels; pixel (i, j) covers [i, i + 1) x [j, j + 1), so its centre is
@@ -66,7 +65,7 @@ class Annotations(Drawing):
         self.begin_stroke(class_id)
         try:
             for p, q in zip(points, points[1:] or points, strict=False):
-                self.extend_stroke(p, q, radius)
+                self._extend([p, q], radius, live=False)
         except AnnotationError:
             self.abort_stroke()
             raise
@@ -107,51 +106,6 @@ class Annotations(Drawing):
             raise
         self.commit_stroke()
 
-    def remove_dense_region(self, region_id: int) -> None:
-        """Undeclare the dense region with that `id`; scribbles in it stay."""
-        with self._lock:
-            region = self._regions.get(region_id)
-        if region is None:
-            raise AnnotationError(f"there is no dense region {region_id}.")
-        self._change_regions([], (region,))
-
-    def _change_regions(self, new: list[tuple[int, list[Any]]], removed: tuple[Stroke, ...]) -> None:
-        with self._lock:
-            self.dense_tree.begin()
-            try:
-                edit = self._draw_regions(new, removed)
-            except AnnotationError:
-                self.dense_tree.abort()
-                raise
-            if edit is None:
-                return
-            self._made(edit)
-        self.changed.emit(self._version, edit.box)
-
-    def _draw_regions(self, new: list[tuple[int, list[Any]]], removed: tuple[Stroke, ...]) -> Edit | None:
-        """Draw regions into the open dense tree and commit it; None where nothing lies on the slide."""
-        boxes = [region.box for region in removed]
-        for region in removed:
-            self._fill(self.dense_tree, region.parts(), 0, None)
-        # What lay under a removed region, in the order of drawing.
-        for region in self._regions.values():
-            if region not in removed and any(region.box.intersection(gone.box).area for gone in removed):
-                self._fill(self.dense_tree, region.parts(), region.class_id, None)
-        added = []
-        for class_id, rings in new:
-            region = Stroke.polygon(self._take_id(), "dense", class_id, rings)
-            box = self._fill(self.dense_tree, region.parts(), class_id, None)
-            if box is not None:
-                added.append(region.with_box(box))
-                boxes.append(box)
-        change = self.dense_tree.commit()
-        if not boxes:
-            return None
-        box = boxes[0]
-        for other in boxes[1:]:
-            box = box.union(other)
-        return Edit(box, dense=change, added=tuple(added), removed=removed)
-
     # ------------------------------------------------------------------ reading
     def read(self, box: Box | tuple[int, int, int, int], level: int = 0, *, scribbles_only: bool = False) -> Labels:
         """Labels (h, w) uint8 that cover a level-0 box, at `level`, a stroke being drawn included.
@@ -168,3 +122,24 @@ class Annotations(Drawing):
     def counts(self) -> dict[int, int]:
         """Labelled level-0 pixels of every class, zeros too; as `read` shows them, committed strokes only."""
         return self.snapshot().counts()
+
+    # ------------------------------------------------------------------ exchange
+    def to_geojson(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels as polygons that QuPath opens, exact to the level-0 pixel; see `exchange.write_geojson`."""
+        from napari_sparseseg.exchange import write_geojson
+
+        write_geojson(self, path)
+
+    @classmethod
+    def from_geojson(
+        cls,
+        path: str | os.PathLike[str],
+        shape: tuple[int, int],
+        classes: Iterable[ClassDef | tuple[str, str] | str] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Annotations:
+        """Annotations from a GeoJSON file as QuPath writes it; see `exchange.read_geojson`."""
+        from napari_sparseseg.exchange import read_geojson
+
+        return read_geojson(path, shape, classes, progress=progress)

@@ -1,0 +1,332 @@
+"""The annotation file: SQLite, one transaction per stroke, written before the stroke counts as committed.
+
+Labels are stored as the packed chunks of the quadtrees, so that opening does not have to draw anything again; strokes
+are stored as vectors beside them, for training and for rescue. Every blob carries its CRC. The writer holds SQLite's
+write lock from one transaction to the next: a second program can read but not write, and a killed one frees the lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import zlib
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_sparseseg.annotations.packing import unpack
+from napari_sparseseg.annotations.strokes import KINDS, Stroke
+from napari_sparseseg.config import ClassDef, make_classes
+from napari_sparseseg.errors import AnnotationError, SparseSegError
+from napari_sparseseg.geometry import Box
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from napari_sparseseg.annotations.pyramid import Key
+
+APPLICATION_ID = 0x4E535347
+SCHEMA = 1
+MAGIC = b"SQLite format 3\0"
+_CREATE = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE classes (position INTEGER PRIMARY KEY, id INTEGER NOT NULL, name TEXT NOT NULL, colour TEXT NOT NULL);
+CREATE TABLE strokes (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, class_id INTEGER NOT NULL, radius REAL NOT NULL,
+    y INTEGER NOT NULL, x INTEGER NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL,
+    rings TEXT NOT NULL, points BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE chunks (layer INTEGER NOT NULL, level INTEGER NOT NULL, i INTEGER NOT NULL, j INTEGER NOT NULL,
+    data BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (layer, level, i, j));
+"""
+# Scripts that bring a file of schema k + 1 to k + 2; run inside one transaction when an older file is opened.
+MIGRATIONS: tuple[str, ...] = ()
+PUT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)"
+DROP_CHUNK = "DELETE FROM chunks WHERE layer = ? AND level = ? AND i = ? AND j = ?"
+PUT_STROKE = "INSERT OR REPLACE INTO strokes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+
+
+class FileInUseError(AnnotationError):
+    """Another program has the annotation file open for writing."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What an annotation file holds."""
+
+    shape: tuple[int, int]
+    classes: tuple[ClassDef, ...]
+    version: int
+    token: str
+    next_id: int
+    spent: tuple[int, ...] = ()
+    strokes: list[Stroke] = field(default_factory=list)
+    chunks: tuple[dict[tuple[int, Key], bytes], dict[tuple[int, Key], bytes]] = field(default_factory=lambda: ({}, {}))
+
+    def meta(self) -> list[tuple[str, str]]:
+        """The rows of the table ``meta``."""
+        values = {
+            "shape": list(self.shape),
+            "version": self.version,
+            "token": self.token,
+            "next_id": self.next_id,
+            "spent": list(self.spent),
+        }
+        return [(key, json.dumps(value)) for key, value in values.items()]
+
+
+def chunk_row(layer: int, at: tuple[int, Key], data: bytes) -> tuple[Any, ...]:
+    """A row of the table ``chunks``."""
+    level, (i, j) = at
+    return layer, level, i, j, data, zlib.crc32(data)
+
+
+def stroke_row(stroke: Stroke) -> tuple[Any, ...]:
+    """A row of the table ``strokes``."""
+    points = stroke.points.astype("<f4").tobytes()
+    return (
+        stroke.id,
+        stroke.kind,
+        stroke.class_id,
+        float(stroke.radius),
+        *(int(n) for n in stroke.box),
+        json.dumps(list(stroke.rings)),
+        points,
+        zlib.crc32(points),
+    )
+
+
+def class_rows(classes: Iterable[ClassDef]) -> list[tuple[Any, ...]]:
+    """The rows of the table ``classes``."""
+    return [(n, c.id, c.name, c.colour) for n, c in enumerate(classes)]
+
+
+def read_stroke(row: tuple[Any, ...]) -> Stroke:
+    """A stroke from its row.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where the row is damaged.
+    """
+    number, kind, class_id, radius, y, x, height, width, rings, points, crc = row
+    if zlib.crc32(points) != crc or kind not in KINDS:
+        raise ValueError(f"stroke {number} is damaged")
+    ends = np.frombuffer(points, "<f4").reshape(-1, 2).astype(np.float32, copy=False)
+    runs = tuple(json.loads(rings))
+    if runs and sum(runs) != len(ends):
+        raise ValueError(f"stroke {number} has other points than it says")
+    return Stroke(number, kind, class_id, radius, ends, Box(y, x, height, width), runs)
+
+
+def read_chunk(row: tuple[Any, ...]) -> tuple[int, tuple[int, Key], bytes]:
+    """(layer, (level, key), packed) from a row.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where the row is damaged.
+    """
+    layer, level, i, j, data, crc = row
+    if zlib.crc32(data) != crc or layer not in (0, 1):
+        raise ValueError(f"chunk {(layer, level, i, j)} is damaged")
+    return layer, (level, (i, j)), data
+
+
+def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
+    """Open a file; for reading where it cannot be written.
+
+    Raises
+    ------
+    AnnotationError
+        Where it is no annotation file, or was written by a newer version.
+    """
+    if not create:
+        _require_ours(path)
+    last: sqlite3.Error | None = None
+    for mode in ("rwc",) if create else ("rw", "ro"):
+        try:
+            uri = f"{path.resolve().as_uri()}?mode={mode}"
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0, check_same_thread=False)
+            connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.Error as error:
+            last = error
+        else:
+            return connection
+    if create:
+        raise AnnotationError(f"cannot write {path}: {last}. Is the folder there, and is it yours?") from last
+    raise DamagedFileError(path, str(last)) from last
+
+
+def _require_ours(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(100)
+    except OSError as error:
+        raise AnnotationError(f"cannot open {path}: {error.strerror or error}.") from error
+    if head[:16] != MAGIC or int.from_bytes(head[68:72], "big") not in (APPLICATION_ID, 0):
+        raise AnnotationError(
+            f"{path} is not an annotation file of this program; open a .sparseseg or .sqlite file of it."
+        )
+    schema = int.from_bytes(head[60:64], "big")
+    if schema > SCHEMA:
+        raise AnnotationError(
+            f"{path} was written by a newer version of napari-sparseseg (its format is {schema}, this one reads up to "
+            f"{SCHEMA}); update napari-sparseseg."
+        )
+
+
+class DamagedFileError(AnnotationError):
+    """An annotation file that cannot be read whole; `rescue` says what can be had from it."""
+
+    def __init__(self, path: Path, reason: str, found: str = "") -> None:
+        self.path, self.reason = path, reason
+        hint = f" {found}" if found else ""
+        super().__init__(
+            f"{path} is damaged: {reason}.{hint} "
+            "`napari_sparseseg.annotations.rescue(path)` returns annotations with what can be saved."
+        )
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring an older file to the present schema."""
+    schema = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, script in enumerate(MIGRATIONS[schema - 1 :], schema + 1):
+        connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+
+def read_contents(path: Path) -> Contents:
+    """Everything in an annotation file.
+
+    Raises
+    ------
+    AnnotationError
+        Where it is no annotation file, or is damaged; the message says how much could be rescued.
+    """
+    with closing(connect(path)) as connection:
+        try:
+            migrate(connection)
+            return contents_of(connection)
+        except (sqlite3.Error, ValueError, TypeError, KeyError, SparseSegError) as error:
+            strokes, chunks, lost = survey(connection)
+            found = f"{len(strokes)} strokes and {len(chunks)} label chunks can still be read, {lost} cannot."
+            raise DamagedFileError(path, str(error).rstrip("."), found) from error
+
+
+def contents_of(connection: sqlite3.Connection) -> Contents:
+    """Everything behind an open connection; raises what is wrong as it is."""
+    meta = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM meta")}
+    height, width = meta["shape"]
+    rows = connection.execute("SELECT id, name, colour FROM classes ORDER BY position")
+    out = Contents(
+        (int(height), int(width)),
+        make_classes([ClassDef(*row) for row in rows]),
+        int(meta["version"]),
+        str(meta["token"]),
+        int(meta["next_id"]),
+        tuple(meta["spent"]),
+    )
+    out.strokes.extend(read_stroke(row) for row in connection.execute("SELECT * FROM strokes ORDER BY id"))
+    for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):
+        layer, at, data = read_chunk(row)
+        out.chunks[layer][at] = data
+    return out
+
+
+def survey(connection: sqlite3.Connection) -> tuple[list[Stroke], list[tuple[int, tuple[int, Key], bytes]], int]:
+    """Strokes and chunks that can be read from a damaged file, and how many rows cannot."""
+    strokes: dict[int, Stroke] = {}
+    chunks = {}
+    lost = 0
+    for row in _rows(connection, "strokes", "*"):
+        try:
+            stroke = read_stroke(row)
+        except (ValueError, TypeError):
+            lost += 1
+        else:
+            strokes[stroke.id] = stroke
+    for row in _rows(connection, "chunks", "layer, level, i, j, data, crc"):
+        try:
+            layer, at, data = read_chunk(row)
+            unpack(data)
+        except (ValueError, TypeError):
+            lost += 1
+        else:
+            chunks[layer, at] = data
+    return [strokes[k] for k in sorted(strokes)], [(layer, at, data) for (layer, at), data in chunks.items()], lost
+
+
+def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
+    """Rows from the first on until the damage, then from the last back until the damage."""
+    for order in ("ASC", "DESC"):
+        try:
+            yield from connection.execute(f"SELECT {columns} FROM {table} ORDER BY rowid {order}")  # our own names
+        except sqlite3.Error:
+            continue
+        else:
+            return
+
+
+def write_contents(path: Path, contents: Contents) -> None:
+    """Write a new file in one go, beside `path` first, then in its place.
+
+    Raises
+    ------
+    FileInUseError
+        Where another program writes to the file that is there.
+    AnnotationError
+        Where the folder cannot be written to.
+    """
+    _settle(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.unlink(missing_ok=True)
+        with closing(connect(part, create=True)) as connection:
+            fill(connection, contents)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        # A leftover log would be applied to the new file.
+        for tail in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + tail).unlink(missing_ok=True)
+        part.replace(path)
+    except (OSError, sqlite3.Error) as error:
+        raise AnnotationError(f"cannot write {path}: {error}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Make sure that nobody writes to the file that is to be replaced."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=0.5)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise FileInUseError(
+                f"{path} is open for writing in another program or window; close it there first."
+            ) from error
+    except sqlite3.DatabaseError:
+        return  # not SQLite, or damaged: nobody can be writing to it
+
+
+def fill(connection: sqlite3.Connection, contents: Contents) -> None:
+    """Write everything into an empty or outdated file, in one transaction."""
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("BEGIN IMMEDIATE")
+    for table in ("meta", "classes", "strokes", "chunks"):
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
+    for statement in _CREATE.split(";"):
+        connection.execute(statement)
+    connection.executemany(PUT_META, contents.meta())
+    connection.executemany("INSERT INTO classes VALUES (?, ?, ?, ?)", class_rows(contents.classes))
+    connection.executemany(PUT_STROKE, map(stroke_row, contents.strokes))
+    for layer, chunks in enumerate(contents.chunks):
+        connection.executemany(PUT_CHUNK, (chunk_row(layer, at, data) for at, data in chunks.items()))
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    connection.execute("COMMIT")
