@@ -97,7 +97,7 @@ def open_omezarr(path: str) -> Contents:
         if not ome.get("multiscales"):
             raise SlideOpenError(path, "its metadata list no multiscales", _EXPORT)
         return _contents(path, group, ome)
-    except (TimeoutError, *_OPEN_ERRORS) as error:
+    except _OPEN_ERRORS as error:
         raise SlideOpenError(path, f"it cannot be read as OME-Zarr ({_short(error)})", _hint(path)) from error
 
 

@@ -113,6 +113,15 @@ class Pyramid:
         self._close()
         self.cache.forget(self._owner)
 
+    def damage(self) -> list[str]:
+        """A sentence on the tiles met so far that could not be decoded; empty where there is none."""
+        bad = dict(self.bad_tiles)
+        if not bad:
+            return []
+        (k, _, row, column), reason = next(iter(bad.items()))
+        tiles = "1 tile" if len(bad) == 1 else f"{len(bad)} tiles"
+        return [f"{tiles} cannot be decoded and shown grey; the first: ({row}, {column}) of level {k}: {reason}."]
+
     def read(self, k: int, box: Box, first: int = 0, count: int | None = None) -> Pixels:
         """Channels `first` ... `first + count` of a box in pixels of level `k`; background outside. A fresh array.
 

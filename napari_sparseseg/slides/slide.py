@@ -187,15 +187,7 @@ class Slide:
     @property
     def warnings(self) -> list[str]:
         """What is wrong with the slide, as sentences; grows when damaged tiles are met."""
-        out = list(self._contents.warnings)
-        bad = dict(self._pyramid.bad_tiles)
-        if bad:
-            (k, _, row, column), reason = next(iter(bad.items()))
-            out.append(
-                f"{len(bad)} tile{'s' * (len(bad) > 1)} cannot be decoded and shown grey; the first: "
-                f"({row}, {column}) of level {k}: {reason}."
-            )
-        return out
+        return [*self._contents.warnings, *self._pyramid.damage()]
 
     @property
     def associated(self) -> tuple[str, ...]:

@@ -86,14 +86,15 @@ class Walker:
         return any(struct.unpack_from(self._layout.order + "H", table, 12 * i)[0] == _NDPI for i in range(count))
 
     def _chain(self, offset: int) -> None:
-        layout = self._layout
-        while offset:
-            if offset in self._seen:
+        layout, chain = self._layout, set[int]()
+        while offset and (offset in chain or offset not in self._seen):
+            if offset in chain:
                 raise SlideOpenError(
                     self._path, f"its chain of image directories runs in a circle at byte {offset}", DAMAGED
                 )
             if len(self._seen) >= MAX_DIRECTORIES:
                 raise SlideOpenError(self._path, f"it has more than {MAX_DIRECTORIES} image directories", DAMAGED)
+            chain.add(offset)
             self._seen.add(offset)
             what = f"image directory {len(self._seen)}"
             (count,) = self._unpack("Q" if layout.big else "H", offset, what)

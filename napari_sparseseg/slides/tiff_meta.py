@@ -57,7 +57,7 @@ def facts(tif: Any, series: Any) -> Facts:
         out.metadata["icc_profile_bytes"] = page.tags[_ICC].count
     try:
         _vendor(out, tif, series)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         out.warnings.append(f"its {out.format} metadata make no sense ({error}) and were not all read")
     if out.mpp is None:
         _resolution_tags(out, tif, page)
@@ -121,7 +121,8 @@ def _ome(out: Facts, tif: Any, series: Any) -> None:
         out.warnings.append("its OME-XML is not well-formed and was not read")
         return
     images = root.findall("{*}Image")
-    pixels = images[min(series.index or 0, len(images) - 1)].find("{*}Pixels") if images else None
+    number = next(i for i, s in enumerate(tif.series) if s is series)
+    pixels = images[min(number, len(images) - 1)].find("{*}Pixels") if images else None
     if pixels is None:
         return
     sizes = [_ome_length(pixels, axis) for axis in "YX"]
