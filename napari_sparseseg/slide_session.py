@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.project import Role
     from napari_sparseseg.slides import Slide
 
 
@@ -52,6 +53,14 @@ class SlideSession:
         if len(self.set.entries) > known:
             self._keeper.on_open(entry)
         return entry.slide
+
+    def add(self, slide: Slide, *, role: Role = "train") -> Slide:
+        """Take over a slide that is open already (an `ArraySlide` for images in memory) and make it the active one.
+
+        From then on the session closes it.
+        """
+        self._keeper.on_open(self.set.add(slide, role))
+        return slide
 
     @property
     def slide(self) -> Slide:

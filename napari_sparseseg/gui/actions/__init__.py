@@ -1,0 +1,1 @@
+"""What the panel's buttons do: each module joins one section with the session."""

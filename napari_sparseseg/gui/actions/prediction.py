@@ -1,0 +1,168 @@
+"""Prediction: what the live layer shows, areas of the view, the next region, the whole slide and its exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, QTimer
+
+from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.areas import areas
+from napari_sparseseg.gui.live_display import LiveDisplay
+from napari_sparseseg.gui.panels.predict import CONTOUR_PX
+from napari_sparseseg.gui.scribbles import camera_of
+from napari_sparseseg.gui.view_box import canvas_size, view_box
+
+if TYPE_CHECKING:
+    from napari_sparseseg.guidance import Suggestion
+    from napari_sparseseg.gui.actions.classes import ClassActions
+    from napari_sparseseg.gui.actions.slides import SlideActions
+    from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.panels.predict import PredictPanel
+
+AREAS_MS = 250
+MARGIN = 2.0
+"""A suggested region is shown with this many times its side."""
+
+
+class PredictActions(QObject):
+    """Joins the Predict section, the live layer and the session."""
+
+    def __init__(self, context: Context, panel: PredictPanel, slides: SlideActions, classes: ClassActions) -> None:
+        super().__init__(context)
+        self._context, self._panel, self._slides, self._classes = context, panel, slides, classes
+        self._result: Path | None = None
+        self.display = LiveDisplay(context)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(AREAS_MS)
+        self._timer.timeout.connect(self._measure)
+        panel.live_toggled.connect(self._on_live)
+        panel.shown_chosen.connect(self.display.show)
+        panel.contour_toggled.connect(self._on_contour)
+        panel.opacity_changed.connect(self._on_opacity)
+        panel.next_requested.connect(self.go_to_next)
+        panel.slide_requested.connect(self._on_slide)
+        panel.geojson_requested.connect(lambda: self._on_result("geojson", "QuPath (*.geojson)"))
+        panel.csv_requested.connect(lambda: self._on_result("csv", "Table (*.csv)"))
+        panel.scribbles_requested.connect(self._on_scribbles)
+        self.display.refreshed.connect(self._on_refreshed)
+        self.display.shown_changed.connect(self._on_shown)
+        slides.binding_changed.connect(self._on_binding)
+        classes.shown.connect(self._on_classes)
+        context.status_changed.connect(self._on_status)
+        context.session_replaced.connect(self._on_session)
+        context.session.live_enabled = panel.live.isChecked()
+        panel.show_opacity(self.display.opacity)
+        self._on_classes()
+        self._on_status()
+
+    def go_to_next(self) -> None:
+        """Find the most doubtful unlabelled region and go there."""
+        session = self._context.session
+        self._context.in_background(session.next_region, self._on_suggestion, name="Looking for a doubtful region")
+
+    def predict_slide(self, out: str, **options: Any) -> None:
+        """Predict the whole slide into a file, in the background."""
+        session = self._context.session
+        self._context.in_background(
+            lambda: session.predict_slide(out, **options), lambda _: self._on_predicted(out), name="Predicting the slide"
+        )
+
+    def close(self) -> None:
+        """Let go of viewer and session."""
+        self._timer.stop()
+        self.display.close()
+
+    def _on_live(self, on: bool) -> None:
+        self._context.session.live_enabled = on
+        if on:
+            self.display.look()
+
+    def _on_contour(self, on: bool) -> None:
+        self.display.contour = CONTOUR_PX if on else 0
+
+    def _on_opacity(self, opacity: float) -> None:
+        self.display.opacity = opacity
+
+    def _on_shown(self) -> None:
+        self._panel.show_opacity(self.display.opacity)
+
+    def _on_binding(self) -> None:
+        self.display.follow(self._slides.binding)
+        self._measure()
+
+    def _on_classes(self) -> None:
+        self._panel.show_choices(self._context.session.classes, self.display.shown)
+        self.display.hide_classes(self._classes.hidden)
+
+    def _on_session(self) -> None:
+        self._context.session.live_enabled = self._panel.live.isChecked()
+        self._result = None
+        self._panel.show_result("")
+
+    def _on_status(self) -> None:
+        self._panel.show_model(self._context.session.model is not None)
+
+    def _on_refreshed(self) -> None:
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _measure(self) -> None:
+        live = self._context.session.live
+        binding = self._slides.binding
+        if live is None or binding is None or live.slide is not binding.entry.slide:
+            self._panel.show_areas([])
+            return
+        box, _ = view_box(self._context.viewer)
+        self._panel.show_areas(areas(live, box, self._context.session.classes))
+
+    def _on_suggestion(self, suggestion: Suggestion | None) -> None:
+        if suggestion is None:
+            self._panel.show_doubt("No unlabelled tissue is left on this slide.")
+            return
+        camera = camera_of(self._context.viewer)
+        side = max(suggestion.box.height, suggestion.box.width) * MARGIN
+        camera.zoom = min(canvas_size(self._context.viewer)) / side
+        camera.center = (0.0, *suggestion.centre)
+        names = {c.id: c.name for c in self._context.session.classes}
+        first, second = (names.get(i, str(i)) for i in suggestion.classes)
+        self._panel.show_doubt(f"Here it wavers between {first} and {second}: draw a stroke of what it really is.")
+
+    def _on_slide(self) -> None:
+        entry = self._context.entry
+        if entry is None:
+            return
+        folder = Path(entry.slide.path).parent
+        suggestion = folder / f"{Path(entry.slide.path).name.split('.')[0]}.ome.zarr"
+        out = dialogs.ask_save(self._panel, "Predict the whole slide into", str(suggestion), dialogs.RESULTS)
+        if out:
+            self.predict_slide(out, overwrite=True)
+
+    def _on_predicted(self, out: str) -> None:
+        self._result = Path(out)
+        self._panel.show_result(f"Wrote {out}")
+
+    def _on_result(self, what: str, kinds: str) -> None:
+        entry = self._context.entry
+        if entry is None or self._context.session.model is None:
+            self._context.problem.emit("There is no prediction to export yet: train first.", "")
+            return
+        stem = Path(entry.slide.path).name.split(".")[0]
+        path = dialogs.ask_save(self._panel, "Export", f"{stem}.{what}", kinds)
+        if not path:
+            return
+        out = self._result or Path(path).with_suffix(".ome.zarr")
+        # a prediction that is there already is completed, not made again
+        self.predict_slide(str(out), **{what: path, "resume": self._result is not None})
+
+    def _on_scribbles(self) -> None:
+        entry = self._context.entry
+        if entry is None:
+            return
+        stem = Path(entry.slide.path).name.split(".")[0]
+        path = dialogs.ask_save(self._panel, "Export scribbles", f"{stem}.geojson", "QuPath (*.geojson)")
+        if path:
+            annotations = entry.annotations
+            self._context.in_background(lambda: annotations.to_geojson(path), name="Exporting scribbles")

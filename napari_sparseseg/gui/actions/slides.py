@@ -1,0 +1,272 @@
+"""Slides: open, adopt what napari has, switch, import, restore; one `SlideBinding` per open slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image
+from qtpy.QtCore import QObject, Signal
+
+from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.binding import SlideBinding, slide_name
+from napari_sparseseg.gui.panels.slide import slide_facts
+from napari_sparseseg.recovery import recoverable
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
+    from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.panels.header import Header
+    from napari_sparseseg.gui.panels.slide import SlidePanel
+    from napari_sparseseg.slide_set import SlideEntry
+    from napari_sparseseg.slides import Slide
+
+
+class SlideActions(QObject):
+    """Joins the Slide section, the viewer's layers and the session.
+
+    Attributes
+    ----------
+    binding_changed
+        Signal (): `binding`, the layers of the active slide, is another object, or its scribble layer is.
+    """
+
+    binding_changed = Signal()
+
+    def __init__(self, context: Context, panel: SlidePanel, header: Header) -> None:
+        super().__init__(context)
+        self._context, self._panel, self._header = context, panel, header
+        self._bindings: dict[str, SlideBinding] = {}
+        self._adopting: dict[str, list[Layer]] = {}
+        self._free: list[Image] = []
+        self._offered: set[str] = set()
+        self.binding: SlideBinding | None = None
+        panel.open_requested.connect(self._on_open)
+        panel.sample_requested.connect(self.open_sample)
+        panel.import_requested.connect(self._on_import)
+        panel.close_requested.connect(self._on_close)
+        panel.layer_chosen.connect(self._on_use_layer)
+        panel.slide_chosen.connect(self._on_slide_chosen)
+        panel.role_chosen.connect(self._on_role)
+        panel.mpp_entered.connect(self._on_mpp)
+        header.recovery.restore_requested.connect(self._on_restore)
+        context.slides_changed.connect(self.sync)
+        context.annotated.connect(self._on_annotated)
+        context.session_replaced.connect(self.release)
+        layers = context.viewer.layers.events
+        layers.inserted.connect(self._on_layer_inserted)
+        layers.removed.connect(self._on_layer_removed)
+
+    def open(self, path: str | Path) -> None:
+        """Open a slide in the background and show it."""
+        session = self._context.session
+        self._context.in_background(
+            lambda: session.open(path), lambda _: self.sync(), name=f"Opening {Path(path).name}"
+        )
+
+    def open_sample(self) -> None:
+        """Open the sample slide with its scribbles."""
+        session = self._context.session
+
+        def load() -> None:
+            from napari_sparseseg.samples import sample_scribbles, sample_slide
+
+            session.open(sample_slide())
+            if not any(session.annotations.counts().values()):
+                session.import_annotations(sample_scribbles())
+
+        self._context.in_background(load, lambda _: self.sync(), name="Opening the sample slide")
+
+    def adopt(self, layer: Image) -> None:
+        """Scribble on an image that napari shows already."""
+        from napari_sparseseg.gui.reader import slide_of_layers
+
+        slide = layer.metadata.get("slide")
+        together = [la for la in self._context.viewer.layers if isinstance(la, Image) and slide is not None
+                    and la.metadata.get("slide") is slide] or [layer]  # fmt: skip
+
+        def take() -> None:
+            made = slide_of_layers(together)
+            known = next((e for e in self._context.session.set.entries if e.slide is made), None)
+            if known is None:
+                self._adopting[made.fingerprint] = list(together)
+                self._context.session.add(made)
+
+        if self._context.attempt(take):
+            self.sync()
+
+    def adopt_ours(self) -> None:
+        """Take over every slide that our reader has opened in this viewer."""
+        for layer in list(self._context.viewer.layers):
+            if isinstance(layer, Image) and self._is_ours(layer) and not self._is_bound(layer):
+                self.adopt(layer)
+
+    def sync(self) -> None:
+        """Layers for every open slide, none for closed ones, the active one visible."""
+        if self._context.closed or self._context.jobs.names:
+            return  # a slide that is just being opened has its annotations bound last; this is called again then
+        entries = {e.key: e for e in self._context.session.set.entries}
+        for key in [k for k in self._bindings if k not in entries]:
+            self._bindings.pop(key).close()
+        for key, entry in entries.items():
+            if key not in self._bindings:
+                images = self._adopting.pop(entry.slide.fingerprint, None)
+                self._bindings[key] = SlideBinding(self._context.viewer, entry, images)
+                if images is None:
+                    self._context.viewer.reset_view()
+                self._offer_recovery(entry)
+        self._activate()
+        self._list_layers()
+
+    def release(self) -> None:
+        """Take all layers of the session out of the viewer."""
+        self.binding = None
+        self.binding_changed.emit()
+        while self._bindings:
+            self._bindings.popitem()[1].close()
+
+    def close(self) -> None:
+        """Let go of the viewer."""
+        layers = self._context.viewer.layers.events
+        layers.inserted.disconnect(self._on_layer_inserted)
+        layers.removed.disconnect(self._on_layer_removed)
+        self.release()
+
+    def _activate(self) -> None:
+        entry = self._context.entry
+        binding = None if entry is None else self._bindings.get(entry.key)
+        renewed = binding.follow_annotations() if binding is not None else False
+        if binding is not self.binding:
+            for other in self._bindings.values():
+                if other is not binding:
+                    other.set_visible(False)
+            if binding is not None:
+                binding.set_visible(True)
+        changed = renewed or binding is not self.binding
+        self.binding = binding
+        self._show()
+        if changed:
+            self.binding_changed.emit()
+
+    def _show(self) -> None:
+        entries = self._context.session.set.entries
+        entry = self._context.entry
+        self._panel.show_slides([slide_name(e.slide) for e in entries], -1 if entry is None else entries.index(entry))
+        if entry is not None:
+            self._panel.show_slide(entry.slide, entry.role, slide_facts(entry.slide))
+
+    def _on_annotated(self) -> None:
+        entry, binding = self._context.entry, self.binding
+        if entry is not None and binding is not None and binding.scribbles.annotations is not entry.annotations:
+            self.sync()
+
+    # what the user does
+
+    def _on_open(self) -> None:
+        for path in dialogs.ask_open_several(self._panel, "Open slides", dialogs.SLIDES):
+            self.open(path)
+
+    def _on_import(self) -> None:
+        path = dialogs.ask_open(self._panel, "Import annotations", dialogs.ANNOTATIONS)
+        if path:
+            session = self._context.session
+            self._context.in_background(
+                lambda: session.import_annotations(path), lambda _: self.sync(), name=f"Importing {Path(path).name}"
+            )
+
+    def _on_close(self) -> None:
+        entry = self._context.entry
+        if entry is not None:
+            self._context.session.set.remove(entry)
+            self.sync()
+
+    def _on_use_layer(self, index: int) -> None:
+        if 0 <= index < len(self._free):
+            self.adopt(self._free[index])
+
+    def _on_slide_chosen(self, index: int) -> None:
+        session = self._context.session
+        session.set.activate(session.set.entries[index])
+        self.sync()
+
+    def _on_role(self, role: Any) -> None:
+        entry = self._context.entry
+        if entry is not None:
+            entry.role = role
+            self._context.session.set.changed.emit()
+            self._context.annotated.emit()
+
+    def _on_mpp(self, mpp: float) -> None:
+        entry = self._context.entry
+        if entry is not None:
+            entry.slide.mpp = mpp or None
+            self._show()
+            self._context.session.set.changed.emit()
+
+    # layers
+
+    @staticmethod
+    def _is_ours(layer: Layer) -> bool:
+        slide: Slide | None = layer.metadata.get("slide")
+        return slide is not None and not slide.closed
+
+    def _is_bound(self, layer: Layer) -> bool:
+        return any(layer in b.images for b in self._bindings.values())
+
+    def _on_layer_inserted(self, event: Any) -> None:
+        layer = event.value
+        if not isinstance(layer, Image) or self._is_bound(layer):
+            return
+        known = {id(e.slide) for e in self._context.session.set.entries}
+        if self._is_ours(layer) and id(layer.metadata["slide"]) not in known:
+            self.adopt(layer)
+        self._list_layers()
+
+    def _on_layer_removed(self, event: Any) -> None:
+        layer = event.value
+        owner = next((b for b in self._bindings.values() if layer in b.images), None)
+        if owner is not None:
+            owner.images.remove(layer)
+            session = self._context.session
+            if not owner.images and owner.entry in session.set.entries and not self._context.closed:
+                session.set.remove(owner.entry)
+        self._list_layers()
+
+    def _list_layers(self) -> None:
+        layers = self._context.viewer.layers
+        self._free = [la for la in layers if isinstance(la, Image) and la.ndim == 2 and not self._is_bound(la)]
+        self._panel.show_layers([la.name for la in self._free])
+
+    # scribbles of sessions that were never saved
+
+    def _offer_recovery(self, entry: SlideEntry) -> None:
+        fingerprint = entry.slide.fingerprint
+        if fingerprint in self._offered or any(entry.annotations.counts().values()):
+            return
+        self._offered.add(fingerprint)
+        own = self._context.session.project
+
+        def find() -> list[Path]:
+            return [p for p in recoverable(fingerprint) if own is None or p.resolve() != own.resolve()]
+
+        self._context.in_background(find, lambda found: self._on_found(entry, found), name="")
+
+    def _on_found(self, entry: SlideEntry, found: list[Path]) -> None:
+        if found and entry is self._context.entry:
+            self._header.recovery.offer_scribbles(slide_name(entry.slide), entry, found[0])
+
+    def _on_restore(self) -> None:
+        from napari_sparseseg.annotations import Annotations
+        from napari_sparseseg.project import Project
+
+        entry, folder = self._header.recovery.offered
+        session = self._context.session
+
+        def restore() -> None:
+            project = Project.open(folder)
+            record = next(r for r in project.state.slides if r.fingerprint == entry.slide.fingerprint)
+            session.set.activate(entry)
+            session.annotations = Annotations.load(project.annotations_path(record))
+
+        self._context.in_background(restore, lambda _: self.sync(), name="Restoring scribbles")

@@ -1,0 +1,158 @@
+"""What all sections of the panel share: viewer, session, background calls, and the session's signals as Qt's.
+
+The session emits from its own thread, sometimes hundreds of times a second. `Context` collects that and tells the
+sections, on the GUI thread, at most every `INTERVAL_MS`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import psygnal.qt
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_sparseseg.errors import SparseSegError
+from napari_sparseseg.gui.jobs import Jobs
+from napari_sparseseg.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import napari
+
+    from napari_sparseseg.slide_set import SlideEntry
+
+INTERVAL_MS = 60
+QUEUE_MS = 30
+
+
+class Context(QObject):
+    """The session behind one panel, and the way to use it from buttons.
+
+    Parameters
+    ----------
+    viewer
+        Where the layers are.
+    session
+        To begin with; `replace_session` changes it.
+
+    Attributes
+    ----------
+    status_changed, slides_changed, annotated, live_changed
+        Signals () on the GUI thread: the session's own, collected.
+    session_replaced
+        Signal (): `session` is another object.
+    problem
+        Signal (message, details): something failed; one line for the user, and what a bug report needs.
+    """
+
+    status_changed = Signal()
+    slides_changed = Signal()
+    annotated = Signal()
+    live_changed = Signal()
+    session_replaced = Signal()
+    problem = Signal(str, str)
+
+    def __init__(self, viewer: napari.Viewer, session: Session, parent: QObject) -> None:
+        super().__init__(parent)
+        self.viewer, self.session = viewer, session
+        self.jobs = Jobs(self)
+        self.jobs.failed.connect(self.report)
+        self.closed = False
+        self._due: set[str] = set()
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(INTERVAL_MS)
+        self._timer.timeout.connect(self._tell)
+        psygnal.qt.start_emitting_from_queue(QUEUE_MS)
+        self._connect()
+
+    @property
+    def entry(self) -> SlideEntry | None:
+        """The active slide with its annotations, or None."""
+        return self.session.set.active if self.session.set.has_active else None
+
+    def attempt(self, action: Callable[[], Any]) -> bool:
+        """Call what is quick; an error that the user can mend is shown. Whether it went well."""
+        try:
+            action()
+        except SparseSegError as error:
+            self.report(error)
+            return False
+        return True
+
+    def in_background(self, work: Callable[[], Any], then: Callable[[Any], object] | None = None, *, name: str) -> None:
+        """Call what touches disk or waits for the engine; `name` is shown meanwhile ("Opening slide.svs")."""
+        self.jobs.run(work, then, name=name)
+
+    def report(self, error: Exception) -> None:
+        """Show an error: the message of our own, else a defect with its traceback to copy."""
+        details = "".join(traceback.format_exception(error))
+        text = str(error)
+        if not isinstance(error, (SparseSegError, OSError)):
+            text = f"{type(error).__name__}: {error}"
+        self.problem.emit(text, details)
+
+    def replace_session(self, session: Session) -> None:
+        """Go on with another session; the one before is closed in the background."""
+        before = self.session
+        self._disconnect()
+        self.session = session
+        self._connect()
+        self.session_replaced.emit()
+        self.jobs.run(before.close)
+        for name in ("slides", "annotated", "status", "live"):
+            self._mark(name)
+
+    def close(self) -> None:
+        """Let go of the session's signals and close it: training ends with a checkpoint. Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        self._timer.stop()
+        self._disconnect()
+        self.session.close()
+
+    def _connect(self) -> None:
+        session = self.session
+        session.status_changed.connect(self._on_status, thread="main")
+        session.live_changed.connect(self._on_live, thread="main")
+        session.set.changed.connect(self._on_slides, thread="main")
+        session.set.annotated.connect(self._on_annotated, thread="main")
+
+    def _disconnect(self) -> None:
+        session = self.session
+        session.status_changed.disconnect(self._on_status, missing_ok=True)
+        session.live_changed.disconnect(self._on_live, missing_ok=True)
+        session.set.changed.disconnect(self._on_slides, missing_ok=True)
+        session.set.annotated.disconnect(self._on_annotated, missing_ok=True)
+
+    def _on_status(self) -> None:
+        self._mark("status")
+
+    def _on_live(self) -> None:
+        self._mark("live")
+
+    def _on_slides(self) -> None:
+        self._mark("slides")
+
+    def _on_annotated(self) -> None:
+        self._mark("annotated")
+
+    def _mark(self, what: str) -> None:
+        if self.closed:
+            return
+        self._due.add(what)
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _tell(self) -> None:
+        due, self._due = self._due, set()
+        signals = {
+            "slides": self.slides_changed, "annotated": self.annotated, "live": self.live_changed,
+            "status": self.status_changed,
+        }  # fmt: skip
+        for name, signal in signals.items():
+            if name in due:
+                signal.emit()

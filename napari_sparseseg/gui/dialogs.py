@@ -1,0 +1,52 @@
+"""Questions to the user: files, names, colours. The only modal windows there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QColorDialog, QFileDialog
+
+if TYPE_CHECKING:
+    from qtpy.QtWidgets import QWidget
+
+SLIDES = (
+    "Slides (*.svs *.tif *.tiff *.ndpi *.scn *.mrxs *.vms *.bif *.qptiff *.ome.tif *.png *.jpg *.jpeg *.dcm);;"
+    "All files (*)"
+)
+ANNOTATIONS = "Annotations (*.geojson *.json *.xml *.sparseseg *.sqlite *.png *.tif *.tiff);;All files (*)"
+MODELS = "Models (*.safetensors)"
+RESULTS = "OME-Zarr (*.ome.zarr);;OME-TIFF (*.ome.tif)"
+
+
+def ask_open(parent: QWidget, title: str, kinds: str, folder: str = "") -> str:
+    """An existing file, or an empty string."""
+    path, _ = QFileDialog.getOpenFileName(parent, title, folder, kinds)
+    return str(path)
+
+
+def ask_open_several(parent: QWidget, title: str, kinds: str, folder: str = "") -> list[str]:
+    """Existing files; empty when there was no choice."""
+    paths, _ = QFileDialog.getOpenFileNames(parent, title, folder, kinds)
+    return [str(p) for p in paths]
+
+
+def ask_folder(parent: QWidget, title: str, folder: str = "") -> str:
+    """An existing folder, or an empty string."""
+    return str(QFileDialog.getExistingDirectory(parent, title, folder))
+
+
+def ask_save(parent: QWidget, title: str, suggestion: str, kinds: str) -> str:
+    """A file to write, with the suffix of the chosen kind, or an empty string."""
+    path, kind = QFileDialog.getSaveFileName(parent, title, suggestion, kinds)
+    if not path:
+        return ""
+    suffix = kind[kind.find("(*") + 2 : kind.find(")")].split(" ")[0]
+    known = [k.split(")")[0].split(" ")[0] for k in kinds.split("(*")[1:]]
+    return str(path) if any(str(path).lower().endswith(s) for s in known if s) else f"{path}{suffix}"
+
+
+def ask_colour(parent: QWidget, title: str, colour: str) -> str:
+    """``#rrggbb``, or an empty string."""
+    chosen = QColorDialog.getColor(QColor(colour), parent, title)
+    return str(chosen.name()) if chosen.isValid() else ""

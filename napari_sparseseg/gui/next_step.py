@@ -1,0 +1,64 @@
+"""What the user can do now, in one sentence: the guide of the first minutes, and later the odd hint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.gui.label_statistics import LabelStatistics
+    from napari_sparseseg.status import Status
+
+STATES = {
+    "idle": "Ready",
+    "training": "Training",
+    "paused": "Paused",
+    "predicting": "Predicting the slide",
+    "failed": "Failed",
+}
+FEW_STROKES = 4
+
+
+def state_line(status: Status, jobs: Sequence[str], *, has_slide: bool) -> str:
+    """The line at the top of the panel."""
+    if jobs:
+        return f"{jobs[0]}…"
+    if status.state == "predicting" and status.progress is not None:
+        return f"Predicting the slide, {status.progress:.0%}".replace("%", " %")
+    if not has_slide and status.state == "idle":
+        return "No slide open"
+    if status.state == "training" and not status.model_version:
+        return "Training: preparing the network"
+    return STATES[status.state]
+
+
+def next_step(
+    status: Status, classes: Sequence[ClassDef], statistics: LabelStatistics, *, has_slide: bool, live: bool
+) -> str:
+    """One sentence, or nothing where nothing needs saying."""
+    if not has_slide:
+        return "1 of 3: open a slide, drop one on the viewer, or try the sample."
+    if status.state in ("failed", "predicting"):
+        return ""
+    labelled = statistics.labelled
+    if len(classes) < 2:
+        return "Add a second class: there is nothing to learn from one."
+    if not labelled:
+        return "2 of 3: choose a class below and draw a few strokes on the slide. Hold Space to move about."
+    if len(labelled) < 2:
+        names = {c.id: c.name for c in classes}
+        other = next((c.name for c in classes if c.id not in labelled), "another class")
+        return f"2 of 3: only {names.get(labelled[0], 'one class')} is drawn so far; draw some {other} too."
+    if not status.model_version:
+        waits = status.state in ("training", "paused")
+        return "" if waits else "3 of 3: press Train. The prediction appears within seconds; go on drawing meanwhile."
+    if not live:
+        return "Live prediction is off: switch it on under Predict to see what the model makes of the slide."
+    thin = [c.name for c in classes if statistics.strokes.get(c.id, 0) == 0]
+    if thin:
+        return f"Nothing is drawn as {thin[0]} yet: draw some, or remove the class."
+    if status.state == "training" and sum(statistics.strokes.values()) < FEW_STROKES * len(classes):
+        return "Correct it where it is wrong: every stroke is learned as you lift the pen."
+    return ""

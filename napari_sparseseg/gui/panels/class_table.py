@@ -1,0 +1,208 @@
+"""The table of classes: what each is called, how it is drawn, and how much of it there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QColor, QIcon, QPixmap
+from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
+
+from napari_sparseseg.gui.panels.section import fit_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from qtpy.QtGui import QKeyEvent
+
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.gui.label_statistics import LabelStatistics
+
+VISIBLE, COLOUR, NAME, KEY, STROKES, SHARE = range(6)
+HEADINGS = ("", "", "Class", "Key", "Strokes", "Share")
+TIPS = (
+    "Shown on the slide; unticked classes are hidden, not removed",
+    "Double-click to choose another colour",
+    "Click to draw with it, double-click to rename it",
+    "Press this key over the slide to draw with the class",
+    "Strokes drawn, on all training slides",
+    "Share of all labelled pixels; how much it counts in training is shown below Train",
+)
+SWATCH = 16
+ROW_HEIGHT = 24
+MOST_ROWS = 12
+"""Rows shown before the table scrolls."""
+LAST_KEY = 9
+
+
+class ClassTable(QTableWidget):
+    """Rows are classes; the selected one is drawn with.
+
+    Attributes
+    ----------
+    class_selected
+        Signal (class id).
+    renamed
+        Signal (class id, name).
+    colour_requested
+        Signal (class id): the user wants to choose a colour.
+    visibility_changed
+        Signal (): see `hidden`.
+    """
+
+    class_selected = Signal(int)
+    renamed = Signal(int, str)
+    colour_requested = Signal(int)
+    visibility_changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__(0, len(HEADINGS))
+        self._classes: tuple[ClassDef, ...] = ()
+        self._showing = False
+        self.setHorizontalHeaderLabels(HEADINGS)
+        for i, tip in enumerate(TIPS):
+            self.horizontalHeaderItem(i).setToolTip(tip)  # type: ignore[union-attr,unused-ignore]
+        self.horizontalHeaderItem(NAME).setTextAlignment(Qt.AlignmentFlag.AlignLeft)
+        self.verticalHeader().hide()
+        self.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+        self.setShowGrid(False)
+        self.setWordWrap(False)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.setEditTriggers(
+            QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed
+        )
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setTabKeyNavigation(False)
+        header = self.horizontalHeader()
+        header.setMinimumSectionSize(20)
+        header.setHighlightSections(False)
+        header.setSectionsClickable(False)
+        for column in range(len(HEADINGS)):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
+        self.itemChanged.connect(self._on_item_changed)
+        self.itemSelectionChanged.connect(self._on_selection)
+        self.cellDoubleClicked.connect(self._on_double_click)
+
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Ids of the classes that are not to be shown."""
+        return frozenset(
+            c.id for r, c in enumerate(self._classes) if self.item(r, VISIBLE).checkState() != Qt.CheckState.Checked
+        )
+
+    @property
+    def selected(self) -> int | None:
+        """Id of the selected class."""
+        row = self.currentRow()
+        return self._classes[row].id if 0 <= row < len(self._classes) else None
+
+    def show_classes(self, classes: Sequence[ClassDef], hidden: Collection[int]) -> None:
+        """Fill the table anew; the selected class stays selected."""
+        before = self.selected
+        self._classes, self._showing = tuple(classes), True
+        self.setRowCount(len(self._classes))
+        for r, c in enumerate(self._classes):
+            visible = _item("", TIPS[VISIBLE])
+            visible.setFlags(visible.flags() | Qt.ItemFlag.ItemIsUserCheckable)
+            visible.setCheckState(Qt.CheckState.Unchecked if c.id in hidden else Qt.CheckState.Checked)
+            colour = _item("", f"{c.colour}. {TIPS[COLOUR]}")
+            colour.setIcon(swatch(c.colour))
+            name = _item(c.name, TIPS[NAME], editable=True)
+            key = _item(str(c.id) if c.id <= LAST_KEY else "", TIPS[KEY], centre=True)
+            for column, item in ((VISIBLE, visible), (COLOUR, colour), (NAME, name), (KEY, key)):
+                self.setItem(r, column, item)
+            for column in (STROKES, SHARE):
+                self.setItem(r, column, _item("–", TIPS[column], right=True))
+        self._showing = False
+        self.select_class(before if before in {c.id for c in classes} else None)
+        fit_rows(self, MOST_ROWS)
+
+    def show_statistics(self, statistics: LabelStatistics) -> None:
+        """Fill strokes and shares."""
+        self._showing = True
+        for r, c in enumerate(self._classes):
+            strokes = statistics.strokes.get(c.id, 0)
+            share = statistics.pixel_share(c.id)
+            self.item(r, STROKES).setText(str(strokes) if strokes else "–")
+            self.item(r, SHARE).setText(percent(share) if share else "–")
+        self._showing = False
+
+    def select_class(self, class_id: int | None) -> None:
+        """Select without telling anyone."""
+        self._showing = True
+        row = next((r for r, c in enumerate(self._classes) if c.id == class_id), -1)
+        if row < 0:
+            self.clearSelection()
+            self.setCurrentCell(-1, -1)
+        elif self.currentRow() != row:
+            self.setCurrentCell(row, NAME)
+        self._showing = False
+
+    def edit_name(self, class_id: int) -> None:
+        """Open the name for editing."""
+        row = next((r for r, c in enumerate(self._classes) if c.id == class_id), None)
+        if row is not None:
+            self.setCurrentCell(row, NAME)
+            self.editItem(self.item(row, NAME))
+
+    def keyPressEvent(self, event: QKeyEvent | None) -> None:  # noqa: N802 - Qt's name
+        """Space shows or hides, Enter renames; the rest as in any table."""
+        item = self.item(self.currentRow(), VISIBLE)
+        if event is not None and event.key() == Qt.Key.Key_Space and item is not None:
+            on = item.checkState() == Qt.CheckState.Checked
+            item.setCheckState(Qt.CheckState.Unchecked if on else Qt.CheckState.Checked)
+        elif event is not None and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.selected is not None:
+            self.edit_name(self.selected)
+        else:
+            super().keyPressEvent(event)
+
+    def _on_item_changed(self, item: QTableWidgetItem) -> None:
+        if self._showing:
+            return
+        if item.column() == VISIBLE:
+            self.visibility_changed.emit()
+        elif item.column() == NAME:
+            c = self._classes[item.row()]
+            if item.text().strip() and item.text().strip() != c.name:
+                self.renamed.emit(c.id, item.text().strip())
+            else:
+                self._showing = True
+                item.setText(c.name)
+                self._showing = False
+
+    def _on_selection(self) -> None:
+        if not self._showing and self.selected is not None:
+            self.class_selected.emit(self.selected)
+
+    def _on_double_click(self, row: int, column: int) -> None:
+        if column == COLOUR:
+            self.colour_requested.emit(self._classes[row].id)
+
+
+def swatch(colour: str) -> QIcon:
+    """A square of that colour."""
+    pixmap = QPixmap(SWATCH, SWATCH)
+    pixmap.fill(QColor(colour))
+    icon = QIcon(pixmap)
+    icon.addPixmap(pixmap, QIcon.Mode.Selected)
+    icon.addPixmap(pixmap, QIcon.Mode.Disabled)
+    return icon
+
+
+def percent(share: float) -> str:
+    """``34 %``; what is rarer than 1 % is not rounded to nothing."""
+    return "<1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
+
+
+def _item(text: str, tip: str, *, editable: bool = False, centre: bool = False, right: bool = False) -> QTableWidgetItem:
+    item = QTableWidgetItem(text)
+    item.setToolTip(tip)
+    if not editable:
+        item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEditable)
+    if centre:
+        item.setTextAlignment(Qt.AlignmentFlag.AlignCenter)
+    if right:
+        item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+    return item

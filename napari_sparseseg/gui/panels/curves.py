@@ -1,0 +1,131 @@
+"""Learning curves: the loss, and the Dice on held-out strokes, while training goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.gui.theme import Palette
+
+HEIGHT = 96
+LEFT_AXIS = 38
+MOST_POINTS = 2000
+
+
+class Curves(QWidget):
+    """Loss above, held-out Dice below, over seconds of training. pyqtgraph is imported with the first point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._box = QVBoxLayout(self)
+        self._box.setContentsMargins(0, 0, 0, 0)
+        self._box.setSpacing(2)
+        self._plots: tuple[Any, ...] = ()
+        self._palette: Palette | None = None
+        self._loss: list[tuple[float, float]] = []
+        self._dice: dict[int, list[tuple[float, float]]] = {}
+        self._mean: list[tuple[float, float]] = []
+        self._items: dict[Any, Any] = {}
+        self.hide()
+
+    @property
+    def points(self) -> int:
+        """Of the loss curve."""
+        return len(self._loss)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._loss, self._dice, self._mean = [], {}, []
+        for item in self._items.values():
+            item.setData([], [])
+        self.hide()
+
+    def add_loss(self, seconds: float, loss: float) -> None:
+        """One more point; of very many every second is dropped."""
+        if self._loss and seconds <= self._loss[-1][0]:
+            return
+        self._loss.append((seconds, loss))
+        if len(self._loss) > MOST_POINTS:
+            self._loss = self._loss[::2]
+        loss_plot, _ = self._ready()
+        self._draw("loss", loss_plot, self._loss, self._text_colour(), 1.5)
+
+    def add_dice(self, seconds: float, dice: Mapping[int, float], mean: float | None, classes: Sequence[ClassDef]) -> None:
+        """Held-out Dice by class id, and their mean."""
+        _, plot = self._ready()
+        for c in classes:
+            if c.id in dice:
+                points = self._dice.setdefault(c.id, [])
+                points.append((seconds, dice[c.id]))
+                self._draw(c.id, plot, points, c.colour, 1.5)
+        if mean is not None:
+            self._mean.append((seconds, mean))
+            self._draw("mean", plot, self._mean, self._text_colour(), 2.5)
+
+    def paint(self, palette: Palette) -> None:
+        """Take over the colours of a theme."""
+        self._palette = palette
+        for plot in self._plots:
+            self._colour(plot)
+        for name in ("loss", "mean"):
+            if name in self._items:
+                self._items[name].setPen(self._pen(palette.text, 1.5 if name == "loss" else 2.5))
+
+    def _text_colour(self) -> str:
+        return "#808080" if self._palette is None else self._palette.text
+
+    def _ready(self) -> tuple[Any, ...]:
+        if not self._plots:
+            import pyqtgraph
+
+            made = []
+            for title, tip in (
+                ("loss", "Balanced loss of each training step; noisy by nature, its trend should fall"),
+                ("Dice", "Agreement with strokes kept out of training: thick the mean, thin each class; 1 is perfect"),
+            ):
+                plot = pyqtgraph.PlotWidget()
+                plot.setFixedHeight(HEIGHT)
+                plot.setToolTip(tip)
+                plot.setMouseEnabled(x=False, y=False)
+                plot.setMenuEnabled(False)
+                plot.hideButtons()
+                plot.setLabel("left", title)
+                plot.getAxis("left").setWidth(LEFT_AXIS)
+                plot.getAxis("bottom").setStyle(showValues=title == "Dice")
+                self._box.addWidget(plot)
+                made.append(plot)
+            made[1].setYRange(0, 1)
+            made[1].setXLink(made[0])
+            made[1].setLabel("bottom", "seconds of training")
+            made[1].setFixedHeight(HEIGHT + 26)
+            self._plots = tuple(made)
+            for plot in made:
+                self._colour(plot)
+        self.show()
+        return self._plots
+
+    def _colour(self, plot: Any) -> None:
+        if self._palette is None:
+            return
+        plot.setBackground(self._palette.background)
+        for side in ("left", "bottom"):
+            plot.getAxis(side).setPen(self._palette.muted)
+            plot.getAxis(side).setTextPen(self._palette.text)
+
+    @staticmethod
+    def _pen(colour: str, width: float) -> Any:
+        import pyqtgraph
+
+        return pyqtgraph.mkPen(colour, width=width)
+
+    def _draw(self, key: Any, plot: Any, points: list[tuple[float, float]], colour: str, width: float) -> None:
+        if key not in self._items:
+            self._items[key] = plot.plot(pen=self._pen(colour, width))
+        item = self._items[key]
+        item.setPen(self._pen(colour, width))
+        item.setData([p[0] for p in points], [p[1] for p in points])

@@ -1,0 +1,186 @@
+"""Predict: what the live view shows, where to look next, how much of what there is, and the whole slide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QCheckBox,
+    QComboBox,
+    QHeaderView,
+    QLabel,
+    QSlider,
+    QTableWidget,
+    QTableWidgetItem,
+    QWidget,
+)
+
+from napari_sparseseg.gui.areas import areas_csv
+from napari_sparseseg.gui.live_layers import Shown
+from napari_sparseseg.gui.panels.class_table import MOST_ROWS, ROW_HEIGHT, percent, swatch
+from napari_sparseseg.gui.panels.section import ElidedLabel, button, column, fit_rows, menu_button, note, row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.gui.areas import Area
+
+CONTOUR_PX = 2
+HEADINGS = ("Class on screen", "mm²", "Share")
+
+
+class PredictPanel(QWidget):
+    """The body of the section.
+
+    Attributes
+    ----------
+    live_toggled, contour_toggled
+        Signals (bool).
+    shown_chosen
+        Signal (Shown).
+    opacity_changed
+        Signal (float), 0..1.
+    next_requested, slide_requested, geojson_requested, csv_requested, scribbles_requested
+        Signals ().
+    """
+
+    live_toggled = Signal(bool)
+    contour_toggled = Signal(bool)
+    shown_chosen = Signal(object)
+    opacity_changed = Signal(float)
+    next_requested = Signal()
+    slide_requested = Signal()
+    geojson_requested = Signal()
+    csv_requested = Signal()
+    scribbles_requested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._areas: list[Area] = []
+        self.live = QCheckBox("Live prediction")
+        self.live.setChecked(True)
+        self.live.setToolTip("Predict what is on screen and learn each stroke at once, also while training is paused")
+        self.live.toggled.connect(self.live_toggled.emit)
+        self.what = QComboBox()
+        self.what.setToolTip("The class map, or how sure the model is: doubtful regions are where strokes help most")
+        self.what.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.what.activated.connect(lambda i: self.shown_chosen.emit(self.what.itemData(i)))
+        self.opacity = QSlider(Qt.Orientation.Horizontal)
+        self.opacity.setRange(0, 100)
+        self.opacity.setToolTip("How much of the slide shows through")
+        self.opacity.setAccessibleName("Opacity")
+        self.opacity.valueChanged.connect(lambda v: self.opacity_changed.emit(v / 100))
+        self.contour = QCheckBox("Outlines")
+        self.contour.setToolTip("Draw borders only, to see the tissue itself")
+        self.contour.toggled.connect(self.contour_toggled.emit)
+        self.next = button("Next doubtful region", "Go to unlabelled tissue that the model is least sure of", self.next_requested.emit)
+        self.doubt = note()
+        self.doubt.hide()
+        self.table = _area_table()
+        self.empty = note("Areas of what is on screen appear here with the first prediction.")
+        self.copy = button("Copy", "The table as CSV, to paste into a spreadsheet", self._on_copy)
+        self.predict_slide = button(
+            "Predict slide…", "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile", self.slide_requested.emit
+        )
+        self.export = menu_button(
+            "Export", "Results of the predicted slide, or the scribbles, for other programs",
+            (
+                ("Regions for QuPath (GeoJSON)…", self.geojson_requested.emit),
+                ("Areas of the slide (CSV)…", self.csv_requested.emit),
+                ("Scribbles for QuPath (GeoJSON)…", self.scribbles_requested.emit),
+            ),
+        )  # fmt: skip
+        self.result = ElidedLabel()
+        self.result.hide()
+        layout = column(self)
+        layout.addLayout(row(self.live, self.contour, stretch=0))
+        layout.addLayout(row(QLabel("Show"), self.what, stretch=1))
+        layout.addLayout(row(QLabel("Opacity"), self.opacity, stretch=1))
+        layout.addWidget(self.next)
+        layout.addWidget(self.doubt)
+        layout.addWidget(self.empty)
+        layout.addWidget(self.table)
+        layout.addLayout(row(self.predict_slide, self.copy, self.export, stretch=0))
+        layout.addWidget(self.result)
+        self.show_areas([])
+
+    def show_choices(self, classes: Sequence[ClassDef], shown: Shown) -> None:
+        """Fill the list of what can be shown; `shown` is what is."""
+        choices = [("Classes", Shown()), ("Uncertainty", Shown("uncertainty")), ("What changed", Shown("changed"))]
+        choices += [(f"Probability of {c.name}", Shown("probability", c.id)) for c in classes]
+        self.what.clear()
+        for text, what in choices:
+            self.what.addItem(text, what)
+        self.what.setCurrentIndex(next((i for i, (_, w) in enumerate(choices) if w == shown), 0))
+
+    def show_opacity(self, opacity: float) -> None:
+        """Follow the layer's own slider."""
+        self.opacity.blockSignals(True)
+        self.opacity.setValue(round(100 * opacity))
+        self.opacity.blockSignals(False)
+
+    def show_model(self, present: bool) -> None:
+        """What needs a model is enabled only with one."""
+        for widget in (self.next, self.predict_slide, self.what, self.contour):
+            widget.setEnabled(present)
+
+    def show_areas(self, areas: Sequence[Area]) -> None:
+        """Fill the table."""
+        self._areas = list(areas)
+        known = [a for a in self._areas if a.share > 0]
+        unit = "mm²" if all(a.mm2 is not None for a in known) else "px"
+        self.table.setHorizontalHeaderLabels((HEADINGS[0], unit, HEADINGS[2]))
+        self.table.horizontalHeaderItem(0).setTextAlignment(Qt.AlignmentFlag.AlignLeft)
+        self.table.setRowCount(len(known))
+        for r, a in enumerate(known):
+            size = f"{a.mm2:.4g}" if a.mm2 is not None else f"{a.pixels:.4g}"
+            for column_, text in enumerate((a.name, size, percent(a.share))):
+                item = QTableWidgetItem(text)
+                if column_ == 0:
+                    item.setIcon(swatch(a.colour))
+                else:
+                    item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+                self.table.setItem(r, column_, item)
+        fit_rows(self.table, MOST_ROWS)
+        self.table.setVisible(bool(known))
+        self.empty.setVisible(not known)
+        self.copy.setEnabled(bool(known))
+
+    def show_doubt(self, text: str) -> None:
+        """What the model wavers between in the region it went to."""
+        self.doubt.setText(text)
+        self.doubt.setVisible(bool(text))
+
+    def show_result(self, text: str) -> None:
+        """Where the predicted slide is."""
+        self.result.setText(text)
+        self.result.setVisible(bool(text))
+
+    def _on_copy(self) -> None:
+        clipboard = QGuiApplication.clipboard()
+        if clipboard is not None:
+            clipboard.setText(areas_csv(self._areas))
+
+
+def _area_table() -> QTableWidget:
+    table = QTableWidget(0, len(HEADINGS))
+    table.setHorizontalHeaderLabels(HEADINGS)
+    table.setToolTip("Predicted area of each class in the part of the slide that is on screen")
+    table.setAccessibleName("Areas on screen")
+    table.verticalHeader().hide()
+    table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+    table.setShowGrid(False)
+    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
+    table.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    header = table.horizontalHeader()
+    header.setSectionsClickable(False)
+    header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+    for column_ in (1, 2):
+        header.setSectionResizeMode(column_, QHeaderView.ResizeMode.ResizeToContents)
+    return table

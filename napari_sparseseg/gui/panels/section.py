@@ -1,0 +1,161 @@
+"""A part of the panel that can be folded away, and small helpers of all parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtWidgets import (
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QMenu,
+    QPushButton,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from qtpy.QtGui import QResizeEvent
+    from qtpy.QtWidgets import QTableWidget
+
+SPACING = 6
+
+
+class Section(QWidget):
+    """A heading that folds what is below it; on the right of the heading a summary.
+
+    Parameters
+    ----------
+    title
+        Of the heading.
+    body
+        What is folded.
+    tip
+        Why one would open it.
+    """
+
+    toggled = Signal(bool)
+
+    def __init__(self, title: str, body: QWidget, *, tip: str = "", opened: bool = True) -> None:
+        super().__init__()
+        self.body = body
+        self.heading = QToolButton()
+        self.heading.setText(title)
+        self.heading.setCheckable(True)
+        self.heading.setChecked(opened)
+        self.heading.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.heading.setStyleSheet("QToolButton { background: transparent; font-weight: bold; border: none; }")
+        self.heading.setToolTip(tip)
+        self.heading.setAccessibleName(title)
+        self.heading.toggled.connect(self._on_toggled)
+        self.summary = ElidedLabel(align=Qt.AlignmentFlag.AlignRight)
+        top = QHBoxLayout()
+        top.setContentsMargins(0, 0, 0, 0)
+        top.addWidget(self.heading)
+        top.addWidget(self.summary, 1)
+        line = QFrame()
+        line.setFrameShape(QFrame.Shape.HLine)
+        line.setObjectName("QtCustomTitleBarLine")  # napari's style sheet gives it the colour of its own lines
+        line.setFixedHeight(1)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(SPACING)
+        layout.addWidget(line)
+        layout.addLayout(top)
+        layout.addWidget(body)
+        self._on_toggled(opened)
+
+    def _on_toggled(self, opened: bool) -> None:
+        self.heading.setArrowType(Qt.ArrowType.DownArrow if opened else Qt.ArrowType.RightArrow)
+        self.body.setVisible(opened)
+        self.toggled.emit(opened)
+
+
+class ElidedLabel(QLabel):
+    """One line that ends in an ellipsis where it does not fit; the whole text is then the tooltip."""
+
+    def __init__(self, text: str = "", *, align: Qt.AlignmentFlag = Qt.AlignmentFlag.AlignLeft) -> None:
+        super().__init__()
+        self._whole = ""
+        self.setAlignment(align | Qt.AlignmentFlag.AlignVCenter)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setText(text)
+
+    def setText(self, text: str | None) -> None:  # noqa: N802 - Qt's name
+        self._whole = text or ""
+        self._fit()
+
+    def whole_text(self) -> str:
+        """The text without ellipsis."""
+        return self._whole
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+        return QSize(20, super().minimumSizeHint().height())
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802 - Qt's name
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        shown = self.fontMetrics().elidedText(self._whole, Qt.TextElideMode.ElideMiddle, max(0, self.width() - 4))
+        super().setText(shown)
+        self.setToolTip(self._whole if shown != self._whole else "")
+
+
+def button(text: str, tip: str, clicked: Callable[[], object]) -> QPushButton:
+    """A push button with a tooltip that calls `clicked` without arguments."""
+    made = QPushButton(text)
+    made.setToolTip(tip)
+    made.clicked.connect(lambda _=False: clicked())
+    return made
+
+
+def menu_button(text: str, tip: str, entries: Sequence[tuple[str, Callable[[], object]]]) -> QPushButton:
+    """A button that opens a menu; `entries` are texts and what to call."""
+    made = QPushButton(text)
+    made.setToolTip(tip)
+    menu = QMenu(made)
+    for entry, triggered in entries:
+        menu.addAction(entry).triggered.connect(lambda _=False, call=triggered: call())
+    made.setMenu(menu)
+    return made
+
+
+def fit_rows(table: QTableWidget, most: int) -> None:
+    """Make a table as high as its rows, up to `most` of them."""
+    rows = min(max(1, table.rowCount()), most)
+    height = sum(table.rowHeight(r) for r in range(rows)) if table.rowCount() else 0
+    table.setFixedHeight(table.horizontalHeader().sizeHint().height() + height + 2 * table.frameWidth() + 4)
+
+
+def row(*widgets: QWidget, stretch: int | None = None) -> QHBoxLayout:
+    """Widgets side by side; the one with index `stretch` takes the room that is left."""
+    layout = QHBoxLayout()
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(SPACING)
+    for i, widget in enumerate(widgets):
+        layout.addWidget(widget, 1 if i == stretch else 0)
+    return layout
+
+
+def column(parent: QWidget) -> QVBoxLayout:
+    """The vertical layout of a section's body."""
+    layout = QVBoxLayout(parent)
+    layout.setContentsMargins(2, 0, 2, 4)
+    layout.setSpacing(SPACING)
+    return layout
+
+
+def note(text: str = "") -> QLabel:
+    """A line of explanation that wraps."""
+    made = QLabel(text)
+    made.setWordWrap(True)
+    made.setTextFormat(Qt.TextFormat.PlainText)
+    made.setProperty("muted", True)
+    return made

@@ -1,0 +1,114 @@
+"""The settings of training that most people never touch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QFormLayout, QSpinBox, QWidget
+
+from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.gui.panels.section import SPACING, button, row
+
+if TYPE_CHECKING:
+    from napari_sparseseg.config import Architecture
+
+DEFAULT_ENCODER = TrainConfig().encoder
+SCRATCH = "scratch"
+ENCODERS = {
+    DEFAULT_ENCODER: "EfficientNet-Lite0 (built in)",
+    SCRATCH: "U-Net from scratch (as in the paper)",
+}
+BUDGETS = {"Until I stop": 0, "1 minute": 60, "5 minutes": 300, "15 minutes": 900, "1 hour": 3600}
+
+
+class TrainSettings(QWidget):
+    """Resolution, network, device, budget, seed.
+
+    Attributes
+    ----------
+    load_requested, save_requested
+        Signals (): of a model file.
+    """
+
+    load_requested = Signal()
+    save_requested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mpp = QDoubleSpinBox()
+        self.mpp.setDecimals(2)
+        self.mpp.setRange(0.0, 100.0)
+        self.mpp.setSingleStep(0.25)
+        self.mpp.setSpecialValueText("automatic")
+        self.mpp.setSuffix(" µm/px")
+        self.mpp.setToolTip(
+            "Coarser sees more tissue at once and is faster, finer sees nuclei; automatic is 1 µm per pixel"
+        )
+        self.encoder = QComboBox()
+        self.encoder.setEditable(True)
+        for key, text in ENCODERS.items():
+            self.encoder.addItem(text, key)
+        self.encoder.setToolTip(
+            "What the network knows before the first stroke. Any encoder that timm knows can be typed in; it is "
+            "downloaded then"
+        )
+        self.encoder.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.device = QComboBox()
+        devices = ["auto", "cpu", *(["mps"] if sys.platform == "darwin" else ["cuda"])]
+        self.device.addItems(devices)
+        self.device.setToolTip("Where to compute; auto takes a graphics card where there is one")
+        self.budget = QComboBox()
+        for text, seconds in BUDGETS.items():
+            self.budget.addItem(text, seconds)
+        self.budget.setToolTip("Training can always be stopped and goes on where it was")
+        self.seed = QSpinBox()
+        self.seed.setRange(0, 2**31 - 1)
+        self.seed.setToolTip("The same seed and the same strokes draw the same patches")
+        self.load = button("Load model…", "Predict with a saved model, or go on training it", self.load_requested.emit)
+        self.save = button("Save model…", "The present model as one file, for other slides or the shell", self.save_requested.emit)
+        form = QFormLayout(self)
+        form.setContentsMargins(10, 0, 0, 0)
+        form.setSpacing(SPACING)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow("Resolution", self.mpp)
+        form.addRow("Network", self.encoder)
+        form.addRow("Device", self.device)
+        form.addRow("Time", self.budget)
+        form.addRow("Seed", self.seed)
+        form.addRow(row(self.load, self.save))
+
+    @property
+    def seconds(self) -> float | None:
+        """Budget of a run; None without an end."""
+        return float(self.budget.currentData()) or None
+
+    def config(self, base: TrainConfig) -> TrainConfig:
+        """`base` with what is chosen here."""
+        index = self.encoder.findText(self.encoder.currentText())
+        encoder = self.encoder.itemData(index) if index >= 0 else self.encoder.currentText().strip()
+        architecture: Architecture = "scratch" if encoder == SCRATCH else "pretrained"
+        return replace(
+            base,
+            mpp=self.mpp.value() or None,
+            encoder=DEFAULT_ENCODER if encoder in ("", SCRATCH) else encoder,
+            architecture=architecture,
+            device=self.device.currentText(),
+            seed=self.seed.value(),
+        )
+
+    def show_config(self, config: TrainConfig) -> None:
+        """Show a session's settings."""
+        self.mpp.setValue(config.mpp or 0.0)
+        key = SCRATCH if config.architecture == "scratch" else config.encoder
+        index = self.encoder.findData(key)
+        if index >= 0:
+            self.encoder.setCurrentIndex(index)
+        else:
+            self.encoder.setCurrentText(key)
+        if self.device.findText(config.device) < 0:
+            self.device.addItem(config.device)
+        self.device.setCurrentText(config.device)
+        self.seed.setValue(config.seed)

@@ -1,0 +1,188 @@
+"""The dock panel: four sections in the order of the work, over one `Session`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QEvent, QSize, Qt
+from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+
+from napari_sparseseg.gui.actions.classes import ClassActions
+from napari_sparseseg.gui.actions.prediction import PredictActions
+from napari_sparseseg.gui.actions.project import ProjectActions
+from napari_sparseseg.gui.actions.slides import SlideActions
+from napari_sparseseg.gui.actions.training import TrainActions
+from napari_sparseseg.gui.activity import Activity
+from napari_sparseseg.gui.context import Context
+from napari_sparseseg.gui.next_step import next_step, state_line
+from napari_sparseseg.gui.panels.classes import ClassesPanel
+from napari_sparseseg.gui.panels.header import Header
+from napari_sparseseg.gui.panels.predict import PredictPanel
+from napari_sparseseg.gui.panels.section import Section
+from napari_sparseseg.gui.panels.slide import SlidePanel
+from napari_sparseseg.gui.panels.train import TrainPanel
+from napari_sparseseg.gui.theme import palette
+from napari_sparseseg.session import Session
+
+if TYPE_CHECKING:
+    import napari
+    from qtpy.QtCore import QObject
+
+    from napari_sparseseg.gui.label_statistics import LabelStatistics
+
+MIN_WIDTH, PREFERRED = 310, QSize(360, 860)
+
+
+class SparseSegWidget(QWidget):
+    """Scribble, train, predict.
+
+    `session` is the `Session` that every button uses; the console of the viewer has it under that name too.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer to draw in.
+    """
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self._context = Context(napari_viewer, Session(autosave=True), self)
+        self.header = Header()
+        self.slide, self.classes = SlidePanel(), ClassesPanel()
+        self.train, self.predict = TrainPanel(), PredictPanel()
+        self.sections = (
+            Section("Slide", self.slide, tip="What to work on"),
+            Section("Classes", self.classes, tip="What to tell apart"),
+            Section("Train", self.train, tip="Learn it from the strokes"),
+            Section("Predict", self.predict, tip="See it, measure it, export it"),
+        )
+        self._lay_out()
+        self.slides = SlideActions(self._context, self.slide, self.header)
+        self._classes = ClassActions(self._context, self.classes, self.slides)
+        self._training = TrainActions(self._context, self.train)
+        self._prediction = PredictActions(self._context, self.predict, self.slides, self._classes)
+        self._project = ProjectActions(self._context, self.header, self.train)
+        self._activity = Activity(self._context)
+        self._window: QWidget | None = None
+        self._window_closing = False
+        self._context.problem.connect(self.header.error.report)
+        self._training.counted.connect(self._on_counted)
+        for signal in (self._context.status_changed, self._context.slides_changed, self._context.jobs.changed):
+            signal.connect(self._show_state)
+        self._context.session_replaced.connect(self._on_session)
+        napari_viewer.events.theme.connect(self._paint)
+        self._paint()
+        self._on_session()
+        self.slides.adopt_ours()
+
+    @property
+    def session(self) -> Session:
+        """What the panel works on; another object after a project was opened."""
+        return self._context.session
+
+    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+        return PREFERRED
+
+    def start_training(self) -> None:
+        """What the Train button does."""
+        self._training.train()
+
+    def shut_down(self) -> None:
+        """End training with a checkpoint, take the layers away, close all files. Safe to call twice."""
+        if self._context.closed:
+            return
+        if self._window is not None:
+            self._window.removeEventFilter(self)
+        self.viewer.events.theme.disconnect(self._paint)
+        self._training.stop_timers()
+        self._prediction.close()
+        self.slides.close()
+        self._activity.close()
+        self._context.close()
+
+    def event(self, event: QEvent | None) -> bool:
+        """Taken out of the window (the dock's close button): the end."""
+        if event is not None and event.type() == QEvent.Type.ParentChange:
+            if self.parent() is None:
+                self.shut_down()
+            else:
+                self._watch_window()
+        return bool(super().event(event))
+
+    def showEvent(self, event: QEvent | None) -> None:  # noqa: N802 - Qt's name
+        super().showEvent(event)
+        self._watch_window()
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 - Qt's name
+        """The window hides after it has agreed to close; before, the user may still cancel."""
+        if watched is self._window and event is not None:
+            if event.type() == QEvent.Type.Close:
+                self._window_closing = True
+            elif event.type() == QEvent.Type.Hide and self._window_closing:
+                self.shut_down()
+        return False
+
+    def _watch_window(self) -> None:
+        window = self.window()
+        if window is not self and window is not self._window and not self._context.closed:
+            if self._window is not None:
+                self._window.removeEventFilter(self)
+            self._window = window
+            window.installEventFilter(self)
+
+    def _lay_out(self) -> None:
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.setContentsMargins(6, 0, 6, 6)
+        column.setSpacing(8)
+        for section in self.sections:
+            column.addWidget(section)
+        column.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(inner)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(4)
+        layout.addWidget(self.header)
+        layout.addWidget(scroll, 1)
+        self.setMinimumWidth(MIN_WIDTH)
+
+    def _on_session(self) -> None:
+        self.viewer.update_console({"session": self._context.session})
+        self._show_state()
+
+    def _on_counted(self, statistics: LabelStatistics) -> None:
+        self._classes.show_statistics(statistics)
+        self._show_state()
+
+    def _show_state(self) -> None:
+        status, jobs = self.session.status, self._context.jobs.names
+        has_slide = self.session.set.has_active
+        text = state_line(status, jobs, has_slide=has_slide)
+        active = bool(jobs) or status.state in ("training", "predicting")
+        self.header.show_state(text, active=active, failed=status.state == "failed")
+        self.header.show_next_step(
+            next_step(
+                status,
+                self.session.classes,
+                self._training.statistics,
+                has_slide=has_slide,
+                live=self.predict.live.isChecked(),
+            )
+        )
+
+    def _paint(self) -> None:
+        colours = palette(self.viewer)
+        self.header.paint(colours)
+        self.train.curves.paint(colours)
+        self.setStyleSheet(
+            f'QLabel[muted="true"] {{ color: {colours.muted}; }}'
+            f"QHeaderView::section {{ background: {colours.background}; color: {colours.muted}; border: none;"
+            f" border-bottom: 1px solid {colours.foreground}; padding: 2px 4px; }}"
+            f"QTableWidget {{ border: 1px solid {colours.foreground}; }}"
+            "QPushButton { padding: 4px 7px; }"
+        )
