@@ -147,4 +147,5 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     safe = np.clip(probabilities, 1e-6, 1.0)
     bits = -(safe * np.log(safe)).sum(axis=0, dtype=np.float32)
     scaled: np.ndarray = np.rint(bits * (255 / math.log(len(safe))))
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    out: np.ndarray = np.clip(scaled, 0, 255).astype(np.uint8)
+    return out

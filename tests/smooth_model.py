@@ -1,20 +1,23 @@
 """A small real segmenter without a network: what region prediction is tested with, and against.
 
 Pixels are averaged over cells of `multiple` px, smoothed over a known number of cells, and compared with one colour per
-class. Like a network it has a finite receptive field, a stride whose phase matters, and an answer for every pixel; unlike
-one it is exact, so tiled and untiled answers can be compared bit by bit.
+class. Like a network it has a finite receptive field, a stride whose phase matters, and an answer for every pixel;
+unlike one it is exact, so tiled and untiled answers can be compared bit by bit.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from napari_sparseseg.config import Recipe, make_classes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CLASSES = make_classes([("glass", "#ffffff"), ("stroma", "#3cb44b"), ("nuclei", "#911eb4")])
 COLOURS = ((240, 240, 240), (215, 150, 190), (110, 70, 140))

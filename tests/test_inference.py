@@ -79,9 +79,7 @@ def test_the_halo_is_read_aligned_and_no_more():
 def test_a_single_tile_equals_its_part_of_the_region():
     model, slide = SmoothModel(), ArraySlide(IMAGE)
     _, whole = predict_region(model, slide, Box(0, 0, 200, 248), Frame())
-    np.testing.assert_array_equal(
-        predict_tile(model, slide, Box(40, 50, 30, 20), Frame()), whole[:, 40:70, 50:70]
-    )
+    np.testing.assert_array_equal(predict_tile(model, slide, Box(40, 50, 30, 20), Frame()), whole[:, 40:70, 50:70])
 
 
 def test_an_empty_region_is_empty():

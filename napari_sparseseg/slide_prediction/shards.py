@@ -163,7 +163,7 @@ class ShardPredictor:
         whole = Box(0, 0, *self._store.shape)
         for index, box in shards:
             shard = box.intersection(whole)
-            cells = [cell.intersection(shard) for cell in tiles(shard, self._tile)]
+            cells = list(_cells(shard, self._tile))
             for number, tile in enumerate(cells, 1):
                 source = input_region(self._model, tile)
                 wanted = self._tissue is None or self._tissue.overlaps(tile, self._frame)
@@ -201,6 +201,13 @@ def predict_flipped(model: Segmenter, pixels: np.ndarray, source: Box, tile: Box
             found = found[:, :, ::-1] if flip else found
             total += np.rot90(found, -turns, axes=(1, 2))[:, y : y + tile.height, x : x + tile.width]
     return total / 8
+
+
+def _cells(shard: Box, side: int) -> Iterator[Box]:
+    """The shard cut into tiles from its own corner, row by row; the last ones are smaller."""
+    for y in range(shard.y, shard.y1, side):
+        for x in range(shard.x, shard.x1, side):
+            yield Box(y, x, side, side).intersection(shard)
 
 
 def shard_grid(shape: tuple[int, int]) -> list[Box]:
