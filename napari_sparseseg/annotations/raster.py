@@ -105,7 +105,11 @@ class Polygon:
     def __init__(self, rings: Sequence[Points]) -> None:
         starts = np.concatenate([np.asarray(r, np.float64) for r in rings])
         ends = np.concatenate([np.roll(np.asarray(r, np.float64), -1, axis=0) for r in rings])
-        sides = np.hstack([starts, ends])[starts[:, 0] != ends[:, 0]]
+        sides = np.hstack([starts, ends])
+        level = starts[:, 0] == ends[:, 0]
+        # Level sides cross no row, but chunks that they pass through are not wholly inside.
+        self._level = sides[level]
+        sides = sides[~level]
         # From top to bottom, whichever way it was drawn: neighbours then cross a row at the very same x.
         upward = sides[:, 0] > sides[:, 2]
         sides[upward] = sides[upward][:, [2, 3, 0, 1]]
@@ -146,15 +150,16 @@ class Polygon:
 
     def rim(self, clip: Box) -> NDArray[np.int64]:
         """Chunks (i, j) of level 0 that a side may pass through, unique and sorted, (n, 2)."""
-        ya, xa, yb, xb = self._segments
+        ya, xa, yb, xb = np.hstack([self._segments, self._level.T])
         i0 = np.maximum(np.floor((ya - 1) / CHUNK), clip.y // CHUNK).astype(np.int64)
         i1 = np.minimum(np.floor((yb + 1) / CHUNK), (clip.y1 - 1) // CHUNK).astype(np.int64)
         n = np.maximum(0, i1 - i0 + 1)
         side = np.repeat(np.arange(len(n)), n)
         i = np.repeat(i0 - (np.cumsum(n) - n), n) + np.arange(n.sum())
-        slope = ((xb - xa) / (yb - ya))[side]
+        slope = np.divide(xb - xa, yb - ya, out=np.zeros_like(ya), where=yb > ya)[side]
         at = [np.clip(i * CHUNK + d, ya[side], yb[side]) for d in (-1.0, CHUNK + 1.0)]
         ends = [xa[side] + (y - ya[side]) * slope for y in at]
+        ends[1] = np.where((yb > ya)[side], ends[1], xb[side])
         j0 = np.maximum(np.floor((np.minimum(*ends) - 1) / CHUNK), clip.x // CHUNK).astype(np.int64)
         j1 = np.minimum(np.floor((np.maximum(*ends) + 1) / CHUNK), (clip.x1 - 1) // CHUNK).astype(np.int64)
         n = np.maximum(0, j1 - j0 + 1)
