@@ -24,7 +24,7 @@ from napari_sparseseg.learning.sources import (
     units_of,
     whole_slide,
 )
-from napari_sparseseg.slides import ArraySlide
+from napari_sparseseg.slides import ArraySlide, open_slide
 from tests.learning_scene import CLASSES, make_source, scribbled, write_slide
 
 CONFIG = TrainConfig(patch_px=64, dense_fraction=0.25)
@@ -361,3 +361,21 @@ def test_sampling_and_validation_load_no_torch():
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_patches_of_a_real_slide_at_one_um(cmu_svs):
+    """The patch is the slide read at 1 um per px in the same place; ids under the centres of its pixels."""
+    with open_slide(cmu_svs) as slide:
+        annotations = Annotations(slide.shape, classes=CLASSES)
+        annotations.paint([(600, 500), (900, 800), (700, 1200)], 25, 1)
+        annotations.fill_polygon([(1500, 300), (1500, 900), (1900, 600)], 2)
+        source = Source(slide, annotations.snapshot(), slide.frame(1.0))
+        batch = PatchSampler([source], replace(CONFIG, patch_px=128), seed=0).draw(6)
+        for pixels, labels, (_, y, x) in zip(batch.pixels, batch.labels, batch.origins, strict=True):
+            np.testing.assert_array_equal(pixels, slide.read_region(Box(int(y), int(x), 128, 128), source.frame))
+            scale = 1.0 / slide.mpp[0]
+            at = (np.array([y, x])[:, None] + np.arange(128) + 0.5) * scale
+            rows, columns = np.floor(at).astype(int)
+            full = annotations.read((int(rows[0]), int(columns[0]), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1))
+            np.testing.assert_array_equal(labels, full[np.ix_(rows - rows[0], columns - columns[0])])
+    assert {int(c) for c in np.unique(batch.labels)} >= {1, 2}

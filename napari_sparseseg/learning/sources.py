@@ -6,15 +6,14 @@ makes sources on whatever thread a stroke ends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from napari_sparseseg.annotations.strokes import stroke_mask
-from napari_sparseseg.config import MAX_CLASS_ID
-from napari_sparseseg.geometry import Box
+from napari_sparseseg.geometry import Box, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,13 +22,14 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.snapshot import Snapshot
     from napari_sparseseg.annotations.strokes import Stroke
-    from napari_sparseseg.geometry import Frame
     from napari_sparseseg.slides import Slide
 
     Labels = NDArray[np.uint8]
 
 _NEARBY = 16
 """Frame pixels around a point of a stroke that are searched for its label."""
+_KEEP = 512 * 512
+"""Largest mask in pixels that a unit keeps."""
 _TRIES = 6
 _ROWS = 8
 _cells: WeakKeyDictionary[Snapshot, dict[tuple[Frame, int], list[Box]]] = WeakKeyDictionary()
@@ -81,6 +81,7 @@ class Unit:
     region: Box
     stroke: Stroke | None
     classes: frozenset[int]
+    _whole: dict[Frame, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     @property
     def key(self) -> tuple[int, Box | None]:
@@ -88,6 +89,10 @@ class Unit:
         if self.stroke is None:
             return 0, None
         return self.stroke.id, self.region if self.stroke.kind == "fill" else None
+
+    def same_as(self, other: Unit) -> bool:
+        """Whether both are one drawing in one place of one frame."""
+        return self.stroke is other.stroke and self.region == other.region and self.classes == other.classes
 
     def covers(self, region: Box, frame: Frame) -> NDArray[np.bool_]:
         """Bool (h, w): pixels of `region` that must not be trained on while this is held out.
@@ -101,7 +106,7 @@ class Unit:
         out = np.zeros((region.height, region.width), bool)
         if part.area:
             inside = Box(part.y - region.y, part.x - region.x, part.height, part.width)
-            out[inside.slices()] = self._drawn(part, frame)
+            out[inside.slices()] = self._drawn_within(part, frame)
         return out
 
     def labelled(self, labels: Labels, region: Box, frame: Frame) -> NDArray[np.bool_]:
@@ -112,13 +117,22 @@ class Unit:
         own = labels > 0 if self.stroke.kind == "dense" else labels == self.stroke.class_id
         return own & self.covers(region, frame)
 
+    def _drawn_within(self, part: Box, frame: Frame) -> NDArray[np.bool_]:
+        """`_drawn` of a part of the region; kept for regions of ordinary size, since patches ask for it again."""
+        if self.region.area > _KEEP:
+            return self._drawn(part, frame)
+        if frame not in self._whole:
+            self._whole[frame] = self._drawn(self.region, frame)
+        y, x = part.y - self.region.y, part.x - self.region.x
+        return self._whole[frame][y : y + part.height, x : x + part.width]
+
     def _drawn(self, part: Box, frame: Frame) -> NDArray[np.bool_]:
         stroke = self.stroke
         if stroke is None or stroke.kind == "fill":
             return np.ones((part.height, part.width), bool)
         if stroke.kind == "brush":
             wider = max(stroke.radius, 1.0) * (1 + 1 / 24) + 1
-            return stroke_mask(replace(stroke, radius=wider), part, frame)
+            return stroke_mask(_moves_near(replace(stroke, radius=wider), frame.level0(part)), part, frame)
         return stroke_mask(stroke, part, frame)
 
 
@@ -253,6 +267,15 @@ def is_alive(source: Source, unit: Unit, rng: np.random.Generator, held: Sequenc
     return find_pixel(source, unit.stroke, rng, held) is not None
 
 
+def _moves_near(stroke: Stroke, box: Box) -> Stroke:
+    """A brush stroke without the moves that cannot touch a level-0 box: a long one is mostly elsewhere."""
+    starts, ends = _moves(stroke.parts())
+    low, high = np.minimum(starts, ends) - stroke.radius, np.maximum(starts, ends) + stroke.radius
+    near = ((low <= (box.y1, box.x1)) & (high >= (box.y, box.x))).all(1)
+    points = np.stack([starts[near], ends[near]], axis=1).reshape(-1, 2).astype(np.float32)
+    return replace(stroke, points=points, rings=(2,) * int(near.sum()))
+
+
 def _point_on(stroke: Stroke, frame: Frame, rng: np.random.Generator) -> tuple[int, int] | None:
     """A random frame pixel of the shape that was drawn; None where rows drawn at random miss it."""
     if stroke.kind == "brush":
@@ -275,20 +298,23 @@ def _point_on(stroke: Stroke, frame: Frame, rng: np.random.Generator) -> tuple[i
 
 def _point_along(parts: Iterable[NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
     """A point of the line that a brush followed, uniform by length; a dab has only its middle."""
-    runs = [p if len(p) > 1 else np.repeat(p, 2, axis=0) for p in parts]
-    starts, ends = np.concatenate([r[:-1] for r in runs]), np.concatenate([r[1:] for r in runs])
+    starts, ends = _moves(parts)
     reach = np.cumsum(np.hypot(*(ends - starts).T) + 1e-6)
     k = int(np.searchsorted(reach, rng.random() * reach[-1], side="right").clip(0, len(reach) - 1))
     y, x = starts[k] + rng.random() * (ends[k] - starts[k])
     return float(y), float(x)
 
 
-def _classes_inside(source: Source, region: Stroke, looks: int = 48) -> frozenset[int]:
-    """Classes within a dense region, by random looks: its rest class, and what is common enough to matter."""
-    rng = np.random.default_rng(region.id)
-    found = {region.class_id} if 0 < region.class_id <= MAX_CLASS_ID else set()
-    for _ in range(looks):
-        point = _point_on(region, source.frame, rng)
-        if point is not None:
-            found.add(int(source.read_labels(Box(*point, 1, 1))[0, 0]))
-    return frozenset(found - {0})
+def _moves(parts: Iterable[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Starts and ends (n, 2) of the straight moves of a brush; a dab is a move to where it is."""
+    runs = [p if len(p) > 1 else np.repeat(p, 2, axis=0) for p in parts]
+    return np.concatenate([r[:-1] for r in runs]), np.concatenate([r[1:] for r in runs])
+
+
+def _classes_inside(source: Source, stroke: Stroke, side: int = 64) -> frozenset[int]:
+    """Classes within a dense region, seen on a coarse grid: its rest class, and what is common enough to matter."""
+    step = max(1.0, max(stroke.box.height, stroke.box.width) / side)
+    coarse = Frame((step, step))
+    cover = coarse.cover(stroke.box)
+    seen = source.labels.read_region(cover, coarse)[stroke_mask(stroke, cover, coarse)]
+    return frozenset(np.unique(seen).tolist()) - {0} | {stroke.class_id}

@@ -267,12 +267,19 @@ class HeldOut:
     def _list_entries(self) -> list[_Entry]:
         """Every slide and every stroke as a candidate, slides first; those of removed strokes are forgotten."""
         slides, strokes = [], []
+        known = {e.key: e.unit for e in self._entries}
         for k, source in enumerate(self._sources):
             number = self._numbers.setdefault(source.slide, next(_slide_numbers))
             whole = whole_slide(source)
             if whole.classes:
                 slides.append(_Entry(k, whole, (number, whole.key)))
-                strokes += [_Entry(k, u, (number, u.key)) for u in units_of(source, self._window)]
+                for unit in units_of(source, self._window):
+                    key = (number, unit.key)
+                    old = known.get(key)
+                    # The same drawing in the same place keeps its object, and with it the mask it has made.
+                    if old is not None and old.same_as(unit):
+                        unit = old
+                    strokes.append(_Entry(k, unit, key))
         entries = slides + strokes
         self._order = {e.key: self._order.get(e.key, float(self._rng.random())) for e in entries}
         return entries
