@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -47,6 +47,15 @@ class _Pen:
             points = [(box.y, box.x), (box.y, box.x1), (box.y1, box.x1), (box.y1, box.x)]
         runs = tuple(rings) if len(rings) > 1 else ()
         return Stroke(number, kind, self.class_id, self.radius, np.array(points, np.float32), box, runs)
+
+
+class Shape(NamedTuple):
+    """Something to draw: a ``polygon``, a ``dense`` region or a ``brush`` stroke; see `Stroke` for the rest."""
+
+    kind: str
+    class_id: int
+    rings: Sequence[NDArray[np.float64]]
+    radius: float = 0.0
 
 
 class Drawing(State):
@@ -168,6 +177,71 @@ class Drawing(State):
         if self._pen is None:
             raise AnnotationError("no stroke is open; begin one first.")
         return self._pen
+
+    # ------------------------------------------------------------------ many shapes in one step
+    def draw(self, shapes: Sequence[Shape], progress: Callable[[int, int], None] | None = None) -> int:
+        """Draw shapes in order as one step of the history.
+
+        Parameters
+        ----------
+        shapes
+            Later ones are drawn over earlier ones.
+        progress
+            Called now and then with (drawn, all).
+
+        Returns
+        -------
+        int
+            How many of them lie on the slide.
+        """
+        for class_id in {shape.class_id for shape in shapes}:
+            self._require_class(class_id, erase=True)
+        with self._lock:
+            self.quadtree.begin()
+            self.dense_tree.begin()
+            try:
+                strokes = self._draw_all(shapes, progress)
+            except BaseException:
+                self.quadtree.abort()
+                self.dense_tree.abort()
+                raise
+            changes = self.quadtree.commit(), self.dense_tree.commit()
+            if not strokes:
+                return 0
+            box = strokes[0].box
+            for stroke in strokes:
+                box = box.union(stroke.box)
+            edit = Edit(box, *changes, added=tuple(strokes))
+            self._made(edit)
+        self._tell(edit)
+        return len(strokes)
+
+    def _draw_all(self, shapes: Sequence[Shape], progress: Callable[[int, int], None] | None) -> list[Stroke]:
+        strokes = []
+        for n, shape in enumerate(shapes):
+            if progress is not None and n % 500 == 0:
+                progress(n, len(shapes))
+            tree = self.dense_tree if shape.kind == "dense" else self.quadtree
+            if shape.kind == "brush":
+                box = _brush(tree, shape.rings, shape.radius, shape.class_id)
+            else:
+                box = fill_rings(tree, shape.rings, shape.class_id)
+            if box is not None:
+                stroke = Stroke.of_rings(self._take_id(), shape.kind, shape.class_id, shape.rings, box)
+                strokes.append(replace(stroke, radius=shape.radius) if shape.radius else stroke)
+        if progress is not None:
+            progress(len(shapes), len(shapes))
+        return strokes
+
+
+def _brush(tree: LabelQuadtree, runs: Sequence[NDArray[np.float64]], radius: float, label: int) -> Box | None:
+    box: Box | None = None
+    for points in (run.tolist() for run in runs):
+        for ends in zip(points, points[1:] or points, strict=False):
+            piece = stamp(tree, ends, radius, label)
+            if piece is not None:
+                box = piece if box is None else box.union(piece)
+    return box
 
 
 def stamp(

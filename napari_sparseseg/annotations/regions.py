@@ -61,10 +61,9 @@ class RegionEditing(Drawing):
                     fill_rings(self.dense_tree, region.parts(), region.class_id)
             added = []
             for class_id, rings in new:
-                region = Stroke.polygon(self._take_id(), "dense", class_id, rings)
-                box = fill_rings(self.dense_tree, region.parts(), class_id)
+                box = fill_rings(self.dense_tree, rings, class_id)
                 if box is not None:
-                    added.append(region.with_box(box))
+                    added.append(Stroke.of_rings(self._take_id(), "dense", class_id, rings, box))
         except AnnotationError:
             self.dense_tree.abort()
             raise

@@ -111,6 +111,11 @@ class State:
         """Make the step again that was taken back last; as `undo`."""
         return self._step(self._history.undone, self._history.done, revert=False)
 
+    def forget_history(self) -> None:
+        """Make everything drawn so far permanent and free the memory of its history."""
+        with self._lock:
+            self._history = History()
+
     def _step(self, source: list[Edit], target: list[Edit], *, revert: bool) -> Box | None:
         with self._lock:
             if self.quadtree.is_open:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from napari_sparseseg.annotations.raster import MIN_RADIUS, Polygon, capsule_mask
-from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.geometry import Frame
+    from napari_sparseseg.geometry import Box, Frame
 
     Kind = Literal["brush", "erase", "polygon", "fill", "dense"]
     Mask = NDArray[np.bool_]
@@ -56,16 +55,10 @@ class Stroke:
     rings: tuple[int, ...] = ()
 
     @classmethod
-    def polygon(cls, number: int, kind: str, class_id: int, rings: Sequence[NDArray[np.float64]]) -> Stroke:
-        """A polygon of several rings."""
-        points = np.concatenate(rings).astype(np.float32)
-        (y, x), (y1, x1) = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
-        box = Box(int(y), int(x), int(y1 - y), int(x1 - x))
+    def of_rings(cls, number: int, kind: str, class_id: int, rings: Sequence[NDArray[np.float64]], box: Box) -> Stroke:
+        """A stroke of several rings or runs, without a brush."""
+        points = (np.concatenate(rings) if len(rings) > 1 else rings[0]).astype(np.float32)
         return cls(number, kind, class_id, 0.0, points, box, tuple(map(len, rings)) if len(rings) > 1 else ())
-
-    def with_box(self, box: Box) -> Stroke:
-        """The same with another box."""
-        return replace(self, box=box)
 
     def parts(self) -> list[NDArray[np.float64]]:
         """The rings of a polygon or the runs of a brush, (n, 2) each."""
