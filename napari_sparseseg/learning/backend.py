@@ -1,4 +1,4 @@
-"""How torch is imported and on what it runs: triton hidden in a viewer, threads, device. Imports torch only when asked."""
+"""How torch is imported and on what it runs: triton hidden in a viewer, threads, device."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def choose_device(name: str = "auto") -> torch.device:
     TrainingError
         When the device is not there.
     """
-    torch = import_torch()
+    import_torch()
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

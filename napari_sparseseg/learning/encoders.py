@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         self.name = name
         base, _, file = name.partition("@")
         default = base == DEFAULT_ENCODER
-        net = _create(base, channels, download=load and not default and not file)
+        net: Any = _create(base, channels, download=load and not default and not file)
         if load and (default or file):
             _load(net, _read_local(Path(file)) if file else bundled_weights(), name, channels)
         config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
@@ -116,7 +116,7 @@ class LiteTrunk(nn.Module):
     REACH = 88
     """To the right and below, where TensorFlow's padding puts the larger part; 58 to the left and above."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.conv_stem, self.bn1, self.blocks = net.conv_stem, net.bn1, net.blocks[: len(self.STRIDES)]
 
@@ -185,7 +185,7 @@ def _create(base: str, channels: int, *, download: bool) -> nn.Module:
     """A ``features_only`` network with the maps of stride 2 to 16 (those the architecture has)."""
     options: dict[str, Any] = {"pretrained": download, "in_chans": channels, "features_only": True}
     try:
-        net: nn.Module
+        net: Any
         try:
             net = timm.create_model(base, **options, out_indices=(0, 1, 2, 3))
         except (IndexError, AssertionError, ValueError):
@@ -198,7 +198,8 @@ def _create(base: str, channels: int, *, download: bool) -> nn.Module:
             f"encoder {base!r} cannot be built: {str(error)[:300]}. Use a name from timm.list_models(), NAME@FILE, or "
             f"{DEFAULT_ENCODER}, which needs no download."
         ) from error
-    return net
+    built: nn.Module = net
+    return built
 
 
 def _load(net: nn.Module, weights: Mapping[str, torch.Tensor], name: str, channels: int) -> None:
@@ -223,9 +224,10 @@ def _read_local(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        weights: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"encoder weights {path} cannot be read: {error}. Give a .safetensors file.") from error
+    return weights
 
 
 def _normalisation(config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from napari_sparseseg.errors import ModelError
+from napari_sparseseg.learning.sources import occupied_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_sparseseg.learning.encoders import Encoder
+    from napari_sparseseg.learning.sources import Source
 
 WORKING_STRIDE = 2
 """The head works on a grid of this many pixels; its class scores are then upsampled."""
+_LOOK, _LOOKS = 256, 16
+"""Side and number of the patches that the range of values is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,14 @@ class InputScale:
     def for_rgb(cls) -> InputScale:
         """0..255: brightfield colour is never stretched, the encoder knows it as it is."""
         return cls((0.0,) * 3, (255.0,) * 3)
+
+    @classmethod
+    def of(cls, sources: Sequence[Source]) -> InputScale:
+        """For slides of one kind: 0..255 for 8-bit colour, else measured on what is labelled."""
+        if all(s.slide.is_rgb and s.slide.dtype == np.uint8 for s in sources):
+            return cls.for_rgb()
+        cells = [(s, region) for s in sources for region in occupied_cells(s, _LOOK)]
+        return cls.measured(s.read_pixels(region) for s, region in cells[:: max(1, len(cells) // _LOOKS)][:_LOOKS])
 
     @classmethod
     def measured(cls, patches: Iterable[NDArray[Any]]) -> InputScale:

@@ -16,11 +16,13 @@ from napari_sparseseg.learning.model_file import FORMAT, VERSION, read_recipe
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import torch
     from numpy.typing import NDArray
 
     from napari_sparseseg.config import Recipe
+    from napari_sparseseg.learning.bank import Rows
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
 
@@ -39,12 +41,17 @@ class Model:
         In eval mode and on its device; belongs to the model from now on.
     scale
         Of the input.
+    memory
+        What it remembers of its slides, see `learning.memory`.
     """
 
-    def __init__(self, recipe: Recipe, net: TwoSpeedNet | PlainUNet, scale: InputScale) -> None:
+    def __init__(
+        self, recipe: Recipe, net: TwoSpeedNet | PlainUNet, scale: InputScale, memory: Sequence[Rows] = ()
+    ) -> None:
         from napari_sparseseg.learning.rebuild import describe
 
         self.recipe = dataclasses.replace(recipe, extra={"net": describe(net), "input": scale.to_json()})
+        self.memory = tuple(memory)
         self.net, self.scale = net.eval().requires_grad_(False), scale
         self.halo, self.multiple = int(net.reach), int(net.multiple)
         self.device: torch.device = next(net.parameters()).device
@@ -95,8 +102,14 @@ class Model:
         """
         from safetensors.torch import save_file
 
+        from napari_sparseseg.learning.memory import to_tensors
+
+        remembered, slides = to_tensors(self.memory)
+        recipe = self.recipe.to_json()
+        recipe["extra"]["memory"] = slides
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        metadata = {"format": FORMAT, "version": str(VERSION), "recipe": json.dumps(self.recipe.to_json())}
+        tensors.update(remembered)
+        metadata = {"format": FORMAT, "version": str(VERSION), "recipe": json.dumps(recipe)}
         try:
             write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
         except OSError as error:
@@ -133,6 +146,8 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     from safetensors.torch import load_file
 
     from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.memory import from_tensors
+    from napari_sparseseg.learning.network import TwoSpeedNet
     from napari_sparseseg.learning.rebuild import rebuild
 
     recipe = read_recipe(path)
@@ -141,7 +156,10 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     try:
         net = rebuild(recipe)
         scale = InputScale.from_json(recipe.extra["input"])
-        net.load_state_dict(load_file(Path(path)))
+        tensors = load_file(Path(path))
+        columns = sum(net.features.channels) if isinstance(net, TwoSpeedNet) else 0
+        memory = from_tensors(tensors, recipe.extra.get("memory", ()), columns)
+        net.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise ModelError(
             f"the weights in {path} do not fit its recipe: {str(error)[:300]}. The file is damaged or was changed."
@@ -150,4 +168,4 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
         raise ModelError(
             f"{path} has input scales for {len(scale.low)} of {len(recipe.channels)} channels; it is damaged."
         )
-    return Model(recipe, net.to(target), scale)
+    return Model(recipe, net.to(target), scale, memory)

@@ -6,6 +6,7 @@ looks (`reach`), from which the halo of tiles follows.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from napari_sparseseg.learning.features import WORKING_STRIDE, FeatureMaps
-from napari_sparseseg.learning.head import Head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_GROUP = 8
+    from napari_sparseseg.learning.head import Head
+
+_NEW_CLASS = -4.0
+"""First score of a class that was just added: rarely chosen until it is learned."""
 
 
 class Network(Protocol):
@@ -37,9 +40,9 @@ class Network(Protocol):
 
 
 class Decoder(nn.Module):
-    """U-Net decoder over feature maps, coarse to fine: one 3 x 3 convolution per scale, group-normalised.
+    """U-Net decoder over feature maps, coarse to fine: one 3 x 3 convolution per scale.
 
-    Group statistics would depend on the tile, so features are normalised per place (over channels) instead.
+    Features are normalised over channels at each place: group or instance statistics would depend on the tile.
 
     Parameters
     ----------
@@ -56,22 +59,34 @@ class Decoder(nn.Module):
         self.scales = sorted(set(strides), reverse=True)
         self.inputs = [[i for i, s in enumerate(strides) if s == scale] for scale in self.scales]
         self.stages = nn.ModuleList()
+        self.register_buffer("mean", torch.zeros(sum(channels)))
+        self.register_buffer("std", torch.ones(sum(channels)))
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.channels, self.widths = list(channels), list(widths)
         before = 0
         for group, width in zip(self.inputs, widths, strict=True):
             self.stages.append(_Stage(before + sum(channels[i] for i in group), width))
             before = width
         self.scores = nn.Conv2d(before, classes, 1)
-        nn.init.zeros_(self.scores.weight)
-        nn.init.zeros_(self.scores.bias)  # type: ignore[arg-type]
+
+    def standardise(self, features: torch.Tensor) -> None:
+        """Take mean and spread of the maps from sampled features (N, sum of channels)."""
+        self.mean.copy_(features.float().mean(0))
+        self.std.copy_(features.float().std(0).clamp_min(1e-3))
 
     @property
     def reach(self) -> int:
         """Pixels that the 3 x 3 convolutions add to the reach of the maps."""
         return sum(self.scales) + max(self.scales)
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Scores (B, K, h, w) on the grid of the finest map."""
+    def forward(self, maps: Sequence[torch.Tensor], keep: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Scores (B, K, h, w) on the grid of the finest map; `keep`: factors (B, C_i, 1, 1) of a channel dropout."""
         x: torch.Tensor | None = None
+        middle, spread = (torch.split(v.view(1, -1, 1, 1), self.channels, dim=1) for v in (self.mean, self.std))
+        maps = [(m - a) / b for m, a, b in zip(maps, middle, spread, strict=True)]
+        if keep is not None:
+            maps = [m * k for m, k in zip(maps, keep, strict=True)]
         for group, stage in zip(self.inputs, self.stages, strict=True):
             parts = [maps[i] for i in group]
             if x is not None:
@@ -172,13 +187,13 @@ class PlainUNet(nn.Module):
     @property
     def reach(self) -> int:
         """Two 3 x 3 convolutions per scale on the way down and up, and one cell for pooling and upsampling each."""
-        down = sum((2 + 1) * 2**i for i in range(self.depth)) + 2 * 2**self.depth
-        return down + sum((2 + 2) * 2**i for i in range(self.depth))
+        down = sum((2 + 1) << i for i in range(self.depth)) + (2 << self.depth)
+        return down + sum((2 + 2) << i for i in range(self.depth))
 
     @property
     def multiple(self) -> int:
         """See `Network`."""
-        return 2**self.depth
+        return 1 << self.depth
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Scores (B, K, H, W)."""
@@ -195,6 +210,29 @@ class PlainUNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, K, H, W)."""
         return self.logits(image).float().softmax(1)
+
+
+def with_classes(net: Decoder | PlainUNet, old: Sequence[int], new: Sequence[int]) -> Decoder | PlainUNet:
+    """A copy of a decoder or U-Net for another class table; classes of the same id keep what they learned.
+
+    Parameters
+    ----------
+    net
+        With an output layer `scores`.
+    old, new
+        Class ids in channel order.
+    """
+    out = copy.deepcopy(net)
+    scores = nn.Conv2d(net.scores.in_channels, len(new), 1).to(net.scores.weight.device)
+    with torch.no_grad():
+        scores.weight.zero_()
+        scores.bias.fill_(_NEW_CLASS)  # type: ignore[union-attr]
+        for k, class_id in enumerate(new):
+            if class_id in old:
+                scores.weight[k] = net.scores.weight[old.index(class_id)]
+                scores.bias[k] = net.scores.bias[old.index(class_id)]  # type: ignore[index]
+    out.scores = scores.requires_grad_(net.scores.weight.requires_grad)
+    return out
 
 
 def _double(before: int, width: int) -> nn.Sequential:

@@ -21,7 +21,7 @@ def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
     """What `rebuild` needs beside classes and channels."""
     if isinstance(net, PlainUNet):
         return {"kind": "scratch", "width": net.scores.in_channels, "depth": net.depth}
-    widths = [] if net.decoder is None else [stage.mix.out_channels for stage in net.decoder.stages]
+    widths = [] if net.decoder is None else net.decoder.widths
     return {
         "kind": "pretrained",
         "architecture": net.features.encoder.architecture,

@@ -1,0 +1,279 @@
+"""Features of everything that is labelled, kept from stroke to stroke.
+
+The frame of each slide is cut into cells. A cell with labels is read once, with a margin, and encoded; the maps are
+kept as long as memory allows, so that a stroke within a known cell costs only the sampling of its pixels. What the head
+is fitted on are *rows*: features of at most `MOST_ROWS` labelled pixels per cell and class, weighted to stand for all.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from napari_sparseseg.balancing import weight_table
+from napari_sparseseg.config import MAX_CLASS_ID
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.learning.features import sample
+from napari_sparseseg.learning.head import Samples
+from napari_sparseseg.learning.sources import occupied_cells
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.learning.features import FeatureMaps, InputScale
+    from napari_sparseseg.learning.sources import Source
+
+CELL = 256
+"""Side of a cell in frame pixels."""
+MARGIN = 64
+"""Frame pixels read around a cell, so that features near its sides know what lies beyond."""
+MOST_ROWS = 400
+"""Per cell and class: neighbouring pixels of a stroke say nearly the same."""
+MAP_BYTES = 512 * 2**20
+
+CellKey = tuple[str, tuple[float, float], Box]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Labelled pixels of one patch.
+
+    Attributes
+    ----------
+    features
+        float16 (n, F).
+    labels
+        uint8 (n,), class ids.
+    ys, xs
+        int64 (n,), frame pixels within the patch.
+    counts
+        int64 (256,): *all* labelled pixels of the patch by class id.
+    """
+
+    features: torch.Tensor
+    labels: NDArray[np.uint8]
+    ys: NDArray[np.int64]
+    xs: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    slide: str = ""
+    """Fingerprint of the slide."""
+
+    def without(self, hidden: NDArray[np.bool_]) -> Rows:
+        """Only the pixels where `hidden` (h, w), a mask of the patch, is False; counts are scaled accordingly."""
+        keep = ~hidden[self.ys, self.xs]
+        if keep.all():
+            return self
+        before = np.bincount(self.labels, minlength=MAX_CLASS_ID + 1)
+        after = np.bincount(self.labels[keep], minlength=MAX_CLASS_ID + 1)
+        counts = np.where(before > 0, np.ceil(self.counts * after / np.maximum(before, 1)), 0).astype(np.int64)
+        kept = torch.from_numpy(keep)
+        return Rows(self.features[kept], self.labels[keep], self.ys[keep], self.xs[keep], counts, self.slide)
+
+
+@dataclass(slots=True)
+class _Cell:
+    source: Source
+    region: Box
+    digest: int
+    labels: NDArray[np.uint8]
+    rows: Rows | None = None
+    touched: int = 0
+    """Annotation version at which its labels changed last: the newest are encoded first."""
+
+
+class FeatureBank:
+    """Rows of all labelled cells of the training sources.
+
+    Parameters
+    ----------
+    features
+        The maps; on the device where they are computed.
+    scale
+        Of the input.
+    """
+
+    def __init__(self, features: FeatureMaps, scale: InputScale) -> None:
+        self.features, self.scale = features, scale
+        self.device = next(features.parameters()).device
+        self._cells: dict[CellKey, _Cell] = {}
+        self._maps: OrderedDict[CellKey, list[torch.Tensor]] = OrderedDict()
+        self._map_bytes = 0
+
+    def set_sources(self, sources: Sequence[Source]) -> bool:
+        """Look which cells hold labels now; nothing is encoded yet. Whether any label was erased or changed."""
+        cells: dict[CellKey, _Cell] = {}
+        for source in sources:
+            for region in occupied_cells(source, CELL):
+                labels = source.read_labels(region)
+                if not labels.any():
+                    continue
+                key = (source.slide.fingerprint, source.frame.downsample, region)
+                digest = zlib.crc32(labels.tobytes())
+                known = self._cells.get(key)
+                if known is not None and known.digest == digest:
+                    known.source = source
+                    cells[key] = known
+                else:
+                    cells[key] = _Cell(source, region, digest, labels, touched=source.labels.version)
+        before, self._cells = self._cells, cells
+        return any(k not in cells or _lost_any(old.labels, cells[k].labels) for k, old in before.items())
+
+    @property
+    def pending(self) -> int:
+        """Labelled cells without rows yet."""
+        return sum(cell.rows is None for cell in self._cells.values())
+
+    def encode(self, seconds: float = float("inf")) -> int:
+        """Make the rows of pending cells, newest first, each class once before any class twice.
+
+        Parameters
+        ----------
+        seconds
+            No further cell is begun after this time, but every class gets at least one cell.
+
+        Returns
+        -------
+        How many cells are still pending.
+        """
+        started = time.monotonic()
+        seen = {int(c) for cell in self._cells.values() if cell.rows is not None for c in np.unique(cell.labels)}
+        queue = sorted(
+            ((k, c) for k, c in self._cells.items() if c.rows is None), key=lambda item: item[1].touched, reverse=True
+        )
+        late: list[tuple[CellKey, _Cell]] = []
+        for key, cell in queue:
+            own = {int(c) for c in np.unique(cell.labels)} - {0}
+            if own <= seen:
+                late.append((key, cell))
+                continue
+            cell.rows = self._rows(key, cell)
+            seen |= own
+        for done, (key, cell) in enumerate(late):
+            if time.monotonic() - started > seconds:
+                return len(late) - done
+            cell.rows = self._rows(key, cell)
+        return 0
+
+    def rows(self, hide: Callable[[Source, Box], NDArray[np.bool_] | None] | None = None) -> list[Rows]:
+        """Rows of every encoded cell, without the pixels that `hide(source, region)` marks (held-out strokes)."""
+        out = []
+        for cell in self._cells.values():
+            if cell.rows is None:
+                continue
+            hidden = hide(cell.source, cell.region) if hide is not None else None
+            rows = cell.rows if hidden is None else cell.rows.without(hidden)
+            if len(rows.labels):
+                out.append(rows)
+        return out
+
+    def _rows(self, key: CellKey, cell: _Cell) -> Rows:
+        maps = self.maps_for(cell.source, cell.region)
+        rng = np.random.default_rng(zlib.crc32(repr(key[2]).encode()))
+        rows = rows_of(maps, self.features.strides, cell.labels, rng, offset=MARGIN)
+        return replace(rows, slide=key[0])
+
+    def maps_for(self, source: Source, region: Box) -> list[torch.Tensor]:
+        """Maps (1, C_i, h_i, w_i), float16, of a cell with `MARGIN` around it; from memory where it was seen lately."""
+        key = (source.slide.fingerprint, source.frame.downsample, region)
+        maps = self._maps.get(key)
+        if maps is None:
+            pixels = source.read_pixels(region.grown(MARGIN))
+            maps = [m.half() for m in self.encode_patches(pixels[None])]
+            self._keep(key, maps)
+        self._maps.move_to_end(key)
+        return maps
+
+    def encode_patches(self, pixels: NDArray[Any]) -> list[torch.Tensor]:
+        """Maps of patches (B, h, w, C) with sides that are multiples of the largest stride, on the device."""
+        image = self.scale.unit(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            maps: list[torch.Tensor] = self.features(image)
+        return maps
+
+    def _keep(self, key: CellKey, maps: list[torch.Tensor]) -> None:
+        self._maps[key] = maps
+        self._map_bytes += sum(m.nbytes for m in maps)
+        while self._map_bytes > MAP_BYTES and len(self._maps) > 1:
+            _, old = self._maps.popitem(last=False)
+            self._map_bytes -= sum(m.nbytes for m in old)
+
+
+def _lost_any(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> bool:
+    return before is not after and bool(((before > 0) & (before != after)).any())
+
+
+def rows_of(
+    maps: Sequence[torch.Tensor],
+    strides: Sequence[int],
+    labels: NDArray[np.uint8],
+    rng: np.random.Generator,
+    *,
+    patch: int = 0,
+    offset: int = 0,
+    most: int = MOST_ROWS,
+) -> Rows:
+    """Rows of one patch.
+
+    Parameters
+    ----------
+    maps, strides
+        As from `FeatureMaps`.
+    labels
+        uint8 (h, w), 0 = unlabelled; pixel (0, 0) lies `offset` pixels inside the image of the maps.
+    rng
+        Chooses pixels where a class has more than `most`.
+    patch
+        Index of the patch in the maps.
+    """
+    flat = np.flatnonzero(labels)
+    ids = labels.ravel()[flat]
+    counts = np.bincount(ids, minlength=MAX_CLASS_ID + 1)
+    chosen = [
+        flat[ids == c] if counts[c] <= most else rng.choice(flat[ids == c], most, replace=False)
+        for c in np.flatnonzero(counts)
+    ]
+    pixels = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
+    ys, xs = np.divmod(pixels, labels.shape[1])
+    at = torch.from_numpy(ys + offset), torch.from_numpy(xs + offset)
+    features = sample(maps, strides, *at, patch).half().cpu()
+    return Rows(features, labels[ys, xs], ys, xs, counts)
+
+
+def join(rows: Sequence[Rows], ids: Sequence[int], config: TrainConfig) -> Samples:
+    """Rows of all patches with the balanced weight of every pixel, as `fit_head` wants them.
+
+    A pixel that was kept stands for all of its class in its patch: its weight is the patch's weight of one pixel times
+    the number of pixels per row kept.
+
+    Parameters
+    ----------
+    rows
+        Per patch.
+    ids
+        Class ids in channel order; pixels of other classes are left out.
+    config
+        Balancing and floor.
+    """
+    lookup = np.full(MAX_CLASS_ID + 1, -1)
+    lookup[list(ids)] = np.arange(len(ids))
+    counts = np.stack([r.counts for r in rows]) * (lookup >= 0)
+    table = weight_table(torch.from_numpy(counts), config.balancing, min_pixels=config.min_pixels).numpy()
+    weights, channels = [], []
+    for one, total, per_pixel in zip(rows, counts, table, strict=True):
+        kept = np.bincount(one.labels, minlength=MAX_CLASS_ID + 1)
+        weights.append((per_pixel * total / np.maximum(kept, 1))[one.labels])
+        channels.append(lookup[one.labels])
+    channel = np.concatenate(channels)
+    known = torch.from_numpy(channel >= 0)
+    features = torch.cat([r.features for r in rows])
+    weight = torch.from_numpy(np.concatenate(weights).astype(np.float32))
+    return Samples(features[known], torch.from_numpy(channel)[known], weight[known])

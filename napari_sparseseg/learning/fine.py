@@ -1,0 +1,82 @@
+"""What the trainer trains: the U-Net decoder on frozen encoder maps, or the plain U-Net from scratch.
+
+The encoder stays frozen. Measured on EBHI-Seg with sparse strokes, 1 core: a decoder on frozen maps with augmentation
+passes the instant head after about half a minute; training the encoder too was behind for minutes (see
+tests/benchmarks). Frozen maps also let head and decoder share one pass of the encoder in prediction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from napari_sparseseg.learning.bank import rows_of
+from napari_sparseseg.learning.trainer import upsample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.learning.bank import Rows
+    from napari_sparseseg.learning.features import FeatureMaps
+    from napari_sparseseg.learning.network import Decoder, PlainUNet
+
+CHANNEL_DROPOUT = 0.2
+"""Share of feature channels blanked per patch: no single one may decide."""
+AUGMENTED_ROWS = 64
+"""Per patch and class: features of augmented patches that the instant head learns from too."""
+MOST_AUGMENTED = 512
+"""Augmented patches to keep; the oldest give way."""
+
+
+class DecoderTask:
+    """The decoder on frozen maps; keeps features of the augmented patches for the head.
+
+    Parameters
+    ----------
+    features
+        The maps; not trained.
+    decoder
+        Trained in place.
+    learning_rate
+        Full rate of the decoder.
+    """
+
+    def __init__(self, features: FeatureMaps, decoder: Decoder, learning_rate: float) -> None:
+        self.features = features
+        self.weights: Decoder = decoder
+        self.learning_rate = 2 * learning_rate
+        self.rows: list[Rows] = []
+        self._rng = np.random.default_rng(0)
+
+    def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
+        """See `trainer.Trainable`."""
+        with torch.no_grad():
+            maps = self.features(image)
+        self._remember(maps, labels)
+        keep = 1 - CHANNEL_DROPOUT
+        masks = [torch.empty(*m.shape[:2], 1, 1).bernoulli_(keep, generator=generator) / keep for m in maps]
+        return upsample(self.weights(maps, [mask.to(image.device) for mask in masks]), image)
+
+    def _remember(self, maps: Sequence[torch.Tensor], labels: NDArray[np.uint8]) -> None:
+        for k, patch in enumerate(labels):
+            if patch.any():
+                strides = self.features.strides
+                self.rows.append(rows_of(maps, strides, patch, self._rng, patch=k, most=AUGMENTED_ROWS))
+        del self.rows[:-MOST_AUGMENTED]
+
+
+class ScratchTask:
+    """The plain U-Net from random weights, trained end to end as in the paper."""
+
+    def __init__(self, net: PlainUNet, learning_rate: float) -> None:
+        self.weights: PlainUNet = net.train()
+        self.learning_rate = learning_rate
+
+    def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
+        """See `trainer.Trainable`."""
+        scores: torch.Tensor = self.weights.logits(image)
+        return scores

@@ -1,0 +1,403 @@
+"""`Learner`: an answer in a second, a better one in minutes. No thread of its own; all calls come from one thread.
+
+* `refit` fits the instant head to everything labelled, after each stroke.
+* `step` does one short piece of work of the fine part: train the U-Net decoder, or compare it with the head on held-out
+  strokes. The served model mixes both in the share that scored best there; a share of 0, the head alone, is always
+  among the candidates, so the model served is not worse than the instant one on what was held out.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from napari_sparseseg.config import Recipe, class_ids, make_classes
+from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.learning import memory
+from napari_sparseseg.learning.backend import choose_device, import_torch
+from napari_sparseseg.learning.bank import CELL, FeatureBank, join
+from napari_sparseseg.learning.comparison import Comparison
+from napari_sparseseg.learning.encoders import Encoder
+from napari_sparseseg.learning.features import FeatureMaps, InputScale
+from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
+from napari_sparseseg.learning.head import fit_head
+from napari_sparseseg.learning.model import Model, load_model
+from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, with_classes
+from napari_sparseseg.learning.sampling import PatchSampler
+from napari_sparseseg.learning.trainer import Trainer
+from napari_sparseseg.learning.validation import HeldOut
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from napari_sparseseg.config import ClassDef, TrainConfig
+    from napari_sparseseg.learning.bank import Rows
+    from napari_sparseseg.learning.head import Head
+    from napari_sparseseg.learning.sampling import Batch
+    from napari_sparseseg.learning.sources import Source
+
+CONTEXT = 3
+DECODER_WIDTHS = (64, 48, 32, 24)
+ENCODE_SECONDS = 1.5
+"""Longest time that `refit` spends on cells not encoded yet; `step` goes on with the rest."""
+FIRST_COMPARISON = 20
+"""Fine steps before the first comparison; the next ones keep to a fifth of the time."""
+COMPARISON_SHARE = 0.2
+LEAST_STEPS = 10
+"""Between two comparisons."""
+SCRATCH_PUBLISH = 20
+"""Steps between two models of the plain U-Net."""
+_PATCH_MARGIN = 8
+"""A patch is read larger by 1 / this of its side all around, to be turned without empty corners."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one `Learner.step` did."""
+
+    step: int
+    """Completed fine steps so far."""
+    loss: float | None
+    """Balanced loss of the last completed step; None before the first."""
+    seconds: float
+    validation: dict[str, Any] | None = None
+    """Held-out scores, when a comparison was completed."""
+    message: str = ""
+    """For the user: memory ran out, went back after NaN."""
+
+
+class Learner:
+    """Learns from annotated sources.
+
+    Parameters
+    ----------
+    config
+        Settings of the run.
+    classes
+        Class table; the order is the order of channels.
+    model
+        To continue from: its encoder, its decoder, and what it remembers of other slides.
+    device
+        None: as the config says.
+
+    Attributes
+    ----------
+    model : Model or None
+        The best one now.
+    model_version : int
+        +1 with every new model.
+    annotation_version : int
+        Newest annotation version that `model` was fitted on.
+    problem : str
+        Why there is no model, or what is not yet in it; else empty.
+    metrics : dict
+        Held-out scores of the model served; empty before the first comparison.
+
+    Raises
+    ------
+    TrainingError
+        When the device is not there.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        classes: Sequence[ClassDef],
+        *,
+        model: Model | None = None,
+        device: str | None = None,
+    ) -> None:
+        import_torch()
+        self.config, self.classes = config, make_classes(classes)
+        self.device = choose_device(device or config.device)
+        self.model: Model | None = None
+        self.model_version = self.annotation_version = 0
+        self.problem = ""
+        self.metrics: dict[str, Any] = {}
+        self._sources: tuple[Source, ...] = ()
+        self._held = HeldOut(config.seed, window=CELL)
+        self._scale: InputScale | None = None
+        self._features: FeatureMaps | None = None
+        self._bank: FeatureBank | None = None
+        self._head: Head | None = None
+        self._rows: list[Rows] = []
+        self._memory: tuple[Rows, ...] = ()
+        self._fine: Decoder | PlainUNet | None = None
+        self._share = 0.0
+        self._trainer: Trainer | None = None
+        self._sampler: PatchSampler | None = None
+        self._comparison: Comparison | None = None
+        self._loss: float | None = None
+        self._first_step = self._samplers = 0
+        self._next_comparison = FIRST_COMPARISON
+        self._spent = {"training": 0.0, "comparing": 0.0}
+        if model is not None:
+            self._continue(model)
+
+    @property
+    def step_count(self) -> int:
+        """Completed fine steps, those of a model continued from included."""
+        return self._first_step + (self._trainer.steps if self._trainer is not None else 0)
+
+    @property
+    def pending(self) -> int:
+        """Labelled places that the instant head has not seen yet."""
+        return self._bank.pending if self._bank is not None else 0
+
+    def set_classes(self, classes: Sequence[ClassDef]) -> None:
+        """Change the class table; what was learned of the classes that stay is kept."""
+        old, self.classes = class_ids(self.classes), make_classes(classes)
+        new = class_ids(self.classes)
+        if old == new:
+            return
+        if self._trainer is not None:
+            self._first_step += self._trainer.steps
+            self._fine, self._trainer = _fine_part(self._trainer.averaged), None
+        if self._fine is not None:
+            self._fine = with_classes(self._fine, old, new)
+        self._comparison = None
+
+    def set_sources(self, sources: Sequence[Source]) -> None:
+        """Take new snapshots of the annotations; cheap: `refit` and `step` do the work."""
+        self._sources = tuple(sources)
+        self._held.update(self._sources, self.classes)
+        self._sampler = self._comparison = None
+        task = self._trainer.task if self._trainer is not None else None
+        if self._trainer is not None:
+            self._trainer.drop_batch()
+        if self._bank is not None and self._bank.set_sources(self._training) and isinstance(task, DecoderTask):
+            task.rows.clear()
+
+    def refit(self) -> Model | None:
+        """Fit the instant head to everything labelled; the new best model, or None with `problem` set."""
+        labelled = {c for s in self._training for c, n in s.labels.counts().items() if n}
+        labelled |= {int(c) for rows in self._memory for c in set(rows.labels.tolist())}
+        found = [c for c in self.classes if c.id in labelled]
+        self.problem = ""
+        if len(found) < 2 or not any(n for s in self._training for n in s.labels.counts().values()):
+            names = ", ".join(c.name for c in found) or "none"
+            self.problem = f"strokes of at least two classes are needed to learn; labelled so far: {names}."
+            return None
+        if self._scale is None:
+            self._scale = InputScale.of(self._training)
+        if self.config.architecture == "scratch":
+            self._fine = self._fine or self._new_unet()
+        else:
+            if self._ensure_bank().encode(ENCODE_SECONDS):
+                self.problem = f"{self.pending} labelled places are still to be looked at."
+            self._head = self._fit_head()
+        return self._publish()
+
+    def step(self) -> StepReport:
+        """One short piece of fine learning: part of a batch, or of a comparison on held-out strokes.
+
+        Raises
+        ------
+        TrainingError
+            Before `refit`, when nothing labelled is left, or when it cannot go on (memory, NaN).
+        """
+        if self._scale is None:
+            raise TrainingError("nothing was fitted yet; call set_sources() and refit() before step().")
+        started = time.perf_counter()
+        validation, message = None, ""
+        if self._bank is not None and self._bank.pending:
+            if not self._bank.encode(0.3):
+                self.refit()
+        elif self._comparison is not None:
+            if self._comparison.advance():
+                validation = self._take_over(self._comparison)
+            self._spent["comparing"] += time.perf_counter() - started
+        else:
+            self._trainer = self._trainer or self._new_trainer(self._scale)
+            loss, message = self._trainer.work(self._draw), self._trainer.message
+            self._spent["training"] += time.perf_counter() - started
+            if loss is not None:
+                self._loss = loss
+                self._after_step(self._trainer)
+        return StepReport(self.step_count, self._loss, time.perf_counter() - started, validation, message)
+
+    def checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Write the model served with what is needed to go on; `resume` reads it.
+
+        Raises
+        ------
+        ModelError
+            When it cannot be written.
+        TrainingError
+            When there is no model yet.
+        """
+        if self.model is None:
+            raise TrainingError("there is no model to save yet; scribble two classes first.")
+        if self._trainer is not None:
+            self._fine = copy.deepcopy(_fine_part(self._trainer.averaged))
+            self._publish()
+        self.model.save(path)
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Learner:
+        """A learner that goes on where a checkpoint ended: weights, remembered features, step count.
+
+        The moments of the optimizer are not kept: the learning rate warms up anew.
+        """
+        model = load_model(path, device or "auto")
+        return cls(model.recipe.config, model.recipe.classes, model=model, device=device)
+
+    @property
+    def _training(self) -> list[Source]:
+        return [s for s in self._sources if s.role == "train"]
+
+    @property
+    def _open(self) -> set[str]:
+        """Slides whose labels take the place of what is remembered of them, as soon as all were looked at."""
+        return set() if self.pending else {s.slide.fingerprint for s in self._sources}
+
+    def _continue(self, model: Model) -> None:
+        """Take over what a model brings, where it is of the architecture asked for."""
+        net = model.net
+        if isinstance(net, PlainUNet) != (self.config.architecture == "scratch"):
+            return
+        self.model, self._scale, self._first_step = model, model.scale, model.recipe.step
+        self._memory = model.memory
+        if isinstance(net, PlainUNet):
+            self._fine = net
+        else:
+            self._features = net.features.to(self.device)
+            self._fine, self._share = net.decoder, net.share
+        if self._fine is not None:
+            self._fine = with_classes(self._fine, class_ids(model.recipe.classes), class_ids(self.classes))
+
+    def _ensure_bank(self) -> FeatureBank:
+        if self._bank is None:
+            scale = self._scale or InputScale.of(self._training)
+            if self._features is None:
+                encoder = Encoder(self.config.encoder, len(self._training[0].slide.channels))
+                features = FeatureMaps(encoder, CONTEXT).requires_grad_(False).eval()
+                self._features = features.to(memory_format=torch.channels_last).to(self.device)
+            self._bank = FeatureBank(self._features, scale)
+            self._bank.set_sources(self._training)
+        return self._bank
+
+    def _extra_rows(self) -> list[Rows]:
+        """Rows beside those of the labels: augmented patches, and what is remembered of slides that are not open."""
+        task = self._trainer.task if self._trainer is not None else None
+        augmented: list[Rows] = task.rows if isinstance(task, DecoderTask) else []
+        return [*augmented, *memory.without_slides(self._memory, self._open)]
+
+    def _fit_head(self) -> Head:
+        bank, ids = self._ensure_bank(), class_ids(self.classes)
+        self._rows = bank.rows()
+        samples = join([*self._rows, *self._extra_rows()], ids, self.config).to(self.device)
+        return fit_head(samples, bank.features.channels, len(ids), seed=self.config.seed)
+
+    def _new_unet(self) -> PlainUNet:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return PlainUNet(len(self._training[0].slide.channels), len(self.classes)).to(self.device)
+
+    def _new_decoder(self) -> Decoder:
+        features = self._ensure_bank().features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            decoder = Decoder(features.channels, features.strides, DECODER_WIDTHS, len(self.classes))
+        decoder.standardise(torch.cat([rows.features for rows in self._rows]))
+        return decoder.to(self.device)
+
+    def _new_trainer(self, scale: InputScale) -> Trainer:
+        """A trainer that goes on from the present weights."""
+        fine = self._fine if self._fine is not None else self._new_decoder()
+        net = copy.deepcopy(fine).requires_grad_(True).to(self.device)
+        task: DecoderTask | ScratchTask
+        if isinstance(net, PlainUNet):
+            task = ScratchTask(net, self.config.learning_rate)
+        else:
+            task = DecoderTask(self._ensure_bank().features, net, self.config.learning_rate)
+        return Trainer(task, class_ids(self.classes), self.config, scale)
+
+    def _draw(self, n: int) -> Batch:
+        if self._sampler is None:
+            self._samplers += 1
+            # Another seed each time, or every stroke would bring the same patches again.
+            seed = self.config.seed + 7919 * self._samplers
+            margin = self.config.patch_px // _PATCH_MARGIN
+            self._sampler = PatchSampler(self._sources, self.config, seed, exclude=self._held.exclude, margin=margin)
+        return self._sampler.draw(n)
+
+    def _after_step(self, trainer: Trainer) -> None:
+        averaged = _fine_part(trainer.averaged)
+        if isinstance(averaged, PlainUNet):
+            if trainer.steps % SCRATCH_PUBLISH == 0:
+                self._fine = copy.deepcopy(averaged)
+                self._publish()
+            return
+        due = self._spent["comparing"] < COMPARISON_SHARE * self._spent["training"]
+        due = due and trainer.steps >= self._next_comparison
+        if due and self._held.windows():
+            settings = (self.classes, self.config)
+            decoder, extra = copy.deepcopy(averaged), self._extra_rows()
+            self._next_comparison = trainer.steps + LEAST_STEPS
+            self._comparison = Comparison(self._ensure_bank(), self._held, self._sources, decoder, settings, extra)
+
+    def _take_over(self, comparison: Comparison) -> dict[str, Any]:
+        """Serve the share that scored best, with a head that has seen the augmented patches too."""
+        self._comparison = None
+        self._share, self._fine, self.metrics = comparison.best_share, comparison.decoder, comparison.metrics
+        self._head = self._fit_head()
+        self._publish()
+        return self.metrics
+
+    def _publish(self) -> Model | None:
+        net: TwoSpeedNet | PlainUNet
+        kept: tuple[Rows, ...] = ()
+        if isinstance(self._fine, PlainUNet):
+            net = copy.deepcopy(self._fine)
+        elif self._head is not None and self._features is not None:
+            decoder = copy.deepcopy(self._fine) if self._fine is not None else None
+            net = TwoSpeedNet(self._features, self._head, decoder, self._share)
+            kept = memory.chosen([*self._rows, *memory.without_slides(self._memory, self._open)])
+        else:
+            return None
+        scale = self._scale or InputScale.for_rgb()
+        self.model = Model(_recipe(self, self._sources), net.to(self.device), scale, kept)
+        self.model_version += 1
+        self.annotation_version = max((s.labels.version for s in self._sources), default=0)
+        return self.model
+
+
+def _fine_part(net: nn.Module) -> Decoder | PlainUNet:
+    """The averaged weights as what they are."""
+    if not isinstance(net, (Decoder, PlainUNet)):
+        raise TypeError(f"{type(net).__name__} is not trained here")
+    return net
+
+
+def _recipe(learner: Learner, sources: Sequence[Source]) -> Recipe:
+    """What travels with the weights."""
+    first = sources[0]
+    mpp = first.slide.mpp
+    described = tuple(
+        {
+            "name": PurePath(s.slide.path).name,
+            "fingerprint": s.slide.fingerprint,
+            "annotations": s.labels.version,
+            "strokes": len(s.labels.strokes),
+        }
+        for s in sources
+    )
+    return Recipe(
+        classes=learner.classes,
+        mpp=None if mpp is None else mpp[0] * first.frame.downsample[0],
+        encoder=learner.config.encoder,
+        channels=tuple(first.slide.channels),
+        dtype=str(first.slide.dtype),
+        config=learner.config,
+        metrics=learner.metrics,
+        sources=described,
+        step=learner.step_count,
+    )

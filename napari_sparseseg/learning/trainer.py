@@ -1,0 +1,207 @@
+"""The training loop, one short piece at a time: draw, augment, forward, balanced loss, backward, update, average.
+
+A batch is worked off in parts that take well under a second on a laptop, so that painting and live prediction get their
+turn in between. The balancing counts are those of the whole batch, so the gradients are too.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from napari_sparseseg.balancing import BatchTotals, balanced_cross_entropy, count_labels
+from napari_sparseseg.config import MAX_CLASS_ID
+from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.learning.augment import Augmentation, augment
+from napari_sparseseg.learning.backend import autocast_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.sampling import Batch
+
+WARM_UP = 20
+"""Steps until the full learning rate."""
+AVERAGE = 0.98
+"""Decay of the averaged weights, reached after some dozens of steps."""
+LONGEST_PART = 0.45
+"""Seconds that one part of a batch should take at most."""
+_CLIP = 1.0
+_MOST_RESTARTS = 5
+
+
+class Trainable(Protocol):
+    """What is trained: see `FineNet` and `ScratchNet`."""
+
+    @property
+    def weights(self) -> nn.Module:
+        """The module whose parameters are trained."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Full rate."""
+
+    def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
+        """Scores (B, K, H, W) of an image in training mode; `labels` are class ids."""
+
+
+class Trainer:
+    """Trains one network on batches, with warm-up, clipping, averaged weights and a way back from NaN.
+
+    Parameters
+    ----------
+    task
+        What is trained, on `device`.
+    ids
+        Class ids in channel order.
+    config
+        Batch size, balancing, seed.
+    scale
+        Of the input.
+    """
+
+    def __init__(self, task: Trainable, ids: Sequence[int], config: TrainConfig, scale: InputScale) -> None:
+        self.task, self.config, self.scale = task, config, scale
+        self.device = next(task.weights.parameters()).device
+        self.averaged = copy.deepcopy(task.weights).requires_grad_(False).eval()
+        self.steps = 0
+        self.message = ""
+        self._rate, self._restarts = task.learning_rate, 0
+        self._optimizer = torch.optim.AdamW(task.weights.parameters(), self._rate, weight_decay=0.02)
+        self._rng = np.random.default_rng(config.seed)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._lookup = np.zeros(MAX_CLASS_ID + 1, np.uint8)
+        self._lookup[list(ids)] = np.arange(1, len(ids) + 1)
+        self._part = config.batch_size
+        self._pace, self._worked = 0.0, 0
+        self._batch: Batch | None = None
+        self._done = 0
+        self._loss = 0.0
+
+    def work(self, draw: Callable[[int], Batch]) -> float | None:
+        """Work off the next part of a batch; the balanced loss when that completes a step, else None.
+
+        Raises
+        ------
+        TrainingError
+            When one patch does not fit into memory, or the loss stays NaN.
+        """
+        self.message = ""
+        if self._batch is None:
+            self._begin(augment(draw(self.config.batch_size), self._rng, Augmentation()))
+        started = time.perf_counter()
+        try:
+            self._accumulate()
+        except torch.OutOfMemoryError as error:
+            self._smaller_part(error)
+            return None
+        if self.device.type == "cpu":
+            self._adapt_part(time.perf_counter() - started)
+        if self._batch is not None and self._done < len(self._batch.labels):
+            return None
+        return self._update()
+
+    def drop_batch(self) -> None:
+        """Forget the batch under way: its labels are out of date."""
+        self._batch = None
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _begin(self, batch: Batch) -> None:
+        self._batch, self._done, self._loss = batch, 0, 0.0
+        self._channels = torch.from_numpy(self._lookup[batch.labels])
+        self._totals = BatchTotals.of(count_labels(self._channels))
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate(self) -> None:
+        """Forward and backward of the next patches; losses and gradients of the parts add up to the batch's."""
+        if self._batch is None:
+            return
+        part = slice(self._done, self._done + self._part)
+        image = self.scale.unit(self._batch.pixels[part]).to(self.device).contiguous(memory_format=torch.channels_last)
+        dtype = autocast_dtype(self.device)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            logits = self.task.logits(image, self._batch.labels[part], self._generator)
+        loss = balanced_cross_entropy(
+            logits,
+            self._channels[part],
+            self.config.balancing,
+            min_pixels=self.config.min_pixels,
+            totals=self._totals,
+        )
+        torch.autograd.backward(loss)
+        self._loss += float(loss.detach())
+        self._worked = len(image)
+        self._done += self._worked
+
+    def _update(self) -> float:
+        self._batch = None
+        parameters = list(self.task.weights.parameters())
+        norm = float(nn.utils.clip_grad_norm_(parameters, _CLIP))
+        if not (math.isfinite(self._loss) and math.isfinite(norm)):
+            self._go_back()
+            return self._loss
+        self.steps += 1
+        if self.steps % WARM_UP == 0:
+            self._restarts = 0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * min(1.0, self.steps / WARM_UP)
+        self._optimizer.step()
+        self._average()
+        return self._loss
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
+        for mean, now in zip(self.averaged.parameters(), self.task.weights.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+        for kept, buffer in zip(self.averaged.buffers(), self.task.weights.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def _go_back(self) -> None:
+        """After NaN or infinity: the averaged weights, half the learning rate, fresh moments."""
+        self._restarts += 1
+        if self._restarts > _MOST_RESTARTS:
+            raise TrainingError(
+                f"the loss became NaN {self._restarts} times in a row; lower the learning rate "
+                f"({self.config.learning_rate}) or look for broken pixels in the slides."
+            )
+        self.task.weights.load_state_dict(self.averaged.state_dict())
+        self._rate /= 2
+        self._optimizer = torch.optim.AdamW(self.task.weights.parameters(), self._rate, weight_decay=0.02)
+        self.message = f"the loss was not a number; went back to the last good weights, learning rate {self._rate:.2g}."
+
+    def _adapt_part(self, seconds: float) -> None:
+        """Patches per part so that a part takes about `LONGEST_PART`; the sum of the parts is the same."""
+        per_patch = seconds / max(1, self._worked)
+        self._pace = per_patch if not self._pace else 0.7 * self._pace + 0.3 * per_patch
+        self._part = min(self.config.batch_size, max(1, int(LONGEST_PART / max(self._pace, 1e-6))))
+
+    def _smaller_part(self, error: Exception) -> None:
+        """After out-of-memory: begin the batch anew in smaller parts, with the same gradients in the end."""
+        if self._part == 1:
+            raise TrainingError(
+                f"{self.device} has not enough memory for one patch of {self.config.patch_px} px; choose smaller "
+                "patches, or device cpu."
+            ) from error
+        self._part = max(1, self._part // 2)
+        if self._batch is not None:
+            self._begin(self._batch)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.message = f"memory ran out; now {self._part} of {self.config.batch_size} patches at a time."
+
+
+def upsample(scores: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Scores at the size of the image."""
+    return F.interpolate(scores.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
