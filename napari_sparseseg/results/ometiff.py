@@ -33,7 +33,7 @@ def write_ome_tiff(
 
     The first image holds class ids, a second one the uncertainty where the store has it. The pixel size is that of the
     label image; class names and colours and the store's record lie in OME map annotations. `on_tile(done, total)` is
-    called after each tile.
+    called before each tile and at the end.
     """
     images = [("classes", store.labels)] + ([("uncertainty", store.uncertainty)] if store.uncertainty else [])
     total = sum(len(_grid(level.shape)) for _, levels in images for level in levels)
@@ -42,10 +42,10 @@ def write_ome_tiff(
     def tile_stream(level: Any) -> Iterator[np.ndarray]:
         nonlocal done
         for tile in _grid(level.shape):
-            yield level[tile.slices()]
-            done += 1
             if on_tile is not None:
                 on_tile(done, total)
+            done += 1
+            yield level[tile.slices()]
 
     with tifffile.TiffWriter(path, bigtiff=True, ome=True) as tiff:
         for name, levels in images:
@@ -64,6 +64,8 @@ def write_ome_tiff(
                     **_resolution(placement, k),
                     **top,
                 )
+    if on_tile is not None:
+        on_tile(total, total)
 
 
 def read_record(path: Path) -> dict[str, Any]:
