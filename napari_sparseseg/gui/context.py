@@ -14,13 +14,13 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.gui.jobs import Jobs
-from napari_sparseseg.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import napari
 
+    from napari_sparseseg.session import Session
     from napari_sparseseg.slide_set import SlideEntry
 
 INTERVAL_MS = 60

@@ -94,7 +94,8 @@ class Jobs(QObject):
 
     def wait(self, seconds: float) -> bool:
         """Block until the running calls have ended; False when they have not in `seconds` each."""
-        return all([job.wait(seconds) for job in tuple(self._running)])
+        ended = [job.wait(seconds) for job in tuple(self._running)]
+        return all(ended)
 
     def _on_done(self, job: Job, result: object) -> None:
         _, then = self._running.pop(job)

@@ -171,6 +171,8 @@ class LiveDisplay(QObject):
         self._look.start()
 
     def _on_tile(self, box: Box) -> None:
+        if self._live is None:  # it was still in the queue when the layer was taken away
+            return
         self._pending = box if self._pending is None else self._pending.union(box)
         if not self._refresh.isActive():
             self._refresh.start()

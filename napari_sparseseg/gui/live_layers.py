@@ -130,7 +130,7 @@ class LiveLayer(LazyLabels):
         return ramp_colours(ensure_colormap(RAMP).map(np.linspace(0, 1, 256))[:, :3])
 
 
-def _features(what: Shown, classes: Sequence[ClassDef]) -> dict[str, list[Any]]:
+def _features(what: Shown, classes: Sequence[ClassDef]) -> dict[str, Any]:
     """What the status bar says of a value under the cursor."""
     if what.kind == "classes":
         return {"index": [c.id for c in classes], "class": [c.name for c in classes]}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.project import Project
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from napari_sparseseg.session import Session
 
 DEFAULT_SECONDS = 60
@@ -23,10 +22,10 @@ def as_python(session: Session, seconds: float | None) -> str:
     changed = _changed(session.config)
     settings = "".join(f", {name}={value!r}" for name, value in changed.items())
     lines = ["from napari_sparseseg import Session", "", "with Session(()) as session:"]
-    for slide, annotations in _files(session):
+    for slide, drawn in _files(session):
         lines.append(f"    session.open({str(slide)!r})")
-        if annotations is not None:
-            lines.append(f"    session.import_annotations({str(annotations)!r})")
+        if drawn is not None:
+            lines.append(f"    session.import_annotations({str(drawn)!r})")
     lines += [
         f"    session.train({session.config.balancing!r}, seconds={seconds or DEFAULT_SECONDS:g}{settings}, wait=True)",
         '    session.save_model("model.safetensors")',
@@ -60,13 +59,14 @@ def _changed(config: TrainConfig) -> dict[str, Any]:
     return {n: getattr(config, n) for n in names if getattr(config, n) != getattr(plain, n)}
 
 
-def _files(session: Session) -> list[tuple[Path | str, Path | None]]:
+def _files(session: Session) -> list[tuple[str, Path | None]]:
     """Every training slide's file, and the file its annotations are kept in."""
     project = None if session.project is None else Project.open(session.project)
-    found: list[tuple[Path | str, Path | None]] = []
+    found: list[tuple[str, Path | None]] = []
     for entry in session.set.entries:
-        if entry.role != "train":
-            continue
-        path = next((r for r in project.state.slides if r.fingerprint == entry.slide.fingerprint), None) if project else None
-        found.append((entry.slide.path, None if path is None or project is None else project.annotations_path(path)))
+        if entry.role == "train":
+            path = str(entry.slide.path)
+            record = None if project is None else project.record_for(Path(path), entry.slide.fingerprint, entry.role)
+            kept = None if project is None or record is None else project.annotations_path(record)
+            found.append((path, kept))
     return found

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.gui.label_statistics import LabelStatistics
 
+HINTED_STROKES = 6
+"""After so many the user knows the keys."""
 MIN_WIDTH, PREFERRED = 310, QSize(360, 860)
 
 
@@ -81,7 +83,7 @@ class SparseSegWidget(QWidget):
         """What the panel works on; another object after a project was opened."""
         return self._context.session
 
-    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+    def sizeHint(self) -> QSize:
         return PREFERRED
 
     def start_training(self) -> None:
@@ -110,11 +112,11 @@ class SparseSegWidget(QWidget):
                 self._watch_window()
         return bool(super().event(event))
 
-    def showEvent(self, event: QEvent | None) -> None:  # noqa: N802 - Qt's name
+    def showEvent(self, event: QEvent | None) -> None:
         super().showEvent(event)
         self._watch_window()
 
-    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802 - Qt's name
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """The window hides after it has agreed to close; before, the user may still cancel."""
         if watched is self._window and event is not None:
             if event.type() == QEvent.Type.Close:
@@ -157,6 +159,7 @@ class SparseSegWidget(QWidget):
 
     def _on_counted(self, statistics: LabelStatistics) -> None:
         self._classes.show_statistics(statistics)
+        self.classes.hint.setVisible(sum(statistics.strokes.values()) < HINTED_STROKES)
         self._show_state()
 
     def _show_state(self) -> None:
@@ -164,6 +167,11 @@ class SparseSegWidget(QWidget):
         has_slide = self.session.set.has_active
         text = state_line(status, jobs, has_slide=has_slide)
         active = bool(jobs) or status.state in ("training", "predicting")
+        summaries = (
+            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.numbers.whole_text(), ""
+        )  # fmt: skip
+        for section, summary in zip(self.sections, summaries, strict=True):
+            section.summary.setText(summary)
         self.header.show_state(text, active=active, failed=status.state == "failed")
         self.header.show_next_step(
             next_step(
@@ -183,6 +191,6 @@ class SparseSegWidget(QWidget):
             f'QLabel[muted="true"] {{ color: {colours.muted}; }}'
             f"QHeaderView::section {{ background: {colours.background}; color: {colours.muted}; border: none;"
             f" border-bottom: 1px solid {colours.foreground}; padding: 2px 4px; }}"
-            f"QTableWidget {{ border: 1px solid {colours.foreground}; }}"
+            f"QTableWidget, QPlainTextEdit {{ border: 1px solid {colours.foreground}; border-radius: 2px; }}"
             "QPushButton { padding: 4px 7px; }"
         )

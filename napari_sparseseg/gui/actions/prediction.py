@@ -15,11 +15,11 @@ from napari_sparseseg.gui.scribbles import camera_of
 from napari_sparseseg.gui.view_box import canvas_size, view_box
 
 if TYPE_CHECKING:
-    from napari_sparseseg.guidance import Suggestion
     from napari_sparseseg.gui.actions.classes import ClassActions
     from napari_sparseseg.gui.actions.slides import SlideActions
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.panels.predict import PredictPanel
+    from napari_sparseseg.guidance import Suggestion
 
 AREAS_MS = 250
 MARGIN = 2.0
@@ -67,7 +67,9 @@ class PredictActions(QObject):
         """Predict the whole slide into a file, in the background."""
         session = self._context.session
         self._context.in_background(
-            lambda: session.predict_slide(out, **options), lambda _: self._on_predicted(out), name="Predicting the slide"
+            lambda: session.predict_slide(out, **options),
+            lambda _: self._on_predicted(out),
+            name="Predicting the slide",
         )
 
     def close(self) -> None:

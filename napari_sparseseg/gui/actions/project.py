@@ -62,7 +62,9 @@ class ProjectActions(QObject):
             self._header.show_saved("✓ kept", f"Every stroke is on disk at once, in {session.project}. "
                                               "Save a project to give it a name and a place.")  # fmt: skip
         else:
-            self._header.show_saved(f"✓ {session.project.stem}", f"Every stroke is on disk at once, in {session.project}")
+            self._header.show_saved(
+                f"✓ {session.project.stem}", f"Every stroke is on disk at once, in {session.project}"
+            )
 
     def _on_save(self) -> None:
         entry = self._context.entry

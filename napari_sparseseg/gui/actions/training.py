@@ -104,9 +104,7 @@ class TrainActions(QObject):
             return
         session = self._context.session
         mpp = session.set.training_mpp(session.config)
-        labels = [
-            (e.annotations.snapshot(), e.slide.frame(mpp)) for e in session.set.entries if e.role == "train"
-        ]
+        labels = [(e.annotations.snapshot(), e.slide.frame(mpp)) for e in session.set.entries if e.role == "train"]
         patch = session.config.patch_px
         self._counting = True
         self._context.jobs.run(lambda: label_statistics(labels, patch), self._on_counted)

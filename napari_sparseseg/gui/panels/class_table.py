@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
-from napari_sparseseg.gui.panels.section import fit_rows
+from napari_sparseseg.gui.panels.section import fit_rows, fix_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -29,7 +29,6 @@ TIPS = (
     "Share of all labelled pixels; how much it counts in training is shown below Train",
 )
 SWATCH = 16
-ROW_HEIGHT = 24
 MOST_ROWS = 12
 """Rows shown before the table scrolls."""
 LAST_KEY = 9
@@ -63,15 +62,12 @@ class ClassTable(QTableWidget):
         for i, tip in enumerate(TIPS):
             self.horizontalHeaderItem(i).setToolTip(tip)  # type: ignore[union-attr,unused-ignore]
         self.horizontalHeaderItem(NAME).setTextAlignment(Qt.AlignmentFlag.AlignLeft)
-        self.verticalHeader().hide()
-        self.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+        fix_rows(self)
         self.setShowGrid(False)
         self.setWordWrap(False)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setEditTriggers(
-            QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed
-        )
+        self.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setTabKeyNavigation(False)
         header = self.horizontalHeader()
@@ -147,7 +143,7 @@ class ClassTable(QTableWidget):
             self.setCurrentCell(row, NAME)
             self.editItem(self.item(row, NAME))
 
-    def keyPressEvent(self, event: QKeyEvent | None) -> None:  # noqa: N802 - Qt's name
+    def keyPressEvent(self, event: QKeyEvent | None) -> None:
         """Space shows or hides, Enter renames; the rest as in any table."""
         item = self.item(self.currentRow(), VISIBLE)
         if event is not None and event.key() == Qt.Key.Key_Space and item is not None:
@@ -196,7 +192,9 @@ def percent(share: float) -> str:
     return "<1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
 
 
-def _item(text: str, tip: str, *, editable: bool = False, centre: bool = False, right: bool = False) -> QTableWidgetItem:
+def _item(
+    text: str, tip: str, *, editable: bool = False, centre: bool = False, right: bool = False
+) -> QTableWidgetItem:
     item = QTableWidgetItem(text)
     item.setToolTip(tip)
     if not editable:

@@ -54,7 +54,9 @@ class ClassesPanel(QWidget):
         self.table.renamed.connect(self._on_renamed)
         self.table.colour_requested.connect(self._on_colour)
         self.add = button("Add", "One more class, with a colour of its own", self._on_add)
-        self.remove = button("Remove", "Remove the selected class and all of its strokes; can be undone", self._on_remove)
+        self.remove = button(
+            "Remove", "Remove the selected class and all of its strokes; can be undone", self._on_remove
+        )
         self.up = button("↑", "Move the class up; its key stays", lambda: self._move(-1))
         self.down = button("↓", "Move the class down; its key stays", lambda: self._move(1))
         self.undo = button("Undo", "Take back the last change of this table", self.undo_requested.emit)

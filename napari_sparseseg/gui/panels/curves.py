@@ -55,7 +55,9 @@ class Curves(QWidget):
         loss_plot, _ = self._ready()
         self._draw("loss", loss_plot, self._loss, self._text_colour(), 1.5)
 
-    def add_dice(self, seconds: float, dice: Mapping[int, float], mean: float | None, classes: Sequence[ClassDef]) -> None:
+    def add_dice(
+        self, seconds: float, dice: Mapping[int, float], mean: float | None, classes: Sequence[ClassDef]
+    ) -> None:
         """Held-out Dice by class id, and their mean."""
         _, plot = self._ready()
         for c in classes:

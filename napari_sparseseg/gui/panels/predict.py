@@ -20,8 +20,8 @@ from qtpy.QtWidgets import (
 
 from napari_sparseseg.gui.areas import areas_csv
 from napari_sparseseg.gui.live_layers import Shown
-from napari_sparseseg.gui.panels.class_table import MOST_ROWS, ROW_HEIGHT, percent, swatch
-from napari_sparseseg.gui.panels.section import ElidedLabel, button, column, fit_rows, menu_button, note, row
+from napari_sparseseg.gui.panels.class_table import MOST_ROWS, percent, swatch
+from napari_sparseseg.gui.panels.section import ElidedLabel, button, column, fit_rows, fix_rows, menu_button, note, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,14 +77,18 @@ class PredictPanel(QWidget):
         self.contour = QCheckBox("Outlines")
         self.contour.setToolTip("Draw borders only, to see the tissue itself")
         self.contour.toggled.connect(self.contour_toggled.emit)
-        self.next = button("Next doubtful region", "Go to unlabelled tissue that the model is least sure of", self.next_requested.emit)
+        self.next = button(
+            "Next doubtful region", "Go to unlabelled tissue that the model is least sure of", self.next_requested.emit
+        )
         self.doubt = note()
         self.doubt.hide()
         self.table = _area_table()
         self.empty = note("Areas of what is on screen appear here with the first prediction.")
         self.copy = button("Copy", "The table as CSV, to paste into a spreadsheet", self._on_copy)
         self.predict_slide = button(
-            "Predict slide…", "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile", self.slide_requested.emit
+            "Predict slide…",
+            "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile",
+            self.slide_requested.emit,
         )
         self.export = menu_button(
             "Export", "Results of the predicted slide, or the scribbles, for other programs",
@@ -171,8 +175,7 @@ def _area_table() -> QTableWidget:
     table.setHorizontalHeaderLabels(HEADINGS)
     table.setToolTip("Predicted area of each class in the part of the slide that is on screen")
     table.setAccessibleName("Areas on screen")
-    table.verticalHeader().hide()
-    table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+    fix_rows(table)
     table.setShowGrid(False)
     table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
     table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)

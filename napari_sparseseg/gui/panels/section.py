@@ -8,6 +8,7 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
+    QHeaderView,
     QLabel,
     QMenu,
     QPushButton,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from qtpy.QtWidgets import QTableWidget
 
 SPACING = 6
+ROW_HEIGHT, HEADING_HEIGHT = 24, 24
 
 
 class Section(QWidget):
@@ -73,6 +75,7 @@ class Section(QWidget):
     def _on_toggled(self, opened: bool) -> None:
         self.heading.setArrowType(Qt.ArrowType.DownArrow if opened else Qt.ArrowType.RightArrow)
         self.body.setVisible(opened)
+        self.summary.setVisible(not opened)
         self.toggled.emit(opened)
 
 
@@ -87,7 +90,7 @@ class ElidedLabel(QLabel):
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setText(text)
 
-    def setText(self, text: str | None) -> None:  # noqa: N802 - Qt's name
+    def setText(self, text: str | None) -> None:
         self._whole = text or ""
         self._fit()
 
@@ -95,10 +98,10 @@ class ElidedLabel(QLabel):
         """The text without ellipsis."""
         return self._whole
 
-    def minimumSizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+    def minimumSizeHint(self) -> QSize:
         return QSize(20, super().minimumSizeHint().height())
 
-    def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802 - Qt's name
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
         super().resizeEvent(event)
         self._fit()
 
@@ -127,11 +130,20 @@ def menu_button(text: str, tip: str, entries: Sequence[tuple[str, Callable[[], o
     return made
 
 
+def fix_rows(table: QTableWidget) -> None:
+    """Rows and heading of one height, whatever the style sheet adds."""
+    table.verticalHeader().hide()
+    table.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
+    table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+    table.horizontalHeader().setFixedHeight(HEADING_HEIGHT)
+
+
 def fit_rows(table: QTableWidget, most: int) -> None:
     """Make a table as high as its rows, up to `most` of them."""
-    rows = min(max(1, table.rowCount()), most)
-    height = sum(table.rowHeight(r) for r in range(rows)) if table.rowCount() else 0
-    table.setFixedHeight(table.horizontalHeader().sizeHint().height() + height + 2 * table.frameWidth() + 4)
+    rows = max(1, table.rowCount())
+    table.setFixedHeight(HEADING_HEIGHT + min(rows, most) * ROW_HEIGHT + 4)
+    policy = Qt.ScrollBarPolicy.ScrollBarAsNeeded if rows > most else Qt.ScrollBarPolicy.ScrollBarAlwaysOff
+    table.setVerticalScrollBarPolicy(policy)
 
 
 def row(*widgets: QWidget, stretch: int | None = None) -> QHBoxLayout:

@@ -34,7 +34,7 @@ class ShareBars(QWidget):
         self.setAccessibleName("Share of each class")
         self.hide()
 
-    def sizeHint(self) -> QSize:  # noqa: N802 - Qt's name
+    def sizeHint(self) -> QSize:
         return QSize(240, 2 * BAR_HEIGHT + GAP + 2)
 
     def show_shares(
@@ -47,9 +47,9 @@ class ShareBars(QWidget):
         self.update()
 
     def _title_width(self) -> int:
-        return max(self.fontMetrics().horizontalAdvance(t) for t in TITLES) + 8
+        return 8 + max(int(self.fontMetrics().horizontalAdvance(t)) for t in TITLES)
 
-    def paintEvent(self, event: QPaintEvent | None) -> None:  # noqa: N802 - Qt's name
+    def paintEvent(self, event: QPaintEvent | None) -> None:
         painter = QPainter(self)
         left = self._title_width()
         colours = {c.id: QColor(c.colour) for c in self._classes}
@@ -71,7 +71,7 @@ class ShareBars(QWidget):
     def event(self, event: QEvent | None) -> bool:
         """A tooltip with the numbers."""
         if event is not None and event.type() == event.Type.ToolTip:
-            help_event: QHelpEvent = event  # type: ignore[assignment]
+            help_event: QHelpEvent = event
             QToolTip.showText(help_event.globalPos(), self._text(), self)
             return True
         return bool(super().event(event))

@@ -52,7 +52,9 @@ class SlidePanel(QWidget):
             self.open_requested.emit,
         )  # fmt: skip
         self.sample = button(
-            "Sample", "A small real slide with scribbles, to see how it works before your own", self.sample_requested.emit
+            "Sample",
+            "A small real slide with scribbles, to see how it works before your own",
+            self.sample_requested.emit,
         )
         self.slides = QComboBox()
         self.slides.setToolTip("Slides that are open; one class table and one model serve all of them")

@@ -27,7 +27,7 @@ BALANCING = {
     "none": ("None", "Every labelled pixel counts the same: large strokes drown small ones."),
 }
 BIG_BUTTON = 36
-LOG_HEIGHT = 92
+LOG_HEIGHT = 72
 LOG_LINES = 500
 
 
@@ -61,14 +61,18 @@ class TrainPanel(QWidget):
         self.train = button("Train", "Learn from all strokes; goes on while you draw and look around", self._on_train)
         self.train.setFixedHeight(BIG_BUTTON)
         self.train.setAccessibleName("Train")
-        self.stop = button("Stop", "End training after the step at hand and write the model to disk", self.stop_requested.emit)
+        self.stop = button(
+            "Stop", "End training after the step at hand and write the model to disk", self.stop_requested.emit
+        )
         self.stop.setFixedHeight(BIG_BUTTON)
         self.progress = QProgressBar()
         self.progress.setTextVisible(False)
         self.progress.setFixedHeight(6)
         self.numbers = ElidedLabel()
         self.settings = TrainSettings()
-        self.more = Section("More", self.settings, tip="Resolution, network, device and time; the defaults are good", opened=False)
+        self.more = Section(
+            "More", self.settings, tip="Resolution, network, device and time; the defaults are good", opened=False
+        )
         self.curves = Curves()
         self.scores = note()
         self.log = QPlainTextEdit()

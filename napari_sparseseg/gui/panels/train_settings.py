@@ -68,7 +68,9 @@ class TrainSettings(QWidget):
         self.seed.setRange(0, 2**31 - 1)
         self.seed.setToolTip("The same seed and the same strokes draw the same patches")
         self.load = button("Load model…", "Predict with a saved model, or go on training it", self.load_requested.emit)
-        self.save = button("Save model…", "The present model as one file, for other slides or the shell", self.save_requested.emit)
+        self.save = button(
+            "Save model…", "The present model as one file, for other slides or the shell", self.save_requested.emit
+        )
         form = QFormLayout(self)
         form.setContentsMargins(10, 0, 0, 0)
         form.setSpacing(SPACING)
