@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from napari_sparseseg.config import Recipe
+    from napari_sparseseg.config import ClassDef, Recipe
     from napari_sparseseg.learning.bank import Rows
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
@@ -91,6 +91,11 @@ class Model:
             pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
         values = self._run(pixels)
         return np.ascontiguousarray(values[:, top : top + h, left : left + w])
+
+    def with_classes(self, classes: Sequence[ClassDef]) -> Model:
+        """The same network with other ids, names and colours for its channels, in channel order."""
+        recipe = dataclasses.replace(self.recipe, classes=tuple(classes))
+        return Model(recipe, self.net, self.scale, self.memory)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and recipe as one ``.safetensors`` file, whole or not at all.
