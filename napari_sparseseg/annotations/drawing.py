@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from napari_sparseseg.annotations.history import Edit
+from napari_sparseseg.annotations.packing import CHUNK
 from napari_sparseseg.annotations.raster import MIN_RADIUS, Polygon, as_points, capsule_mask, write_level
 from napari_sparseseg.annotations.state import State
 from napari_sparseseg.annotations.strokes import KINDS, Stroke
@@ -218,20 +219,34 @@ class Drawing(State):
 
     def _draw_all(self, shapes: Sequence[Shape], progress: Callable[[int, int], None] | None) -> list[Stroke]:
         strokes = []
+        small: list[tuple[int, int, NDArray[np.bool_], int]] = []
+        clip = Box(0, 0, *self.shape)
         for n, shape in enumerate(shapes):
             if progress is not None and n % 500 == 0:
                 progress(n, len(shapes))
-            tree = self.dense_tree if shape.kind == "dense" else self.quadtree
-            if shape.kind == "brush":
-                box = _brush(tree, shape.rings, shape.radius, shape.class_id)
+            polygon = None if shape.kind == "brush" else Polygon(shape.rings)
+            if polygon is not None and shape.kind == "polygon" and max(polygon.box.height, polygon.box.width) <= CHUNK:
+                # Cells by the thousand: gathered, so that each chunk is opened once.
+                box = polygon.box.intersection(clip)
+                small.append((box.y, box.x, polygon.mask(box), shape.class_id))
             else:
-                box = fill_rings(tree, shape.rings, shape.class_id)
-            if box is not None:
+                self.quadtree.paint_many(small)
+                small.clear()
+                tree = self.dense_tree if shape.kind == "dense" else self.quadtree
+                box = _paint(tree, shape, polygon) or Box(0, 0, 0, 0)
+            if box.area:
                 stroke = Stroke.of_rings(self._take_id(), shape.kind, shape.class_id, shape.rings, box)
                 strokes.append(replace(stroke, radius=shape.radius) if shape.radius else stroke)
+        self.quadtree.paint_many(small)
         if progress is not None:
             progress(len(shapes), len(shapes))
         return strokes
+
+
+def _paint(tree: LabelQuadtree, shape: Shape, polygon: Polygon | None) -> Box | None:
+    if polygon is None:
+        return _brush(tree, shape.rings, shape.radius, shape.class_id)
+    return _fill_polygon(tree, polygon, shape.class_id)
 
 
 def _brush(tree: LabelQuadtree, runs: Sequence[NDArray[np.float64]], radius: float, label: int) -> Box | None:
@@ -270,8 +285,14 @@ def fill_rings(
     live: bool = False,
 ) -> Box | None:
     """Fill a polygon in the open transaction of `tree`; what may have changed."""
+    return _fill_polygon(tree, Polygon(rings), label, keep, live=live)
+
+
+def _fill_polygon(
+    tree: LabelQuadtree, polygon: Polygon, label: int, keep: int | None = None, *, live: bool = False
+) -> Box | None:
     box: Box | None = None
-    for level, y0, x0, mask in Polygon(rings).pieces(Box(0, 0, *tree.shape), tree.top_level):
+    for level, y0, x0, mask in polygon.pieces(Box(0, 0, *tree.shape), tree.top_level):
         piece = tree.paint_mask(level, y0, x0, mask, label, keep, live=live)
         if piece is not None:
             box = piece if box is None else box.union(piece)

@@ -159,7 +159,8 @@ class OverlaidPyramid(LabelPyramid):
             if not self._exists(level + 1, parent):
                 self._writable(level + 1, parent)
             above = self._stored(level + 1, parent)
-            new = enlarge((ZEROS if above is None else above)[quadrant(key)], 1)
+            part = (ZEROS if above is None else above)[quadrant(key)]
+            new = enlarge(part, 1) if part.any() else ZEROS.copy()
             height, width = (n - k * CHUNK for n, k in zip(self.valid(level), key, strict=True))
             # What an enlarged pixel at the rim covers outside the slide could never be erased again.
             new[max(0, height) :] = 0

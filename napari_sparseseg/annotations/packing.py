@@ -41,7 +41,10 @@ def pack(chunk: Labels) -> bytes:
 def _runs(packed: bytes) -> tuple[NDArray[np.int64], Labels]:
     n = (len(packed) - 1) // 3
     ends = np.frombuffer(packed, "<u2", n, 1).astype(np.int64)
-    return np.diff(ends, prepend=-1), np.frombuffer(packed, np.uint8, n, 1 + 2 * n)
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    lengths[0] += 1
+    return lengths, np.frombuffer(packed, np.uint8, n, 1 + 2 * n)
 
 
 @lru_cache(maxsize=512)

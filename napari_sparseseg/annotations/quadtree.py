@@ -19,7 +19,7 @@ from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -109,6 +109,23 @@ class LabelQuadtree(OverlaidPyramid):
             if overlay.raw > OPEN_CHUNKS:
                 self._spill(overlay)
         return Box(area.y << level, area.x << level, area.height << level, area.width << level)
+
+    def paint_many(self, pieces: Sequence[tuple[int, int, Mask, int]]) -> None:
+        """Write (y0, x0, mask, label) at level 0, in order, chunk by chunk; for many small pieces from far apart."""
+        clip = Box(0, 0, *self.shape)
+        parts: list[tuple[Key, int, Box]] = []
+        for n, (y0, x0, mask, _) in enumerate(pieces):
+            parts.extend((key, n, part) for key, part in chunk_parts(Box(y0, x0, *mask.shape).intersection(clip)))
+        parts.sort()
+        with self.lock:
+            overlay = self._transaction()
+            self._flush_pending()
+            for key, n, part in parts:
+                y0, x0, mask, label = pieces[n]
+                overlay.ink = (label, None)
+                self._paint_chunk(0, key, part, mask[part.y - y0 : part.y1 - y0, part.x - x0 : part.x1 - x0])
+                if overlay.raw > OPEN_CHUNKS:
+                    self._spill(overlay)
 
     def _paint_chunk(self, level: int, key: Key, part: Box, mask: Mask) -> None:
         overlay = self._transaction()

@@ -6,6 +6,7 @@ rings, so that holes are just further rings. Polygons that share a side share no
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
     Points = NDArray[np.float64]
-    Segments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 BRUSH_PX = 48
 """A stroke is written at the coarsest level at which its brush is at least this wide (and less than twice)."""
@@ -103,26 +103,21 @@ class Polygon:
     """
 
     def __init__(self, rings: Sequence[Points]) -> None:
-        starts = np.concatenate([np.asarray(r, np.float64) for r in rings])
-        ends = np.concatenate([np.roll(np.asarray(r, np.float64), -1, axis=0) for r in rings])
-        sides = np.hstack([starts, ends])
-        level = starts[:, 0] == ends[:, 0]
-        # Level sides cross no row, but chunks that they pass through are not wholly inside.
-        self._level = sides[level]
-        sides = sides[~level]
+        ya = np.concatenate([ring[:, 0] for ring in rings])
+        xa = np.concatenate([ring[:, 1] for ring in rings])
+        yb = np.concatenate([part for ring in rings for part in (ring[1:, 0], ring[:1, 0])])
+        xb = np.concatenate([part for ring in rings for part in (ring[1:, 1], ring[:1, 1])])
         # From top to bottom, whichever way it was drawn: neighbours then cross a row at the very same x.
-        upward = sides[:, 0] > sides[:, 2]
-        sides[upward] = sides[upward][:, [2, 3, 0, 1]]
-        self._segments: Segments = (sides[:, 0], sides[:, 1], sides[:, 2], sides[:, 3])
-        if len(sides) and float((sides[:, 2] - sides[:, 0]).sum()) > MAX_CROSSINGS:
-            raise AnnotationError(f"a polygon with {len(starts)} corners is too complex; simplify it.")
-        low, high = starts.min(axis=0), starts.max(axis=0)
-        y, x = (int(np.floor(v)) for v in low)
-        self.box = Box(y, x, int(np.ceil(high[0])) - y, int(np.ceil(high[1])) - x)
+        up = ya > yb
+        self._sides = np.where(up, yb, ya), np.where(up, xb, xa), np.where(up, ya, yb), np.where(up, xa, xb)
+        if float(np.abs(yb - ya).sum()) > MAX_CROSSINGS:
+            raise AnnotationError(f"a polygon with {len(ya)} corners is too complex; simplify it.")
+        y, x = math.floor(ya.min()), math.floor(xa.min())
+        self.box = Box(y, x, math.ceil(ya.max()) - y, math.ceil(xa.max()) - x)
 
     def _crossings(self, y0: int, y1: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, column) of every crossing of a row centre in y0..y1; from that column on, inside and outside swap."""
-        ya, xa, yb, xb = self._segments
+        ya, xa, yb, xb = self._sides
         first = np.maximum(np.ceil(ya - 0.5), y0).astype(np.int64)
         last = np.minimum(np.ceil(yb - 0.5), y1).astype(np.int64)
         side = np.flatnonzero(last > first)
@@ -139,7 +134,7 @@ class Polygon:
 
     def contains(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> Mask:
         """Whether points (n,) lie inside; fast where many share a y."""
-        ya, xa, yb, xb = self._segments
+        ya, xa, yb, xb = self._sides
         out = np.zeros(len(y), bool)
         for level in np.unique(y):
             at = (ya <= level) & (level < yb)
@@ -150,7 +145,7 @@ class Polygon:
 
     def rim(self, clip: Box) -> NDArray[np.int64]:
         """Chunks (i, j) of level 0 that a side may pass through, unique and sorted, (n, 2)."""
-        ya, xa, yb, xb = np.hstack([self._segments, self._level.T])
+        ya, xa, yb, xb = self._sides
         i0 = np.maximum(np.floor((ya - 1) / CHUNK), clip.y // CHUNK).astype(np.int64)
         i1 = np.minimum(np.floor((yb + 1) / CHUNK), (clip.y1 - 1) // CHUNK).astype(np.int64)
         n = np.maximum(0, i1 - i0 + 1)
@@ -159,6 +154,7 @@ class Polygon:
         slope = np.divide(xb - xa, yb - ya, out=np.zeros_like(ya), where=yb > ya)[side]
         at = [np.clip(i * CHUNK + d, ya[side], yb[side]) for d in (-1.0, CHUNK + 1.0)]
         ends = [xa[side] + (y - ya[side]) * slope for y in at]
+        # A level side passes through all that lies between its ends.
         ends[1] = np.where((yb > ya)[side], ends[1], xb[side])
         j0 = np.maximum(np.floor((np.minimum(*ends) - 1) / CHUNK), clip.x // CHUNK).astype(np.int64)
         j1 = np.minimum(np.floor((np.maximum(*ends) + 1) / CHUNK), (clip.x1 - 1) // CHUNK).astype(np.int64)

@@ -1,8 +1,8 @@
 """Outlines of labels as polygons on the pixel grid, exact to the level-0 pixel, in memory that grows with the outlines.
 
 Every pixel of a class whose neighbour is of another class has a side on the outline. Sides are found chunk by chunk, at
-the level of the chunk and at level 0 along its rim; runs of sides become long ones, those are joined to rings, and rings
-to polygons with holes. Pixels that touch only at a corner belong to different polygons.
+the level of the chunk and at level 0 along its rim; runs of sides become long ones, those are joined to rings, and
+rings to polygons with holes. Pixels that touch only at a corner belong to different polygons.
 """
 
 from __future__ import annotations
