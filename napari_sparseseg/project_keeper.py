@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_sparseseg import recovery
+from napari_sparseseg.annotations import Annotations, FileInUseError
+from napari_sparseseg.errors import ProjectError
 from napari_sparseseg.project import SUFFIX, Project, ProjectState
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class ProjectKeeper:
     def __init__(self, slides: SlideSet, config: Callable[[], TrainConfig], *, autosave: bool) -> None:
         self._slides, self._config, self._autosave = slides, config, autosave
         self.project: Project | None = None
+        self.read_only = False
+        """Somebody else has the project open: what is drawn here stays in memory until it is saved elsewhere."""
 
     @property
     def checkpoint(self) -> Path | None:
@@ -45,13 +49,20 @@ class ProjectKeeper:
 
     def on_open(self, entry: SlideEntry) -> None:
         """Keep a slide that was just opened or whose annotations were replaced, if this session keeps any."""
-        if self._autosave or self.project is not None:
-            self._attach(entry, self._any_project(), move=False)
-            self.write()
+        if not self._autosave and self.project is None:
+            return
+        project = self._any_project()
+        try:
+            self._attach(entry, project, move=False)
+        except FileInUseError:
+            self.read_only = True
+            record = project.record_for(Path(entry.slide.path), entry.slide.fingerprint, entry.role)
+            self._slides.replace_annotations(entry, Annotations.load(project.annotations_path(record)))
+        self.write()
 
     def on_replaced(self, entry: SlideEntry) -> None:
         """Keep annotations that took the place of others."""
-        if self._autosave or self.project is not None:
+        if (self._autosave or self.project is not None) and not self.read_only:
             self._attach(entry, self._any_project(), move=True)
             self.write()
 
@@ -60,12 +71,14 @@ class ProjectKeeper:
         path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
         before = self.project
         if before is not None and before.path == path.resolve():
+            if self.read_only:
+                raise ProjectError(f"{path} is open in another window; save under another name to keep this work.")
             self.write()
             return before
         project = Project.open(path) if (path / "project.json").exists() else Project.create(path)
         for entry in self._slides.entries:
             self._attach(entry, project, move=True)
-        self.project = project
+        self.project, self.read_only = project, False
         self.write()
         if before is not None:
             recovery.discard(before)
@@ -74,7 +87,7 @@ class ProjectKeeper:
     def write(self) -> None:
         """Write ``project.json`` as things are now; slides that could not be found stay listed."""
         project = self.project
-        if project is None:
+        if project is None or self.read_only:
             return
         records = tuple(
             replace(project.record_for(Path(e.slide.path), e.slide.fingerprint, e.role), role=e.role, mpp=e.slide.mpp)

@@ -227,27 +227,35 @@ class Session(SlideSession):
     def load(cls, project: str | os.PathLike[str], *, autosave: bool = False) -> Session:
         """Open a project: slides, annotations, settings and the last model.
 
-        Slides that have moved away are left out and named in ``status.message``.
+        Slides that have moved away are left out, and a project that is open elsewhere is opened read-only; both are
+        said in ``status.message``.
         """
         opened = Project.open(project)
         session = cls(opened.state.classes, config=opened.state.config, autosave=autosave)
         session._keeper.project = opened
-        missing = []
-        for record in opened.state.slides:
-            path = opened.locate(record)
+        try:
+            session._open_recorded(opened)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _open_recorded(self, project: Project) -> None:
+        notes = []
+        for record in project.state.slides:
+            path = project.locate(record)
             if path is None:
-                missing.append(Path(record.path).name)
+                notes.append(f"{Path(record.path).name} was not found and is left out; open it to relink")
                 continue
-            slide = session.open(path, role=record.role)
+            slide = self.open(path, role=record.role)
             if record.mpp is not None and slide.mpp is None:
                 slide.mpp = record.mpp
-        if opened.checkpoint.exists():
-            session.load_model(opened.checkpoint)
-        if missing:
-            session._loop.status = replace(
-                session._loop.status, message=f"not found, left out: {', '.join(missing)}; open them to relink."
-            )
-        return session
+        if project.checkpoint.exists():
+            self.load_model(project.checkpoint)
+        if self._keeper.read_only:
+            notes.append("the project is open in another window, so changes here are not kept; save under another name")
+        if notes:
+            self._loop.status = replace(self._loop.status, message="; ".join(notes) + ".")
 
     def close(self) -> None:
         """Stop with a checkpoint, end the thread, close all files. Safe to call twice."""

@@ -147,6 +147,7 @@ def test_project_round_trip(session, tiny_slide, tmp_path, model_file):
     session.load_model(model_file)
     session.save(tmp_path / "study")
     expected = session.annotations.read((0, 0, 1024, 1024))
+    session.close()
     with Session.load(tmp_path / "study.sparseseg") as again:
         np.testing.assert_array_equal(again.annotations.read((0, 0, 1024, 1024)), expected)
         assert [c.name for c in again.classes] == ["stripes", "dots"]
@@ -154,6 +155,21 @@ def test_project_round_trip(session, tiny_slide, tmp_path, model_file):
         again.annotations.paint([(5, 5), (5, 50)], 3, 2)
     with Session.load(tmp_path / "study.sparseseg") as third:
         assert third.annotations.read((5, 5, 1, 1))[0, 0] == 2
+
+
+def test_second_opener_of_a_project_reads_only_and_says_so(session, tmp_path):
+    session.annotations.paint([(5, 5), (5, 50)], 3, 2)
+    session.save(tmp_path / "study")
+    with Session.load(tmp_path / "study.sparseseg") as second:
+        assert "open in another window" in second.status.message
+        assert second.annotations.read((5, 20, 1, 1))[0, 0] == 2
+        second.annotations.paint([(500, 5), (500, 50)], 3, 1)
+        with pytest.raises(SparseSegError, match="another name"):
+            second.save(tmp_path / "study")
+        second.save(tmp_path / "copy")
+    assert session.annotations.read((500, 20, 1, 1))[0, 0] == 0
+    with Session.load(tmp_path / "copy.sparseseg") as third:
+        assert third.annotations.read((500, 20, 1, 1))[0, 0] == 1
 
 
 def test_autosave_keeps_strokes_of_a_session_that_was_never_saved(tiny_slide):
@@ -192,7 +208,7 @@ def test_live_view_predicts_what_is_on_screen(session):
 
 
 def test_annotations_of_another_size_are_refused(session):
-    with pytest.raises(SparseSegError, match="another size"):
+    with pytest.raises(SparseSegError, match="were drawn on a slide of"):
         session.annotations = Annotations((10, 10))
 
 
