@@ -2,6 +2,7 @@
 
 from napari_sparseseg.annotations.model import Annotations
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
+from napari_sparseseg.annotations.renumber import renumbered
 from napari_sparseseg.annotations.rescue import rescue
 from napari_sparseseg.annotations.snapshot import Snapshot
 from napari_sparseseg.annotations.store import DamagedFileError, FileInUseError
@@ -15,6 +16,7 @@ __all__ = [
     "LabelQuadtree",
     "Snapshot",
     "Stroke",
+    "renumbered",
     "rescue",
     "stroke_mask",
 ]

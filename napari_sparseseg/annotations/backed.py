@@ -52,7 +52,7 @@ class FileBacked(ClassEditing):
         """
         contents = read_contents(Path(path))
         out = cls(contents.shape, contents.classes)
-        out._adopt(contents)
+        out.adopt(contents)
         return out
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -98,7 +98,7 @@ class FileBacked(ClassEditing):
                 adopt = found is not None and found.token != self._token
                 if found is not None and adopt:
                     self._require_adoptable(target, found)
-                    self._adopt(found)
+                    self.adopt(found)
                 elif found is None:
                     keeper.keep_all(self.contents())
                     keeper.complain()
@@ -143,6 +143,7 @@ class FileBacked(ClassEditing):
             self._told_saved = self.saved
             self.saved_changed.emit(self._told_saved)
 
-    def _adopt(self, contents: Contents) -> None:
-        super()._adopt(contents)
+    def adopt(self, contents: Contents) -> None:
+        """Take over what a file holds; nothing may have been drawn yet."""
+        super().adopt(contents)
         self._saved_token = self._token

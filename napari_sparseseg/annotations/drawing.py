@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -179,7 +181,33 @@ class Drawing(State):
             raise AnnotationError("no stroke is open; begin one first.")
         return self._pen
 
-    # ------------------------------------------------------------------ many shapes in one step
+    # ------------------------------------------------------------------ much in one step
+    @contextmanager
+    def painting(self) -> Iterator[Callable[[int, int, int, NDArray[np.bool_], int], None]]:
+        """Paint masks as one step of the history: yields ``paint(level, y0, x0, mask, class_id)``, one stroke each."""
+        strokes: list[Stroke] = []
+
+        def paint(level: int, y0: int, x0: int, mask: NDArray[np.bool_], class_id: int) -> None:
+            self._require_class(class_id)
+            box = self.quadtree.paint_mask(level, y0, x0, mask, class_id, live=False)
+            if box is not None:
+                pen = _Pen("fill", class_id, None, box=box)
+                strokes.append(pen.stroke(self._take_id()))
+
+        with self._lock:
+            self.quadtree.begin()
+            try:
+                yield paint
+            except BaseException:
+                self.quadtree.abort()
+                raise
+            change = self.quadtree.commit()
+            if change is None:
+                return
+            edit = Edit(around(stroke.box for stroke in strokes), scribbles=change, added=tuple(strokes))
+            self._made(edit)
+        self._tell(edit)
+
     def draw(self, shapes: Sequence[Shape], progress: Callable[[int, int], None] | None = None) -> int:
         """Draw shapes in order as one step of the history.
 
@@ -209,10 +237,7 @@ class Drawing(State):
             changes = self.quadtree.commit(), self.dense_tree.commit()
             if not strokes:
                 return 0
-            box = strokes[0].box
-            for stroke in strokes:
-                box = box.union(stroke.box)
-            edit = Edit(box, *changes, added=tuple(strokes))
+            edit = Edit(around(stroke.box for stroke in strokes), *changes, added=tuple(strokes))
             self._made(edit)
         self._tell(edit)
         return len(strokes)
@@ -247,6 +272,11 @@ def _paint(tree: LabelQuadtree, shape: Shape, polygon: Polygon | None) -> Box | 
     if polygon is None:
         return _brush(tree, shape.rings, shape.radius, shape.class_id)
     return _fill_polygon(tree, polygon, shape.class_id)
+
+
+def around(boxes: Iterable[Box]) -> Box:
+    """The smallest box around one or more boxes."""
+    return reduce(Box.union, boxes)
 
 
 def _brush(tree: LabelQuadtree, runs: Sequence[NDArray[np.float64]], radius: float, label: int) -> Box | None:

@@ -100,6 +100,11 @@ class OverlaidPyramid(LabelPyramid):
         with self.lock:
             return FrozenPyramid(self.shape, [dict(chunks) for chunks in self._packed])
 
+    def packed(self) -> dict[tuple[int, Key], bytes]:
+        """The committed chunks by (level, key), as a file stores them."""
+        with self.lock:
+            return {(level, key): data for level, chunks in enumerate(self._packed) for key, data in chunks.items()}
+
     def counts(self) -> NDArray[np.int64]:
         """Committed level-0 pixels per label (256,); entry 0 is always 0."""
         with self.lock:

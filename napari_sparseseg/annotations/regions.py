@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from napari_sparseseg.annotations.drawing import Drawing, fill_rings
+from napari_sparseseg.annotations.drawing import Drawing, around, fill_rings
 from napari_sparseseg.annotations.history import Edit
 from napari_sparseseg.annotations.strokes import Stroke
 from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef, make_classes
@@ -42,7 +42,7 @@ class RegionEditing(Drawing):
             added, change = self._draw_regions(new, removed)
             if not added and not removed:
                 return
-            edit = Edit(_around([r.box for r in (*added, *removed)]), dense=change, added=added, removed=removed)
+            edit = Edit(around([r.box for r in (*added, *removed)]), dense=change, added=added, removed=removed)
             self._made(edit)
         self._tell(edit)
 
@@ -146,10 +146,3 @@ class ClassEditing(RegionEditing):
             edit = Edit(Box(0, 0, *self.shape), scribbles, dense, (), (*strokes, *regions), dropped)
             self._made(edit)
         self._tell(edit)
-
-
-def _around(boxes: Sequence[Box]) -> Box:
-    box = boxes[0]
-    for other in boxes[1:]:
-        box = box.union(other)
-    return box

@@ -63,10 +63,9 @@ def rescue(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -
     contents.strokes.extend(strokes)
     for tree, packed in zip(trees, contents.chunks, strict=True):
         tree.commit()
-        for level, level_chunks in enumerate(tree.freeze().levels):
-            packed.update({(level, key): data for key, data in level_chunks.items()})
+        packed.update(tree.packed())
     out = Annotations(shape, classes)
-    out._adopt(contents)
+    out.adopt(contents)
     return out, f"{len(strokes)} strokes and {len(chunks)} label chunks were read, {lost} were lost."
 
 

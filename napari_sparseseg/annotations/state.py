@@ -196,11 +196,10 @@ class State:
             if not bare:
                 out.strokes = sorted((*self._strokes.values(), *self._regions.values()), key=lambda stroke: stroke.id)
                 for chunks, tree in zip(out.chunks, (self.quadtree, self.dense_tree), strict=True):
-                    for level, packed in enumerate(tree.freeze().levels):
-                        chunks.update({(level, key): data for key, data in packed.items()})
+                    chunks.update(tree.packed())
             return out
 
-    def _adopt(self, contents: Contents) -> None:
+    def adopt(self, contents: Contents) -> None:
         """Take over what a file holds; nothing may have been drawn yet."""
         with self._lock:
             self._classes, self._version, self._token = contents.classes, contents.version, contents.token

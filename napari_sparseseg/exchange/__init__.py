@@ -1,5 +1,16 @@
 """Annotations from and to the files of other programs."""
 
+from napari_sparseseg.exchange.asap import read_asap
+from napari_sparseseg.exchange.files import convert, find_annotations, load_annotations
 from napari_sparseseg.exchange.geojson import read_geojson, write_geojson
+from napari_sparseseg.exchange.labels import read_labels
 
-__all__ = ["read_geojson", "write_geojson"]
+__all__ = [
+    "convert",
+    "find_annotations",
+    "load_annotations",
+    "read_asap",
+    "read_geojson",
+    "read_labels",
+    "write_geojson",
+]

@@ -92,6 +92,12 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number that JSON allows")
 
 
+def head_of(path: Path) -> dict[str, Any]:
+    """The members of a GeoJSON object; empty where the file holds a list."""
+    data = _load(path)
+    return data if isinstance(data, dict) else {}
+
+
 def parse_geojson(data: Any) -> Document:
     """The shapes in parsed GeoJSON.
 
