@@ -7,6 +7,7 @@ but the engine's; signals are emitted on the thread where the thing happened (co
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,18 @@ class Session(SlideSession):
         self._emit_status()
         if wait:
             self._wait(run)
+
+    def warm_up(self) -> None:
+        """Import the network libraries now, in the background: several seconds that the first training need not wait."""
+
+        def load() -> None:
+            from napari_sparseseg.learning.backend import import_torch
+
+            import_torch()
+            import_module("napari_sparseseg.learning.learner")
+            import_module("timm")
+
+        self._engine.submit(load)
 
     def pause(self) -> None:
         """Hold training where it is."""

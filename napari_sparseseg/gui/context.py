@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.session import Session
     from napari_sparseseg.slide_set import SlideEntry
 
-INTERVAL_MS = 60
+INTERVAL_MS = 80
 QUEUE_MS = 30
 
 

@@ -29,6 +29,7 @@ BALANCING = {
 BIG_BUTTON = 36
 LOG_HEIGHT = 72
 LOG_LINES = 500
+PROGRESS_STEPS = 1000
 
 
 class TrainPanel(QWidget):
@@ -68,6 +69,7 @@ class TrainPanel(QWidget):
         self.progress = QProgressBar()
         self.progress.setTextVisible(False)
         self.progress.setFixedHeight(6)
+        self.progress.setRange(0, PROGRESS_STEPS)
         self.numbers = ElidedLabel()
         self.settings = TrainSettings()
         self.more = Section(
@@ -119,13 +121,10 @@ class TrainPanel(QWidget):
         self.stop.setEnabled(running)
         for widget in (self.balancing, self.settings):
             widget.setEnabled(not running)
-        self.progress.setVisible(running)
+        # without an end there is no bar: a moving one redraws the whole window, canvas included, all the time
+        self.progress.setVisible(running and bool(status.budget_seconds))
         if status.budget_seconds:
-            self.progress.setRange(0, 1000)
-            self.progress.setValue(min(1000, round(1000 * status.seconds / status.budget_seconds)))
-        else:
-            # without an end the bar moves only while something happens
-            self.progress.setRange(0, 0 if status.state == "training" else 1)
+            self.progress.setValue(min(PROGRESS_STEPS, round(PROGRESS_STEPS * status.seconds / status.budget_seconds)))
         self.numbers.setText(self._numbers(status))
         self.numbers.setVisible(bool(self.numbers.whole_text()))
         if status.loss is not None and running:

@@ -1,0 +1,427 @@
+"""The panel as a user meets it: opened from napari, clicked, typed into, drawn beside."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication, QLineEdit, QWidget
+
+from napari_sparseseg import Session
+from napari_sparseseg.config import make_classes
+from napari_sparseseg.gui.panels.class_table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
+from napari_sparseseg.gui.widget import SparseSegWidget
+from tests.gui.mouse import camera, line, look_at, pump, wait_until
+
+LEFT = Qt.MouseButton.LeftButton
+
+
+@pytest.fixture
+def panel(viewer) -> SparseSegWidget:
+    """The panel, opened as napari's Plugins menu does."""
+    _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    yield widget
+    widget.shut_down()
+
+
+def click(button: QWidget) -> None:
+    QTest.mouseClick(button, LEFT)
+    pump(0.05)
+
+
+def cell(panel: SparseSegWidget, row: int, column: int):
+    """Centre of a cell of the class table, in its viewport."""
+    table = panel.classes.table
+    return table.visualItemRect(table.item(row, column)).center()
+
+
+def click_cell(panel: SparseSegWidget, row: int, column: int, *, double: bool = False) -> None:
+    viewport, at = panel.classes.table.viewport(), cell(panel, row, column)
+    QTest.mouseClick(viewport, LEFT, pos=at)
+    if double:
+        QTest.mouseDClick(viewport, LEFT, pos=at)
+    pump(0.05)
+
+
+def rename(panel: SparseSegWidget, row: int, name: str) -> None:
+    click_cell(panel, row, NAME, double=True)
+    type_name(panel, name)
+
+
+def type_name(panel: SparseSegWidget, name: str) -> None:
+    editor = panel.classes.table.findChild(QLineEdit)
+    editor.selectAll()
+    QTest.keyClicks(editor, name)
+    QTest.keyClick(editor, Qt.Key.Key_Return)
+    pump(0.1)
+
+
+def text(panel: SparseSegWidget, row: int, column: int) -> str:
+    return panel.classes.table.item(row, column).text()
+
+
+def open_slide(panel: SparseSegWidget, path) -> None:
+    panel.slides.open(path)
+    wait_until(lambda: panel.slides.binding is not None and not panel._context.jobs.names, 20)
+    pump(0.2)
+
+
+def draw(viewer, mouse, y: float, x0: float = 200, x1: float = 800) -> None:
+    """A stroke of the selected class along row `y` of the slide."""
+    mouse.drag(line(mouse.canvas(y, x0), mouse.canvas(y, x1), 12))
+    pump(0.1)
+
+
+def names(panel: SparseSegWidget) -> list[str]:
+    return [c.name for c in panel.session.classes]
+
+
+def test_it_opens_from_the_menu_and_says_what_to_do(panel):
+    assert isinstance(panel.session, Session)
+    assert [s.heading.text() for s in panel.sections] == ["Slide", "Classes", "Train", "Predict"]
+    assert panel.header.state.whole_text() == "No slide open"
+    assert panel.header.next_step.text().startswith("1 of 3")
+    assert names(panel) == ["tissue", "background"]
+    assert not panel.train.stop.isEnabled()
+    assert not panel.predict.predict_slide.isEnabled()
+
+
+def test_training_without_a_slide_is_refused_in_one_sentence(panel):
+    click(panel.train.train)
+    assert panel.header.error.isVisible()
+    assert "open a slide" in panel.header.error.text.text()
+    assert "Traceback" not in panel.header.error.text.text()
+    click(panel.header.error.more)
+    assert panel.header.error.details.isVisible()
+    click(panel.header.error.copy)
+    assert "open a slide" in QGuiApplication.clipboard().text()
+    click(panel.header.error.dismiss)
+    assert not panel.header.error.isVisible()
+
+
+def test_every_control_says_why(panel):
+    kinds = ("QPushButton", "QComboBox", "QCheckBox", "QDoubleSpinBox", "QSpinBox", "QSlider")
+    for widget in panel.findChildren(QWidget):
+        if widget.metaObject().className() in kinds:
+            assert widget.toolTip(), (widget, getattr(widget, "text", lambda: "")())
+
+
+def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
+    """Every control of every section lies within the panel, with all sections open and a scroll bar."""
+    open_slide(panel, tiny_slide)
+    click(panel.train.more.heading)
+    dock = panel.parent()
+    viewer.window._qt_window.resizeDocks([dock], [320], Qt.Orientation.Horizontal)
+    pump(0.3)
+    assert panel.width() <= 325
+    shown = [w for s in panel.sections for w in s.findChildren(QWidget) if w.isVisible() and not w.isWindow()]
+    assert len(shown) > 50
+    right_edge = panel.sections[0].mapTo(panel, panel.sections[0].rect().topRight()).x()
+    for widget in shown:
+        if widget.parent().metaObject().className() in ("QScrollArea", "QTableWidget", "ClassTable"):
+            continue
+        right = widget.mapTo(panel, widget.rect().topRight()).x()
+        assert right <= right_edge <= panel.width(), (widget, getattr(widget, "text", lambda: "")(), right)
+    for section in panel.sections:
+        assert section.minimumSizeHint().width() <= section.width()
+
+
+def test_sections_fold(panel):
+    for section in panel.sections:
+        click(section.heading)
+        assert not section.body.isVisible()
+        QTest.keyClick(section.heading, Qt.Key.Key_Space)
+        pump()
+        assert section.body.isVisible()
+
+
+def test_a_slide_that_is_none_says_so(panel, tmp_path):
+    path = tmp_path / "notes.svs"
+    path.write_text("not a slide")
+    panel.slides.open(path)
+    wait_until(panel.header.error.isVisible, 10)
+    assert "notes.svs" in panel.header.error.text.text()
+    assert not panel.session.set.has_active
+
+
+def test_world_coordinates_are_level_0_pixels(viewer, panel, cmu_svs):
+    open_slide(panel, cmu_svs)
+    image, dense, scribbles = viewer.layers
+    assert (image.metadata["slide"].shape, panel.session.slide.shape) == ((2967, 2220), (2967, 2220))
+    np.testing.assert_array_equal(image.extent.world[1] - image.extent.world[0], (2966, 2219))
+    np.testing.assert_array_equal(scribbles.scale, (1, 1))
+    assert scribbles.annotations is panel.session.annotations
+    assert dense.annotations is panel.session.annotations
+    assert "0.499" in panel.slide.facts.text()
+    assert viewer.layers.selection.active is scribbles
+    assert str(scribbles.mode) == "paint"
+
+
+def test_a_slide_dropped_on_the_viewer_is_adopted(viewer, panel, tiny_slide):
+    viewer.open(tiny_slide, plugin="napari-sparseseg")
+    wait_until(lambda: panel.slides.binding is not None, 10)
+    assert panel.session.slide is viewer.layers[0].metadata["slide"]
+    assert len(panel.session.slides) == 1
+    assert len([la for la in viewer.layers if la.name == "tiny.tif"]) == 1
+
+
+def test_a_slide_opened_before_the_panel_is_adopted(viewer, tiny_slide):
+    viewer.open(tiny_slide, plugin="napari-sparseseg")
+    _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    pump(0.2)
+    assert widget.session.slide.shape == (1024, 1024)
+    widget.shut_down()
+
+
+def test_an_image_of_another_reader_can_be_chosen(viewer, panel, mouse):
+    image = np.full((600, 800, 3), 200, np.uint8)
+    viewer.add_image(image, name="photo")
+    pump(0.1)
+    assert panel.slide.layers.isVisible()
+    click(panel.slide.use_layer)
+    pump(0.3)
+    assert panel.session.slide.shape == (600, 800)
+    assert not panel.slide.layers.isVisible()
+    mouse.drag(line(mouse.canvas(300, 200), mouse.canvas(300, 600), 10))
+    pump(0.1)
+    assert panel.session.annotations.counts()[1] > 0
+
+
+def test_strokes_are_counted_and_the_guide_moves_on(viewer, panel, mouse, tiny_slide):
+    open_slide(panel, tiny_slide)
+    assert panel.header.next_step.text().startswith("2 of 3: choose a class")
+    draw(viewer, mouse, 300)
+    wait_until(lambda: text(panel, 0, STROKES) == "1", 10)
+    assert "only tissue" in panel.header.next_step.text()
+    click(panel.train.train)
+    assert "at least two classes" in panel.header.error.text.text()
+    click_cell(panel, 1, NAME)
+    draw(viewer, mouse, 700)
+    wait_until(lambda: text(panel, 1, STROKES) == "1", 10)
+    assert panel.header.next_step.text().startswith("3 of 3")
+    counts = panel.session.annotations.counts()
+    share = counts[1] / sum(counts.values())
+    assert text(panel, 0, SHARE) == f"{share:.0%}".replace("%", " %")
+    assert panel.train.bars.isVisible()
+
+
+def test_keys_and_table_choose_the_same_class(viewer, panel, mouse, tiny_slide):
+    open_slide(panel, tiny_slide)
+    layer = panel.slides.binding.scribbles.layer
+    mouse.hover((mouse.size[0] / 2, mouse.size[1] / 2))
+    mouse.key("2")
+    assert (layer.selected_label, panel.classes.table.selected) == (2, 2)
+    click_cell(panel, 0, NAME)
+    assert layer.selected_label == 1
+    assert [text(panel, r, KEY) for r in range(2)] == ["1", "2"]
+
+
+def test_classes_are_added_renamed_moved_and_taken_back(panel):
+    click(panel.classes.add)
+    type_name(panel, "necrosis")
+    assert names(panel) == ["tissue", "background", "necrosis"]
+    rename(panel, 0, "tumour")
+    assert names(panel) == ["tumour", "background", "necrosis"]
+    click_cell(panel, 2, NAME)
+    click(panel.classes.up)
+    assert names(panel) == ["tumour", "necrosis", "background"]
+    assert [c.id for c in panel.session.classes] == [1, 3, 2]
+    for expected in (
+        ["tumour", "background", "necrosis"],
+        ["tissue", "background", "necrosis"],
+        ["tissue", "background", "class 3"],
+        ["tissue", "background"],
+    ):
+        click(panel.classes.undo)
+        assert names(panel) == expected
+    assert not panel.classes.undo.isEnabled()
+
+
+def test_a_name_used_twice_is_refused_and_shown_as_before(panel):
+    rename(panel, 1, "tissue")
+    assert "used twice" in panel.header.error.text.text()
+    assert names(panel) == ["tissue", "background"]
+    assert text(panel, 1, NAME) == "background"
+
+
+def test_a_removed_class_comes_back_with_its_strokes(viewer, panel, mouse, tiny_slide):
+    open_slide(panel, tiny_slide)
+    click_cell(panel, 1, NAME)
+    draw(viewer, mouse, 500)
+    before = panel.session.annotations.counts()
+    assert before[2] > 0
+    click(panel.classes.remove)
+    assert names(panel) == ["tissue"]
+    assert panel.session.annotations.counts() == {1: 0}
+    click(panel.classes.undo)
+    assert names(panel) == ["tissue", "background"]
+    assert panel.session.annotations.counts() == before
+    assert len(panel.session.annotations.strokes) == 1
+
+
+def test_an_unticked_class_is_hidden_not_removed(viewer, panel, mouse, tiny_slide):
+    open_slide(panel, tiny_slide)
+    draw(viewer, mouse, 500)
+    layer = panel.slides.binding.scribbles.layer
+    panel.classes.table.setFocus()
+    click_cell(panel, 0, COLOUR)
+    QTest.keyClick(panel.classes.table, Qt.Key.Key_Space)
+    pump(0.1)
+    assert panel.classes.table.item(0, VISIBLE).checkState() == Qt.CheckState.Unchecked
+    assert layer.colormap.map(np.array([1, 2], np.uint8))[:, 3].tolist() == [0, 1]
+    assert panel.session.annotations.counts()[1] > 0
+
+
+def test_a_preset_replaces_the_table(panel):
+    menu = panel.classes.presets.menu()
+    next(a for a in menu.actions() if a.text() == "Colorectal tissue").trigger()
+    pump(0.1)
+    assert len(panel.session.classes) == 9
+    assert names(panel)[0] == "tumour epithelium"
+    assert len({c.colour for c in panel.session.classes}) == 9
+    assert panel.classes.table.verticalScrollBar().isVisible() is False
+
+
+def test_protected_labels_are_not_painted_over(viewer, panel, mouse, tiny_slide):
+    open_slide(panel, tiny_slide)
+    draw(viewer, mouse, 500)
+    first = panel.session.annotations.counts()[1]
+    QTest.mouseClick(panel.classes.protect, LEFT, pos=panel.classes.protect.rect().center())
+    if not panel.classes.protect.isChecked():
+        QTest.keyClick(panel.classes.protect, Qt.Key.Key_Space)
+    click_cell(panel, 1, NAME)
+    mouse.drag(line(mouse.canvas(300, 500), mouse.canvas(700, 500), 12))
+    pump(0.1)
+    counts = panel.session.annotations.counts()
+    assert counts[1] == first
+    assert counts[2] > 0
+
+
+def test_scribbles_of_an_unsaved_session_are_offered_and_restored(viewer, mouse, tiny_slide):
+    _, before = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    open_slide(before, tiny_slide)
+    draw(viewer, mouse, 500)
+    counts = before.session.annotations.counts()
+    viewer.window.remove_dock_widget(before)
+    pump(0.2)
+    assert not viewer.layers
+    _, after = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    assert after is not before
+    open_slide(after, tiny_slide)
+    wait_until(after.header.recovery.isVisible, 10)
+    assert sum(after.session.annotations.counts().values()) == 0, "never loaded silently"
+    click(after.header.recovery.restore)
+    wait_until(lambda: after.session.annotations.counts() == counts, 10)
+    wait_until(lambda: after.slides.binding.scribbles.annotations is after.session.annotations, 10)
+    after.shut_down()
+
+
+def test_saved_as_a_project_and_opened_again(viewer, panel, mouse, tiny_slide, tmp_path):
+    open_slide(panel, tiny_slide)
+    draw(viewer, mouse, 500)
+    assert panel.header.saved.text() == "✓ kept"
+    counts = panel.session.annotations.counts()
+    panel._project.save(str(tmp_path / "study.sparseseg"))
+    wait_until(lambda: panel.header.saved.text() == "✓ study", 10)
+    first = panel.session
+    panel._project.open(str(tmp_path / "study.sparseseg"))
+    wait_until(lambda: panel.session is not first and panel.slides.binding is not None, 20)
+    assert panel.session.annotations.counts() == counts
+    assert len(viewer.layers) == 3
+
+
+def test_two_slides_share_classes_and_show_one_at_a_time(viewer, panel, mouse, tiny_slide, cmu_svs):
+    open_slide(panel, tiny_slide)
+    draw(viewer, mouse, 500)
+    open_slide(panel, cmu_svs)
+    wait_until(lambda: len(viewer.layers) == 6, 10)
+    assert [la.visible for la in viewer.layers if "CMU" in la.name] == [True] * 3
+    assert [la.visible for la in viewer.layers if "tiny" in la.name] == [False] * 3
+    rename(panel, 0, "tumour")
+    panel.slide.slides.setFocus()
+    QTest.keyClick(panel.slide.slides, Qt.Key.Key_Up)
+    pump(0.2)
+    assert panel.session.slide.shape == (1024, 1024)
+    assert [la.visible for la in viewer.layers if "tiny" in la.name] == [True] * 3
+    assert [c.name for c in panel.session.annotations.classes] == ["tumour", "background"]
+    click(panel.slide.close_slide)
+    assert len(panel.session.slides) == 1
+    assert len(viewer.layers) == 3
+
+
+def test_removing_the_image_closes_the_slide(viewer, panel, tiny_slide):
+    open_slide(panel, tiny_slide)
+    slide = panel.session.slide
+    viewer.layers.remove(viewer.layers[0])
+    pump(0.3)
+    assert slide.closed
+    assert not panel.session.set.has_active
+    assert not viewer.layers
+
+
+def test_what_was_done_as_a_script_and_as_commands(viewer, panel, mouse, tiny_slide):
+    from napari_sparseseg.cli import _parser
+
+    open_slide(panel, tiny_slide)
+    draw(viewer, mouse, 500)
+    panel.train.balancing.setFocus()
+    QTest.keyClick(panel.train.balancing, Qt.Key.Key_Down)
+    actions = {a.text(): a for a in panel.header.menu.actions()}
+    actions["Copy as Python"].trigger()
+    script = QGuiApplication.clipboard().text()
+    compile(script, "copied", "exec")
+    assert "session.train('mini-batch', seconds=60, wait=True)" in script
+    actions["Copy as command"].trigger()
+    train, predict = QGuiApplication.clipboard().text().splitlines()
+    parsed = _parser().parse_args(shlex.split(train)[1:])
+    assert (parsed.balancing, parsed.seconds) == ("mini-batch", 60.0)
+    assert [p.name for p in parsed.slides] == ["tiny.tif"]
+    assert parsed.annotations[0].exists()
+    assert _parser().parse_args(shlex.split(predict)[1:]).output.name == "prediction.ome.zarr"
+
+
+def test_the_mpp_can_be_said_where_the_file_does_not(viewer, panel):
+    viewer.add_image(np.full((600, 800, 3), 200, np.uint8), name="photo")
+    pump(0.1)
+    click(panel.slide.use_layer)
+    pump(0.3)
+    assert panel.slide.mpp.isVisible()
+    panel.slide.mpp.setFocus()
+    panel.slide.mpp.selectAll()
+    QTest.keyClicks(panel.slide.mpp, "0.25")
+    QTest.keyClick(panel.slide.mpp, Qt.Key.Key_Return)
+    pump(0.2)
+    assert panel.session.slide.mpp == (0.25, 0.25)
+    assert "0.25" in panel.slide.facts.text()
+
+
+def test_the_theme_is_followed(viewer, panel):
+    click(panel.train.train)
+    dark = panel.header.error.styleSheet()
+    viewer.theme = "light"
+    pump(0.1)
+    assert panel.header.error.styleSheet() != dark
+    viewer.theme = "dark"
+
+
+def test_the_console_has_the_session(viewer, panel, tiny_slide):
+    """What a script does in the console shows in the panel."""
+    panel.session.open(tiny_slide)
+    wait_until(lambda: panel.slides.binding is not None, 10)
+    panel.session.classes = make_classes(["gland", "stroma", "glass"])
+    wait_until(lambda: panel.classes.table.rowCount() == 3, 5)
+    panel.session.annotations.paint([(100, 100), (100, 500)], 10, 3)
+    wait_until(lambda: text(panel, 2, STROKES) == "1", 10)
+
+
+def test_two_panels_in_two_viewers_do_not_mix(viewer, panel, tiny_slide):
+    _, same = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    assert same is panel
+    open_slide(panel, tiny_slide)
+    assert len(QApplication.topLevelWidgets()) > 0
+    assert camera(viewer).zoom > 0
+    look_at(viewer, 500, 500, 1.0)
