@@ -40,7 +40,10 @@ class Network(Protocol):
 
 
 class Decoder(nn.Module):
-    """U-Net decoder over feature maps, coarse to fine: one 3 x 3 convolution per scale.
+    """A head, corrected by a U-Net decoder over feature maps, coarse to fine: one 3 x 3 convolution per scale.
+
+    The correction begins at zero, so training goes on from what the head knows: on seven classes a decoder without it
+    was behind the head for minutes.
 
     Features are normalised over channels at each place: group or instance statistics would depend on the tile.
 
@@ -50,12 +53,13 @@ class Decoder(nn.Module):
         Of the maps, as from `FeatureMaps`.
     widths
         Channels per scale, coarsest first.
-    classes
-        Number of classes.
+    base
+        The head, as it was when training began; stays as it is.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], widths: Sequence[int], classes: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], widths: Sequence[int], base: Head) -> None:
         super().__init__()
+        self.base = base.requires_grad_(False)
         self.scales = sorted(set(strides), reverse=True)
         self.inputs = [[i for i, s in enumerate(strides) if s == scale] for scale in self.scales]
         self.stages = nn.ModuleList()
@@ -68,7 +72,9 @@ class Decoder(nn.Module):
         for group, width in zip(self.inputs, widths, strict=True):
             self.stages.append(_Stage(before + sum(channels[i] for i in group), width))
             before = width
-        self.scores = nn.Conv2d(before, classes, 1)
+        self.scores = nn.Conv2d(before, base.scores.out_channels, 1)
+        nn.init.zeros_(self.scores.weight)
+        nn.init.zeros_(self.scores.bias)  # type: ignore[arg-type]
 
     def standardise(self, features: torch.Tensor) -> None:
         """Take mean and spread of the maps from sampled features (N, sum of channels)."""
@@ -83,6 +89,7 @@ class Decoder(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], keep: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Scores (B, K, h, w) on the grid of the finest map; `keep`: factors (B, C_i, 1, 1) of a channel dropout."""
         x: torch.Tensor | None = None
+        known = self.base(maps)
         middle, spread = (torch.split(v.view(1, -1, 1, 1), self.channels, dim=1) for v in (self.mean, self.std))
         maps = [(m - a) / b for m, a, b in zip(maps, middle, spread, strict=True)]
         if keep is not None:
@@ -92,7 +99,7 @@ class Decoder(nn.Module):
             if x is not None:
                 parts.append(F.interpolate(x, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
             x = stage(torch.cat(parts, dim=1))
-        scores: torch.Tensor = self.scores(x)
+        scores: torch.Tensor = known + self.scores(x)
         return scores
 
 
@@ -218,21 +225,26 @@ def with_classes(net: Decoder | PlainUNet, old: Sequence[int], new: Sequence[int
     Parameters
     ----------
     net
-        With an output layer `scores`.
+        The network.
     old, new
         Class ids in channel order.
     """
     out = copy.deepcopy(net)
-    scores = nn.Conv2d(net.scores.in_channels, len(new), 1).to(net.scores.weight.device)
-    with torch.no_grad():
-        scores.weight.zero_()
-        scores.bias.fill_(_NEW_CLASS)  # type: ignore[union-attr]
-        for k, class_id in enumerate(new):
-            if class_id in old:
-                scores.weight[k] = net.scores.weight[old.index(class_id)]
-                scores.bias[k] = net.scores.bias[old.index(class_id)]  # type: ignore[index]
-    out.scores = scores.requires_grad_(net.scores.weight.requires_grad)
+    out.scores = _moved(net.scores, old, new, _NEW_CLASS)
+    if isinstance(out, Decoder):
+        out.base.scores = _moved(out.base.scores, old, new, 0.0)
     return out
+
+
+def _moved(scores: nn.Conv2d, old: Sequence[int], new: Sequence[int], first: float) -> nn.Conv2d:
+    """The output layer with its channels moved to where their class is now; `first` is the bias of new classes."""
+    out = nn.Conv2d(scores.in_channels, len(new), 1).to(scores.weight.device)
+    weight, bias = torch.zeros_like(out.weight), torch.full((len(new),), first, device=scores.weight.device)
+    for k, class_id in enumerate(new):
+        if class_id in old and scores.bias is not None:
+            weight[k], bias[k] = scores.weight[old.index(class_id)], scores.bias[old.index(class_id)]
+    out.load_state_dict({"weight": weight, "bias": bias})
+    return out.requires_grad_(scores.weight.requires_grad)
 
 
 def _double(before: int, width: int) -> nn.Sequential:

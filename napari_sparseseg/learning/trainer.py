@@ -38,6 +38,7 @@ AVERAGE = 0.98
 LONGEST_PART = 0.45
 """Seconds that one part of a batch should take at most."""
 _CLIP = 1.0
+_WEIGHT_DECAY = 0.02
 _MOST_RESTARTS = 5
 
 
@@ -78,7 +79,7 @@ class Trainer:
         self.steps = 0
         self.message = ""
         self._rate, self._restarts = task.learning_rate, 0
-        self._optimizer = torch.optim.AdamW(task.weights.parameters(), self._rate, weight_decay=0.02)
+        self._optimizer = self._new_optimizer()
         self._rng = np.random.default_rng(config.seed)
         self._generator = torch.Generator().manual_seed(config.seed)
         self._lookup = np.zeros(MAX_CLASS_ID + 1, np.uint8)
@@ -146,7 +147,7 @@ class Trainer:
 
     def _update(self) -> float:
         self._batch = None
-        parameters = list(self.task.weights.parameters())
+        parameters = [p for p in self.task.weights.parameters() if p.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(parameters, _CLIP))
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             self._go_back()
@@ -178,7 +179,7 @@ class Trainer:
             )
         self.task.weights.load_state_dict(self.averaged.state_dict())
         self._rate /= 2
-        self._optimizer = torch.optim.AdamW(self.task.weights.parameters(), self._rate, weight_decay=0.02)
+        self._optimizer = self._new_optimizer()
         self.message = f"the loss was not a number; went back to the last good weights, learning rate {self._rate:.2g}."
 
     def _adapt_part(self, seconds: float) -> None:
@@ -186,6 +187,10 @@ class Trainer:
         per_patch = seconds / max(1, self._worked)
         self._pace = per_patch if not self._pace else 0.7 * self._pace + 0.3 * per_patch
         self._part = min(self.config.batch_size, max(1, int(LONGEST_PART / max(self._pace, 1e-6))))
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        trained = [p for p in self.task.weights.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, self._rate, weight_decay=_WEIGHT_DECAY)
 
     def _smaller_part(self, error: Exception) -> None:
         """After out-of-memory: begin the batch anew in smaller parts, with the same gradients in the end."""
