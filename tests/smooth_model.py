@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import tifffile
 from safetensors.numpy import save_file
 
 from napari_sparseseg.config import Recipe, make_classes
@@ -59,3 +60,13 @@ class SmoothModel:
     def save(self, path: Path) -> None:
         settings = np.array([self.multiple, self.radius], np.int32)
         save_file({"colours": self.colours, "settings": settings}, path)
+
+
+def write_tall_slide(path: Path) -> Path:
+    """A slide file of 7200 x 160 px and 0.5 um per px: coloured blocks with noise, four shards."""
+    rng = np.random.default_rng(7)
+    blocks = rng.integers(0, 3, (180, 4))
+    image = SmoothModel().colours[np.kron(blocks, np.ones((40, 40), int))] + rng.normal(0, 8, (7200, 160, 3))
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit=3)
+    return path

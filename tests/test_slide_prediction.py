@@ -27,7 +27,7 @@ from napari_sparseseg.slide_prediction import predict_slide
 from napari_sparseseg.slide_prediction.journal import Journal
 from napari_sparseseg.slide_prediction.runner import default_tile
 from napari_sparseseg.slides import ArraySlide, open_slide
-from tests.smooth_model import CLASSES, SmoothModel
+from tests.smooth_model import CLASSES, SmoothModel, write_tall_slide
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,13 +51,7 @@ def patches_slide(shape=(900, 1300), mpp=0.5) -> ArraySlide:
 @pytest.fixture(scope="session")
 def tall_slide(tmp_path_factory) -> Path:
     """A narrow slide file of four shards, so that runs can be interrupted between them."""
-    path = tmp_path_factory.mktemp("tall") / "tall.tif"
-    rng = np.random.default_rng(7)
-    blocks = rng.integers(0, 3, (180, 4))
-    image = SmoothModel().colours[np.kron(blocks, np.ones((40, 40), int))] + rng.normal(0, 8, (7200, 160, 3))
-    pixels = np.clip(image, 0, 255).astype(np.uint8)
-    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit=3)
-    return path
+    return write_tall_slide(tmp_path_factory.mktemp("tall") / "tall.tif")
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ def run_on_cluster(
         client = Client(scheduler, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise PredictionError(f"no dask scheduler answers at {scheduler}: {error}. Check the address.") from error
-    with client:
+    with client, client.as_current():
         try:
             _drive(client, task, list(indices), control, on_shard)
         finally:

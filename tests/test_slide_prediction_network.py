@@ -1,0 +1,123 @@
+"""Whole-slide runs with a real network, by threads and by the processes of a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.inference import predict_region
+from napari_sparseseg.learning.encoders import Encoder
+from napari_sparseseg.learning.features import FeatureMaps, InputScale
+from napari_sparseseg.learning.head import Head
+from napari_sparseseg.learning.model import Model
+from napari_sparseseg.learning.network import TwoSpeedNet
+from napari_sparseseg.results.omezarr import PredictionStore
+from napari_sparseseg.slide_prediction import predict_slide
+from napari_sparseseg.slide_prediction.journal import Journal
+from napari_sparseseg.slide_prediction.shards import ShardTask, close_task, run_shard
+from napari_sparseseg.slides import open_slide
+from tests.smooth_model import write_tall_slide
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def network(classes: int = 3) -> Model:
+    """The pretrained encoder with an unfitted head: arbitrary labels, but with all of a network's arithmetic."""
+    torch.manual_seed(0)
+    features = FeatureMaps(Encoder("tf_efficientnet_lite0", 3))
+    net = TwoSpeedNet(features, Head(features.channels, 16, classes))
+    return Model(Recipe(make_classes("abcde"[:classes]), None, "tf_efficientnet_lite0"), net, InputScale.for_rgb())
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return network()
+
+
+@pytest.fixture(scope="module")
+def tall_slide(tmp_path_factory) -> Path:
+    return write_tall_slide(tmp_path_factory.mktemp("tall") / "tall.tif")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_seams_of_a_network_do_not_show(cmu_svs, model):
+    with open_slide(cmu_svs) as slide:
+        region = Box(801, 707, 330, 350)
+        whole_labels, whole = predict_region(model, slide, region, Frame((2.0, 2.0)), tile=2048)
+        tiled_labels, tiled = predict_region(model, slide, region, Frame((2.0, 2.0)), tile=176)
+    # Sums of floats in another order: the same to the last digits, and the same class but for ties.
+    assert np.abs(whole - tiled).max() < 1e-4
+    assert (whole_labels != tiled_labels).mean() < 1e-4
+
+
+def test_shards_of_a_worker_process_equal_those_of_threads(tall_slide, model, tmp_path):
+    with open_slide(tall_slide) as slide:
+        for name, workers in (("a", 1), ("b", 2)):
+            predict_slide(slide, model, tmp_path / f"{name}.ome.zarr", mpp=1.0, tile=512, workers=workers)
+        assert files(tmp_path / "a.ome.zarr") == files(tmp_path / "b.ome.zarr")
+        model.save(tmp_path / "m.safetensors")
+        store = PredictionStore(tmp_path / "b.ome.zarr")
+        expected = store.labels[0][:]
+        store.labels[0][:] = 0
+        task = ShardTask(
+            slide=str(tall_slide), mpp=slide.mpp, model=str(tmp_path / "m.safetensors"), store=str(store.path),
+            downsample=(2.0, 2.0), tile=512, tissue_only=False, flips=False,
+        )  # fmt: skip
+    assert [run_shard(task, i) for i in (1, 0)] == [1, 0]
+    close_task()
+    np.testing.assert_array_equal(store.labels[0][:], expected)
+
+
+def test_a_worker_says_in_words_what_is_wrong(tmp_path, model):
+    model.save(tmp_path / "m.safetensors")
+    task = ShardTask(
+        slide=str(tmp_path / "gone.svs"), mpp=None, model=str(tmp_path / "m.safetensors"), store=str(tmp_path),
+        downsample=(1.0, 1.0), tile=512, tissue_only=False, flips=False,
+    )  # fmt: skip
+    with pytest.raises(PredictionError, match=r"gone\.svs"):
+        run_shard(task, 0)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tall_slide, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.slide_prediction.cluster._CONNECT_S", 1)
+    with open_slide(tall_slide) as slide, pytest.raises(PredictionError, match=r"127\.0\.0\.1:9"):
+        predict_slide(slide, model, tmp_path / "a.ome.zarr", scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_processes_one_of_them_killed(tall_slide, model, tmp_path):
+    from distributed import LocalCluster
+
+    out = tmp_path / "a.ome.zarr"
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        open_slide(tall_slide) as slide,
+    ):
+        pids = [worker.pid for worker in cluster.workers.values()]
+        killed = threading.Event()
+
+        def kill_one(_) -> None:
+            if not killed.is_set() and Journal(tmp_path / "a.ome.zarr.partial" / "journal.jsonl").done:
+                os.kill(pids[0], signal.SIGKILL)
+                killed.set()
+
+        result = predict_slide(
+            slide, model, out, tile=512, scheduler=cluster.scheduler_address, progress=kill_one, uncertainty=True
+        )
+        assert killed.is_set()
+        assert result.shards == 4
+        predict_slide(slide, model, tmp_path / "b.ome.zarr", tile=512, uncertainty=True)
+    assert files(out) == files(tmp_path / "b.ome.zarr")
