@@ -151,11 +151,26 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.slides import describe, open_slide
 
     with open_slide(args.slide) as slide:
-        facts = describe(slide)
+        facts = {"shape": slide.shape, "mpp": slide.mpp, **describe(slide)}
     if not args.json:
-        for key, value in facts.items():
-            print(f"{key:>14}: {value}")
+        _print_facts(facts)
     return facts
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    """What a person asks first, first; the JSON holds the rest."""
+    mpp = facts["mpp"]
+    print(f"{facts['path']}: {facts['format']}, read by {facts['backend']}, {facts['bytes'] / 1e6:,.1f} MB")
+    print(f"  size      {facts['width']:,} x {facts['height']:,} px, {facts['dtype']}, {', '.join(facts['channels'])}")
+    where = f" ({facts['mpp_source']})" if facts["mpp_source"] else ""
+    print(f"  mpp       {f'{mpp[1]:g} x {mpp[0]:g} um per px' if mpp else 'not known: give --mpp'}{where}")
+    for i, level in enumerate(facts["levels"]):
+        tile = f"tiles {level['tile'][1]} x {level['tile'][0]}" + ("" if level["stored"] else ", made on the fly")
+        print(f"  level {i:<3} {level['width']:,} x {level['height']:,} px, 1:{level['downsample']:g}, {tile}")
+    for key, value in facts["metadata"].items():
+        print(f"  {key.replace('_', ' ')}: {value}")
+    for problem in facts["problems"]:
+        print(f"  PROBLEM: {problem}")
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
