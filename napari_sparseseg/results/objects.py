@@ -97,9 +97,11 @@ def polygons_of(regions: Sequence[Region], placement: Placement) -> np.ndarray:
     owner = np.repeat(np.arange(len(regions)), [len(region.rings) for region in regions])
     index = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
     points = np.concatenate(rings)[:, ::-1].astype(np.float64)
-    polygons = shapely.polygons(shapely.linearrings(points, indices=index), indices=owner)
-    polygons = shapely.simplify(polygons, _TOLERANCE, preserve_topology=True)
+    # Ring by ring: a hundred times faster than simplifying polygons with thousands of holes as wholes, and as safe, for
+    # parts of rings of one region are at least sqrt(1/2) px apart, and none moves by more than 0.15 px.
+    simple = shapely.simplify(shapely.linearrings(points, indices=index), _TOLERANCE, preserve_topology=False)
     scale = np.array(placement.frame.downsample[::-1]) / 2
-    polygons = shapely.transform(polygons, lambda xy: np.round(xy * scale, _DECIMALS))
-    oriented: np.ndarray = shapely.orient_polygons(polygons)
-    return oriented
+    simple = shapely.transform(simple, lambda xy: np.round(xy * scale, _DECIMALS))
+    # The walk that made the rings leaves shells counter-clockwise in (x, y) and holes clockwise, as GeoJSON wants.
+    polygons: np.ndarray = shapely.polygons(simple, indices=owner)
+    return polygons
