@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.learner import Learner
     from napari_sparseseg.learning.model import Model
-    from napari_sparseseg.learning.sampling import Source
-
-Versions = tuple[tuple[str, int], ...]
-
+    from napari_sparseseg.slide_set import TrainingData, Versions
 
 @dataclass(slots=True)
 class Run:
@@ -46,16 +43,6 @@ class Run:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Frozen annotations of every training slide, as the session hands them over."""
-
-    sources: tuple[Source, ...]
-    versions: Versions
-    classes: tuple[ClassDef, ...]
-    mpp: float | None
-
-
 class LearningLoop:
     """Owns the learner. Workers run on the engine thread; the rest may be called from any.
 
@@ -71,7 +58,7 @@ class LearningLoop:
 
     def __init__(
         self,
-        snapshot: Callable[[TrainConfig], Snapshot],
+        snapshot: Callable[[TrainConfig], TrainingData],
         versions: Callable[[], Versions],
         publish: Callable[[Status], None],
         checkpoint_path: Callable[[], Path],
@@ -152,9 +139,7 @@ class LearningLoop:
         report = self._learner.step()
         run.spent += time.monotonic() - started
         status = replace(self.status, state="training", step=report.step, loss=report.loss, seconds=run.spent)
-        if report.message:
-            status = replace(status, message=report.message)
-        self._set(status)
+        self._set(replace(status, message=report.message or self._learner.problem))
         self._take_model()
         return True
 

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
-    from napari_sparseseg.learning_loop import Snapshot, Versions
+    from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.project import Role
 
 _keys = itertools.count(1)
 DEFAULT_MPP = 1.0
+Versions = tuple[tuple[str, int], ...]
+"""Annotation version by slide key; the class table's hash comes last."""
 
 
 @dataclass(slots=True)
@@ -33,6 +35,16 @@ class SlideEntry:
     annotations: Annotations
     role: Role = "train"
     key: str = field(default_factory=lambda: f"slide-{next(_keys)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Frozen annotations of every slide that takes part in training."""
+
+    sources: tuple[Source, ...]
+    versions: Versions
+    classes: tuple[ClassDef, ...]
+    mpp: float | None
 
 
 class SlideSet:
@@ -152,16 +164,15 @@ class SlideSet:
             return config.mpp
         return max(DEFAULT_MPP, *known) if known else None
 
-    def snapshot(self, config: TrainConfig) -> Snapshot:
+    def snapshot(self, config: TrainConfig) -> TrainingData:
         """Frozen annotations of all slides that take part in training, and the versions they have."""
-        from napari_sparseseg.learning.sampling import Source
-        from napari_sparseseg.learning_loop import Snapshot
+        from napari_sparseseg.learning.sources import Source
 
         mpp = self.training_mpp(config)
         versions = self.versions()
         taking_part = [e for e in self.entries if e.role != "predict"]
         sources = tuple(Source(e.slide, e.annotations.snapshot(), e.slide.frame(mpp), e.role) for e in taking_part)
-        return Snapshot(sources, versions, self._classes, mpp)
+        return TrainingData(sources, versions, self._classes, mpp)
 
     def require_two_classes(self) -> None:
         """Check that there is something to learn.
