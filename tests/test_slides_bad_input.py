@@ -280,7 +280,7 @@ def seeds(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore::napari_sparseseg.slides.pyramid.SlideWarning")
 @settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
-    deadline=None,
+    deadline=20_000,  # no file may hang
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())

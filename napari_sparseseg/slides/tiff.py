@@ -59,8 +59,8 @@ def open_tiff(path: str) -> Contents:
     file = PositionedFile(path)
     try:
         Walker(path, file, size).check()
-        with _captured_log() as messages, _parsed(path, lambda: tifffile.TiffFile(path, _multifile=False)) as tif:
-            contents = _read_directory(path, file, size, tif)
+        with _captured_log() as messages:
+            contents = _parsed(path, lambda: _open_with_tifffile(path, file, size))
         contents.warnings += [f"tifffile: {m}" for m in messages[:3]]
         return contents
     except BaseException:
@@ -68,8 +68,13 @@ def open_tiff(path: str) -> Contents:
         raise
 
 
-def _parsed(path: str, parse: Callable[[], Any]) -> Any:
-    """What tifffile makes of a file; whatever its parser trips over means damage."""
+def _open_with_tifffile(path: str, file: PositionedFile, size: int) -> Contents:
+    with tifffile.TiffFile(path, _multifile=False) as tif:
+        return _read_directory(path, file, size, tif)
+
+
+def _parsed(path: str, parse: Callable[[], Contents]) -> Contents:
+    """What `parse` finds; whatever it trips over means damage, for tifffile parses tags when they are asked for."""
     try:
         return parse()
     except PARSE_ERRORS as error:
@@ -99,7 +104,7 @@ def _captured_log() -> Iterator[list[str]]:
 
 def _read_directory(path: str, file: PositionedFile, size: int, tif: Any) -> Contents:
     tiff_meta.refuse_foreign_files(path, tif)
-    all_series: list[Any] = _parsed(path, lambda: list(tif.series))
+    all_series: list[Any] = list(tif.series)
     if not all_series:
         raise UnsupportedTiffError(path, "it holds no image", "")
     series = max(all_series, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
