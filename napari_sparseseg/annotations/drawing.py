@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.quadtree import LabelQuadtree
     from napari_sparseseg.config import ClassDef
+
+
+LONGEST_PX = 256
+"""Pixels of its level that a brush moves at once."""
 
 
 @dataclass(slots=True)
@@ -301,9 +307,18 @@ def stamp(
     """Move a round brush from one point to another in the open transaction of `tree`; what may have changed."""
     level = write_level(radius, tree.top_level)
     scale = 1 << level
-    p, q = ([c / scale for c in end] for end in ends)
-    area, mask = capsule_mask(p, q, max(radius / scale, MIN_RADIUS), Box(0, 0, *tree.valid(level)))
-    return tree.paint_mask(level, area.y, area.x, mask, label, keep, live=live)
+    p, q = (np.asarray(end, np.float64) / scale for end in ends)
+    # A long thin move in pieces: the box around a slanting one is nearly all empty.
+    pieces = max(1, math.ceil(float(np.abs(q - p).max()) / LONGEST_PX))
+    steps = [p + (q - p) * (n / pieces) for n in range(pieces + 1)]
+    boxes = []
+    for start, stop in itertools.pairwise(steps):
+        area, mask = capsule_mask(
+            start.tolist(), stop.tolist(), max(radius / scale, MIN_RADIUS), Box(0, 0, *tree.valid(level))
+        )
+        boxes.append(tree.paint_mask(level, area.y, area.x, mask, label, keep, live=live))
+    touched = [box for box in boxes if box is not None]
+    return around(touched) if touched else None
 
 
 def fill_rings(

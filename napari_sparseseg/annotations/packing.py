@@ -39,7 +39,9 @@ def pack(chunk: Labels) -> bytes:
 
 
 def _runs(packed: bytes) -> tuple[NDArray[np.int64], Labels]:
-    n = (len(packed) - 1) // 3
+    n, rest = divmod(len(packed) - 1, 3)
+    if rest or n == 0:
+        raise ValueError(f"a packed chunk of runs cannot be {len(packed)} bytes long")
     ends = np.frombuffer(packed, "<u2", n, 1).astype(np.int64)
     lengths = ends.copy()
     lengths[1:] -= ends[:-1]
@@ -61,6 +63,8 @@ def unpack(packed: bytes) -> Labels:
         flat = np.full(PIXELS, packed[1], np.uint8)
     elif kind == _RUNS:
         lengths, labels = _runs(packed)
+        if lengths.min() < 0 or lengths.sum() != PIXELS:
+            raise ValueError("the runs of a packed chunk do not fill it")
         flat = np.repeat(labels, lengths)
     elif kind == _ZLIB:
         flat = np.frombuffer(_inflate(packed[1:]), np.uint8)

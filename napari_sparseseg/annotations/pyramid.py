@@ -50,7 +50,7 @@ class LabelPyramid(ABC):
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise AnnotationError(f"annotations need a slide shape of 1 to {MAX_SIDE} pixels a side, not {shape}.")
         self.shape = (height, width)
-        self.top_level = 0
+        self.top_level = 1  # napari cannot show a pyramid of one level
         while -(-max(self.shape) // (1 << self.top_level)) > COARSEST:
             self.top_level += 1
         step = 1 << self.top_level

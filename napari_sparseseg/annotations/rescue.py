@@ -9,11 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from napari_sparseseg.annotations.drawing import fill_rings, stamp
 from napari_sparseseg.annotations.model import Annotations
 from napari_sparseseg.annotations.packing import CHUNK, unpack
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
-from napari_sparseseg.annotations.store import Contents, connect, survey
+from napari_sparseseg.annotations.store import Contents, DamagedFileError, connect, survey
 from napari_sparseseg.config import PALETTE, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 
@@ -43,7 +45,11 @@ def rescue(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -
     AnnotationError
         Where nothing can be saved.
     """
-    with closing(connect(Path(path))) as connection:
+    try:
+        opened = connect(Path(path))
+    except DamagedFileError as error:
+        raise AnnotationError(f"nothing can be rescued from {path}: {error.reason}.") from error
+    with closing(opened) as connection:
         strokes, chunks, lost = survey(connection)
         shape = _shape(connection) or shape
         classes = _classes(connection, {stroke.class_id for stroke in strokes} - {0})
@@ -57,6 +63,9 @@ def rescue(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -
         tree.begin()
     for stroke in strokes:
         _redraw(trees, stroke)
+    for tree in trees:
+        tree.commit()
+        tree.begin()
     for layer, (level, key), data in sorted(chunks, key=lambda chunk: -chunk[1][0]):
         _overlay(trees[layer], level, key, data)
     contents = Contents(shape, classes, len(strokes), uuid.uuid4().hex, max((s.id for s in strokes), default=0) + 1)
@@ -101,8 +110,9 @@ def _redraw(trees: tuple[LabelQuadtree, LabelQuadtree], stroke: Stroke) -> None:
 
 
 def _overlay(tree: LabelQuadtree, level: int, key: Key, data: bytes) -> None:
-    """Write a whole chunk as it is."""
+    """Write a chunk where it is not what the tree has: a coarse chunk knows less than finer ones redrawn below it."""
+    y, x = key[0] * CHUNK, key[1] * CHUNK
     chunk = unpack(data)
-    present = set(chunk.reshape(-1).tolist())
-    for label in sorted(present):
-        tree.paint_mask(level, key[0] * CHUNK, key[1] * CHUNK, chunk == label, label, live=False)
+    wrong = tree.read(level, y, y + CHUNK, x, x + CHUNK) != chunk
+    for label in np.unique(chunk[wrong]).tolist():
+        tree.paint_mask(level, y, x, wrong & (chunk == label), label)

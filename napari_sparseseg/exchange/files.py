@@ -37,7 +37,7 @@ def find_annotations(slide: str | os.PathLike[str]) -> Path:
             found = path.with_name(name + suffix)
             if found.exists():
                 return found
-    wanted = ", ".join(f"{stem}{suffix}" for suffix in SUFFIXES)
+    wanted = ", ".join(f"{stem.removesuffix('.ome')}{suffix}" for suffix in SUFFIXES)
     raise AnnotationError(f"there are no annotations beside {path}; expected one of {wanted}, or name the file.")
 
 

@@ -122,7 +122,8 @@ def _block(
     index = []
     for start, side, per_pixel, have in zip(origin, shape, scale, pixels.shape, strict=True):
         centres = (np.arange(start >> level, min((start >> level) + BLOCK, -(-side >> level))) + 0.5) * (1 << level)
-        at = np.floor(centres / per_pixel).astype(np.int64)
+        # A coarse pixel that sticks out over the slide is judged within it.
+        at = np.floor(np.minimum(centres, side - 0.5) / per_pixel).astype(np.int64)
         index.append(at[at < have])
     if not len(index[0]) or not len(index[1]):
         return np.zeros((0, 0), np.uint8)

@@ -140,6 +140,7 @@ def _rings(sides: Ints) -> list[Ints]:
     wrong = (step[after[two]] != right).any(axis=1)
     after[two[wrong]] = order[first[two[wrong]] + 1]
     following = after.tolist()
+    corners = starts.tolist()
     seen = bytearray(len(sides))
     rings = []
     for start in range(len(sides)):
@@ -149,11 +150,28 @@ def _rings(sides: Ints) -> list[Ints]:
             seen[at] = 1
             ring.append(at)
             at = following[at]
-        if ring:
-            index = np.array(ring)
+        for loop in _simple_loops(ring, corners) if ring else ():
+            index = np.array(loop)
             turns = (step[index] != step[np.roll(index, 1)]).any(axis=1)
             rings.append(sides[index[turns], :2])
     return rings
+
+
+def _simple_loops(ring: list[int], corners: list[int]) -> Iterator[list[int]]:
+    """A ring that comes back to a corner, cut there: an outline that touches itself is an outline and a hole."""
+    path: list[int] = []
+    seen: dict[int, int] = {}
+    for side in ring:
+        corner = corners[side]
+        if corner in seen:
+            loop = path[seen[corner] :]
+            del path[seen[corner] :]
+            for gone in loop:
+                del seen[corners[gone]]
+            yield loop
+        seen[corner] = len(path)
+        path.append(side)
+    yield path
 
 
 def _twice_area(ring: Ints) -> int:

@@ -1,0 +1,412 @@
+"""Strokes, polygons, dense regions, classes, history and snapshots, against dense arrays and hand counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_sparseseg.annotations import Annotations, stroke_mask
+from napari_sparseseg.annotations import history as history_module
+from napari_sparseseg.annotations.raster import Polygon, capsule_mask, write_level
+from napari_sparseseg.config import ClassDef
+from napari_sparseseg.errors import AnnotationError, SparseSegError
+from napari_sparseseg.geometry import Box, Frame
+
+H, W = 2500, 3003
+WHOLE = Box(0, 0, H, W)
+
+
+@pytest.fixture
+def a():
+    return Annotations((H, W), classes=[("tumour", "#e6194b"), ("stroma", "#3cb44b"), "fat"])
+
+
+def pixels_within(points, radius):
+    """Pixels whose centre lies in the path widened by radius: one rectangle per side, one disc per corner."""
+    yy, xx = (np.arange(n, dtype=np.float64) + 0.5 for n in (H, W))
+    out = np.zeros((H, W), bool)
+    for y, x in points:
+        out |= (yy[:, None] - y) ** 2 + (xx[None] - x) ** 2 <= radius**2
+    for (y0, x0), (y1, x1) in itertools.pairwise(points):
+        length = math.hypot(y1 - y0, x1 - x0)
+        uy, ux = (y1 - y0) / length, (x1 - x0) / length
+        along = (yy[:, None] - y0) * uy + (xx[None] - x0) * ux
+        across = (yy[:, None] - y0) * ux - (xx[None] - x0) * uy
+        out |= (along >= 0) & (along <= length) & (np.abs(across) <= radius)
+    return out
+
+
+def test_a_thin_stroke_is_exact(a):
+    points = [(100.5, 200.25), (180, 300), (150, 420.75)]
+    a.paint(points, 7.3, 2)
+    labels = a.read(WHOLE)
+    np.testing.assert_array_equal(labels == 2, pixels_within(points, 7.3))
+    assert a.counts() == {1: 0, 2: int((labels == 2).sum()), 3: 0}
+    assert a.version == 1
+
+
+def test_a_wide_stroke_is_within_a_pixel_of_its_level(a):
+    a.paint([(1000, 1000), (1400, 1900)], 300, 1)
+    level = write_level(300, a.quadtree.top_level)
+    assert 48 <= 600 / 2**level <= 96 or level == a.quadtree.top_level
+    reach = 2**level * math.sqrt(2) / 2
+    drawn = a.read(WHOLE) == 1
+    assert drawn[pixels_within([(1000, 1000), (1400, 1900)], 300 - reach)].all()
+    assert not drawn[~pixels_within([(1000, 1000), (1400, 1900)], 300 + reach)].any()
+
+
+def test_the_thinnest_dab_hits_the_pixel_it_is_in(a):
+    for y, x in [(10.01, 20.01), (30.5, 40.5), (50.99, 60.0)]:
+        a.paint([(y, x)], 0.1, 1)
+        assert a.read((int(y), int(x), 1, 1)) == 1
+
+
+def test_strokes_that_leave_the_slide_are_cut(a):
+    a.paint([(-500, -500), (5, 5)], 30, 1)
+    a.paint([(H + 100, 10), (H + 200, W)], 10, 1)
+    assert a.version == 1
+    assert a.read((-20, -20, 40, 40))[:20].sum() == 0
+    assert a.read((-20, -20, 40, 40))[21:, 21:].any()
+
+
+def test_erasing_and_level_reads(a):
+    a.paint([(500, 500), (500, 900)], 20, 3)
+    a.erase([(500, 700)], 60)
+    full = a.read(WHOLE)
+    assert full[500, 700] == 0
+    assert full[500, 510] == 3
+    np.testing.assert_array_equal(a.read((480, 480, 40, 200), level=2), a.snapshot().read((480, 480, 40, 200), 2))
+    padded = np.pad(full, ((0, -H % 4), (0, -W % 4)))
+    blocks = padded.reshape(padded.shape[0] // 4, 4, -1, 4).max((1, 3))
+    np.testing.assert_array_equal(a.read((480, 480, 40, 200), level=2), blocks[120:130, 120:170])
+    with pytest.raises(AnnotationError, match="level 99"):
+        a.read((0, 0, 1, 1), level=99)
+
+
+@given(seed=st.integers(0, 10_000), corners=st.integers(3, 12), scale=st.sampled_from([20.0, 300.0, 2000.0]))
+@settings(max_examples=6, deadline=None)
+def test_polygons_hold_exactly_the_pixels_whose_centre_is_inside(seed, corners, scale):
+    rng = np.random.default_rng(seed)
+    angle = np.sort(rng.uniform(0, 2 * np.pi, corners)) + np.linspace(0, 1e-3, corners)
+    radius = rng.uniform(0.3, 1, corners) * scale
+    ring = np.stack([H / 2 + radius * np.sin(angle), W / 2 + radius * np.cos(angle)], 1)
+    hole = (ring - ring.mean(0)) * 0.3 + ring.mean(0)
+    a = Annotations((H, W), ["a"])
+    a.fill_polygon(ring, 1, holes=[hole])
+    yy, xx = np.mgrid[:H, :W] + 0.5
+    rings = [shapely.Polygon(ring), shapely.Polygon(hole)]
+    odd = np.zeros((H, W), bool)
+    for polygon in rings:
+        shapely.prepare(polygon)
+        if polygon.is_valid:
+            odd ^= shapely.contains_xy(polygon, yy.ravel(), xx.ravel()).reshape(H, W)
+        else:
+            return
+    np.testing.assert_array_equal(a.read(WHOLE) == 1, odd)
+
+
+def test_a_rectangle_counts_its_pixels_by_hand(a):
+    a.fill_polygon([(10, 10), (10, 50), (50, 50), (50, 10)], 1)
+    assert a.counts()[1] == 1600
+    a.fill_polygon([(0, 0), (0, 3000), (2400, 3000), (2400, 0)], 2)
+    assert a.counts() == {1: 0, 2: 2400 * 3000, 3: 0}
+
+
+def test_neighbouring_polygons_share_no_pixel_and_leave_none_out():
+    rng = np.random.default_rng(5)
+    corners = [(0, 0), (0, 300), (300, 300), (300, 0)]
+    middle = tuple(rng.uniform(50, 250, 2))
+    total = np.zeros((300, 300), int)
+    for p, q in zip(corners, [*corners[1:], corners[0]], strict=True):
+        total += Polygon([np.array([p, q, middle], float)]).mask(Box(0, 0, 300, 300))
+    assert (total == 1).all()
+
+
+def test_a_huge_polygon_stays_coarse_inside():
+    a = Annotations((100_000, 100_000), ["a"])
+    side = 50_000
+    a.fill_polygon([(1000, 1000), (1000, 1000 + side), (1000 + side, 1000 + side), (1000 + side, 1000)], 1)
+    assert a.counts()[1] == side**2
+    fine = len(a.snapshot().scribbles.levels[0])
+    assert fine <= 4 * side / 256 + 8
+
+
+def test_too_complex_polygons_are_refused_and_leave_nothing_open(a):
+    zigzag = np.array([(y, x) for x in range(20_000) for y in (0, 90_000)], float)
+    with pytest.raises(AnnotationError, match="too complex"):
+        a.fill_polygon(zigzag, 1)
+    assert not a.drawing
+    assert a.version == 0
+
+
+@pytest.mark.parametrize("points", [[(np.nan, 1)], [(np.inf, 1)], [(1e308, 1)], [1, 2], [], [("a", "b")], [(1, 2, 3)]])
+def test_bad_points_are_refused(a, points):
+    with pytest.raises(AnnotationError):
+        a.paint(points, 5, 1)
+    assert not a.drawing
+
+
+def test_unknown_classes_kinds_and_radii_are_refused(a):
+    with pytest.raises(AnnotationError, match="no class 9; the classes are: 1 tumour"):
+        a.paint([(1, 1)], 5, 9)
+    with pytest.raises(AnnotationError, match="radius"):
+        a.paint([(1, 1)], -1, 1)
+    with pytest.raises(AnnotationError, match="kind"):
+        a.begin_stroke(1, kind="spray")
+    with pytest.raises(AnnotationError, match="begin one first"):
+        a.commit_stroke()
+    assert not a.drawing
+
+
+def test_interactive_strokes_preserve_and_abort(a):
+    a.paint([(300, 300)], 40, 1)
+    before = a.read(WHOLE)
+    a.begin_stroke(2, keep=0)
+    dirty = a.extend_stroke((300, 250), (300, 350), 30)
+    assert dirty.contains(Box(280, 260, 40, 80))
+    shown = a.read(WHOLE)
+    assert (shown[before == 1] == 1).all()
+    assert (shown[(before == 0) & pixels_within([(300, 250), (300, 350)], 25)] == 2).all()
+    assert (a.snapshot().read(WHOLE) == before).all()
+    stroke = a.commit_stroke()
+    assert (stroke.kind, stroke.class_id, stroke.radius, len(stroke.points)) == ("brush", 2, 30, 2)
+    a.begin_stroke(3)
+    a.extend_stroke((0, 0), (500, 500), 50)
+    with pytest.raises(AnnotationError, match="stroke is open"):
+        a.undo()
+    a.abort_stroke()
+    np.testing.assert_array_equal(a.read(WHOLE), shown)
+    a.begin_stroke(1)
+    assert a.commit_stroke() is None
+    assert a.version == 2
+
+
+def test_undo_and_redo_bring_back_labels_strokes_and_counts(a):
+    states = [(a.read(WHOLE), a.counts(), a.strokes)]
+    rng = np.random.default_rng(0)
+    for k in range(6):
+        a.paint(rng.uniform(0, 2500, (4, 2)), 5 * 2**k, 1 + k % 3)
+        states.append((a.read(WHOLE), a.counts(), a.strokes))
+    seen = []
+    a.changed.connect(lambda version, box: seen.append((version, box)))
+    for labels, counts, strokes in reversed(states[:-1]):
+        assert a.undo() is not None
+        np.testing.assert_array_equal(a.read(WHOLE), labels)
+        assert a.counts() == counts
+        assert a.strokes == strokes
+    assert a.undo() is None
+    for labels, counts, strokes in states[1:]:
+        assert a.redo() is not None
+        np.testing.assert_array_equal(a.read(WHOLE), labels)
+        assert (a.counts(), a.strokes) == (counts, strokes)
+    assert a.redo() is None
+    assert a.version == 18
+    assert [version for version, _ in seen] == list(range(7, 19))
+    a.undo()
+    a.paint([(5, 5)], 3, 1)
+    assert not a.can_redo
+
+
+def test_the_history_is_bounded(a, monkeypatch):
+    monkeypatch.setattr(history_module, "UNDO_STEPS", 5)
+    for k in range(12):
+        a.paint([(100 * k, 100)], 10, 1)
+    assert sum(a.undo() is not None for _ in range(20)) == 5
+    monkeypatch.setattr(history_module, "UNDO_BYTES", 60_000)
+    monkeypatch.setattr(history_module, "UNDO_STEPS", 500)
+    rng = np.random.default_rng(0)
+    for k in range(12):
+        a.paint(rng.uniform(0, 2500, (8, 2)), 4, 1 + k % 3)
+    assert 1 <= sum(a.undo() is not None for _ in range(50)) < 12
+    assert len(a.strokes) > 10
+
+
+def test_dense_regions_are_kept_apart(a):
+    a.paint([(600, 600)], 10, 1)
+    scribble = a.read(WHOLE)
+    a.fill_polygon([(500, 500), (500, 800), (700, 800), (700, 500)], 2, dense=True)
+    shown = a.read(WHOLE)
+    expected = np.zeros((H, W), np.uint8)
+    expected[500:700, 500:800] = 2
+    expected[scribble == 1] = 1
+    np.testing.assert_array_equal(shown, expected)
+    np.testing.assert_array_equal(a.read(WHOLE, scribbles_only=True), scribble)
+    assert a.counts() == {1: int((scribble == 1).sum()), 2: 60_000 - int((scribble == 1).sum()), 3: 0}
+    (region,) = a.dense_regions
+    assert region.class_id == 2
+    assert a.strokes[0].kind == "brush"
+    mask = a.snapshot().dense_mask(Box(0, 0, H // 4, W // 4), Frame((4.0, 4.0)))
+    assert mask.sum() == 50 * 75
+    a.fill_polygon([(600, 700), (600, 900), (900, 900), (900, 700)], 3, dense=True)
+    assert a.read((650, 750, 1, 1)) == 3
+    a.erase([(600, 600)], 30)
+    assert a.read((600, 600, 1, 1)) == 2
+    a.remove_dense_region(a.dense_regions[1].id)
+    assert a.read((650, 750, 1, 1)) == 2
+    a.remove_dense_region(region.id)
+    assert not a.read(WHOLE).any()
+    a.undo()
+    a.undo()
+    assert [r.class_id for r in a.dense_regions] == [2, 3]
+    assert a.read((650, 750, 1, 1)) == 3
+    with pytest.raises(AnnotationError, match="no dense region"):
+        a.remove_dense_region(12345)
+
+
+def test_counts_under_scribbles_are_exact_in_dense_regions(a):
+    rng = np.random.default_rng(7)
+    a.fill_polygon([(100, 100), (50, 2900), (2300, 2500), (2400, 300)], 3, dense=True)
+    for k in range(12):
+        a.paint(rng.uniform(0, 2500, (3, 2)), float(2 ** rng.uniform(1, 8)), 1 + k % 2)
+        labels = a.read(WHOLE)
+        assert a.counts() == {c: int((labels == c).sum()) for c in (1, 2, 3)}
+
+
+def test_snapshots_do_not_change(a):
+    a.paint([(300, 300), (900, 1200)], 50, 1)
+    a.fill_polygon([(0, 0), (0, 100), (100, 100)], 2, dense=True)
+    snapshot = a.snapshot()
+    assert a.snapshot() is snapshot
+    labels, counts, strokes = snapshot.read(WHOLE), snapshot.counts(), snapshot.strokes
+    stop = threading.Event()
+
+    def paint_on():
+        rng = np.random.default_rng(1)
+        while not stop.is_set():
+            a.paint(rng.uniform(0, 2500, (3, 2)), float(rng.uniform(1, 200)), 1 + int(rng.integers(3)))
+
+    thread = threading.Thread(target=paint_on)
+    thread.start()
+    try:
+        for _ in range(10):
+            np.testing.assert_array_equal(snapshot.read(WHOLE), labels)
+            assert (snapshot.counts(), snapshot.strokes) == (counts, strokes)
+    finally:
+        stop.set()
+        thread.join()
+    assert a.version > snapshot.version == 2
+
+
+@pytest.mark.parametrize("downsample", [(1.0, 1.0), (3.7, 3.7), (2.0, 5.5), (0.6, 0.6), (40.0, 40.0)])
+def test_reading_in_a_frame_takes_the_pixel_under_the_centre(a, downsample):
+    rng = np.random.default_rng(2)
+    for k in range(8):
+        a.paint(rng.uniform(0, 2500, (3, 2)), float(2 ** rng.uniform(1, 8)), 1 + k % 3)
+    a.fill_polygon([(100, 100), (100, 900), (800, 700)], 2, dense=True)
+    frame = Frame(downsample)
+    region = frame.cover(Box(-50, 700, 1200, 1500))
+    got = a.snapshot().read_region(region, frame)
+    full = a.read(WHOLE)
+    expected = np.zeros((region.height, region.width), np.uint8)
+    for i in range(region.height):
+        y = math.floor((region.y + i + 0.5) * downsample[0])
+        columns = np.floor((region.x + np.arange(region.width) + 0.5) * downsample[1]).astype(int)
+        ok = (columns >= 0) & (columns < W)
+        if 0 <= y < H:
+            expected[i, ok] = full[y, columns[ok]]
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("downsample", "size"), [(1.0, 64), (2.0, 256), (3.3, 100), (8.0, 256), (0.5, 256)])
+def test_occupied_cells(a, downsample, size):
+    rng = np.random.default_rng(4)
+    for k in range(4):
+        a.paint(rng.uniform(0, 2500, (2, 2)), float(2 ** rng.uniform(0, 8)), 1 + k % 3)
+    a.erase(rng.uniform(0, 2500, (2, 2)), 100)
+    a.fill_polygon([(2000, 2000), (2000, 2200), (2200, 2100)], 1, dense=True)
+    frame = Frame((downsample, downsample))
+    step = downsample * size
+    rows, columns = np.nonzero(a.read(WHOLE))
+    expected = set()
+    for dy in (0.0, 1 - 1e-5):  # a pixel may lie in two cells where the step is fractional
+        for dx in (0.0, 1 - 1e-5):
+            expected |= set(zip(((rows + dy) // step).astype(int), ((columns + dx) // step).astype(int), strict=True))
+    got = a.snapshot().occupied(frame, size)
+    assert {(b.y // size, b.x // size) for b in got} == expected
+    assert all(b.height == b.width == size for b in got)
+
+
+def test_where_a_stroke_was_drawn(a):
+    a.paint([(500, 500), (600, 800)], 12, 1)
+    a.fill_polygon([(1000, 1000), (1000, 1400), (1300, 1400)], 2, holes=[[(1050, 1200), (1050, 1300), (1100, 1300)]])
+    brush, polygon = a.strokes
+    region, frame = Box(200, 200, 300, 400), Frame((2.0, 2.0))
+    yy, xx = (np.mgrid[200:500, 200:600] + 0.5) * 2
+    line = shapely.LineString([(500, 500), (600, 800)])
+    distance = shapely.distance(shapely.points(yy.ravel(), xx.ravel()), line).reshape(300, 400)
+    clear = np.abs(distance - 12) > 0.01
+    np.testing.assert_array_equal(stroke_mask(brush, region, frame)[clear], (distance <= 12)[clear])
+    drawn = stroke_mask(polygon, WHOLE, Frame((1.0, 1.0)))
+    np.testing.assert_array_equal(drawn, a.read(WHOLE) == 2)
+    wide = stroke_mask(brush, Box(0, 0, 400, 300), Frame((2.0, 4.0)))
+    yy, xx = (np.mgrid[0:400, 0:300] + 0.5) * np.array([2.0, 4.0])[:, None, None]
+    distance = shapely.distance(shapely.points(yy.ravel(), xx.ravel()), line).reshape(400, 300)
+    np.testing.assert_array_equal(wide, distance <= 12)
+
+
+def test_capsule_far_from_the_origin_is_as_exact_as_near():
+    clip = Box(0, 0, 1 << 25, 1 << 25)
+    near = capsule_mask((100.3, 200.6), (130.1, 260.2), 9.4, clip)[1]
+    far = capsule_mask((100.3 + (1 << 24), 200.6 + (1 << 24)), (130.1 + (1 << 24), 260.2 + (1 << 24)), 9.4, clip)[1]
+    assert (near != far).mean() < 1e-3
+
+
+def test_editing_the_class_table(a):
+    told = []
+    a.classes_changed.connect(lambda: told.append(a.classes))
+    new = a.add_class("necrosis")
+    assert new.id == 4
+    a.rename_class(1, "carcinoma")
+    a.recolour_class(2, "#010203")
+    a.reorder_classes([4, 3, 2, 1])
+    assert [(c.id, c.name) for c in a.classes] == [(4, "necrosis"), (3, "fat"), (2, "stroma"), (1, "carcinoma")]
+    assert a.classes[2].rgb == (1, 2, 3)
+    assert len(told) == 4
+    for bad in (lambda: a.add_class("fat"), lambda: a.recolour_class(1, "red"), lambda: a.rename_class(2, " ")):
+        with pytest.raises(SparseSegError):
+            bad()
+    with pytest.raises(AnnotationError, match="every class id once"):
+        a.reorder_classes([1, 2])
+    assert len(told) == 4
+
+
+def test_removing_a_class_takes_its_labels_and_undo_brings_them_back(a):
+    a.paint([(300, 300), (900, 900)], 60, 1)
+    a.paint([(900, 300), (300, 900)], 30, 2)
+    a.fill_polygon([(0, 0), (0, 90), (90, 90)], 2, dense=True)
+    labels, classes = a.read(WHOLE), a.classes
+    a.remove_class(2)
+    expected = np.where(labels == 2, 0, labels)
+    np.testing.assert_array_equal(a.read(WHOLE), expected)
+    assert [c.id for c in a.classes] == [1, 3]
+    assert [s.class_id for s in a.strokes] == [1]
+    assert a.dense_regions == ()
+    assert a.counts() == {1: int((expected == 1).sum()), 3: 0}
+    assert a.add_class("other").id == 4
+    a.undo()
+    np.testing.assert_array_equal(a.read(WHOLE), labels)
+    assert {c.id for c in a.classes} == {1, 2, 3, 4}
+    assert a.classes[:2] == classes[:2]
+    assert len(a.strokes) == 2
+    a.set_classes([ClassDef(2, "stroma", "#000000")])
+    assert set(np.unique(a.read(WHOLE))) == {0, 2}
+
+
+def test_no_more_classes_than_labels_can_hold():
+    a = Annotations((10, 10), [f"c{i}" for i in range(255)])
+    with pytest.raises(AnnotationError, match="255 classes"):
+        a.add_class("one more")
+
+
+def test_one_slide_smaller_than_a_chunk():
+    a = Annotations((30, 40), ["a"])
+    a.fill_polygon([(-10, -10), (-10, 100), (100, 100), (100, -10)], 1)
+    assert a.counts() == {1: 1200}
+    assert (a.read((0, 0, 30, 40)) == 1).all()
