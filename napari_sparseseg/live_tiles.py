@@ -70,7 +70,7 @@ class TileStore:
 
     def __init__(self, shape: tuple[int, int], channels: int, budget: int = 256 << 20) -> None:
         self.shape, self.channels, self.budget = shape, channels, budget
-        self.n_levels = 1
+        self.n_levels = 2  # napari cannot show a pyramid of one level
         while -(-max(shape) >> (self.n_levels - 1)) > COARSEST:
             self.n_levels += 1
         # napari derives a level's scale from the ratio of shapes: padding makes every ratio an exact power of two.

@@ -74,9 +74,9 @@ def test_budget_drops_the_oldest_but_not_the_wanted():
     assert store.get((0, 0, 1)) is None
 
 
-def test_small_slide_has_only_the_top_level_and_remembers_its_version():
+def test_small_slide_has_two_levels_and_remembers_versions():
     store = TileStore((700, 600), 4)
-    assert store.n_levels == 1
+    assert store.shapes == [(700, 600), (350, 300)]
     store.put((0, 0, 0), tile(3, version=5, channels=4))
     assert store.model_version((0, 0, 0)) == 5
     assert store.read(LABELS, 0, Box(0, 0, 512, 512)).min() == 3
