@@ -50,34 +50,8 @@ def predict_slide(
     stop, pause
         Set them from another thread: `pause` holds the run while it is set, `stop` ends it after the tile under way.
     **options
-        mpp : float, optional
-            Resolution in um per pixel; the model's own if not given.
-        geojson, csv : path, optional
-            Objects for QuPath in level-0 (x, y); table of pixels, mm2, percent and objects per class and region.
-        uncertainty : bool
-            Store the entropy (0 certain .. 255) as a second image.
-        tissue_only : bool
-            Predict only where a thumbnail shows tissue; all other pixels stay 0, unlabelled. Off by default: models
-            that have learnt glass or background as a class are meant to label it.
-        resume : bool
-            Go on where an earlier run of the same slide, model and parameters ended; any other run is thrown away.
-            Where the output is complete already, only missing tables are written.
-        overwrite : bool
-            Replace existing files.
-        workers : int, optional
-            Threads that predict; 1 if not given.
-        scheduler : str, optional
-            Address of a dask.distributed scheduler, ``tcp://host:port``; its workers predict instead of threads.
-        min_area_um2 : float
-            Smaller objects are neither counted nor written; level-0 px^2 where the slide's mpp is unknown.
-        regions : mapping, optional
-            Name to shapely polygon in level-0 (x, y), to be measured besides the whole slide.
-        flips : bool
-            Average over eight flips and turns of each tile: eight times slower, a little better.
-        ome_zarr : str
-            ``"0.4"`` (default, most readers) or ``"0.5"`` (sharded, far fewer files).
-        tile : int, optional
-            Pixels a side that the network gets at once, without halo; chosen from the halo if not given.
+        The fields of `Options`: mpp, geojson, csv, uncertainty, tissue_only, resume, overwrite, workers, scheduler,
+        min_area_um2, regions, flips, ome_zarr, tile.
 
     Raises
     ------

@@ -31,19 +31,36 @@ class Options:
     """Keywords of `predict_slide`."""
 
     mpp: float | None = None
+    """Resolution in um per pixel; the model's own if not given."""
     geojson: Path | None = None
+    """Where to write objects for QuPath, in level-0 (x, y)."""
     csv: Path | None = None
+    """Where to write pixels, mm2, percent and objects per class and region."""
     uncertainty: bool = False
+    """Store the entropy (0 certain .. 255) as a second image."""
     tissue_only: bool = False
+    """Predict only where a thumbnail shows tissue; all other pixels stay 0, unlabelled. Off by default: models that have
+    learnt glass or background as a class are meant to label it."""
     resume: bool = False
+    """Go on where an earlier run of the same slide, model and parameters ended; any other run is thrown away. Where the
+    output is complete already, only missing tables are written."""
     workers: int | None = None
+    """Threads that predict; 1 if not given."""
     scheduler: str | None = None
+    """Address of a dask.distributed scheduler, ``tcp://host:port``; its workers then predict instead of threads."""
     overwrite: bool = False
+    """Replace existing files."""
     min_area_um2: float = 100.0
+    """Smaller objects are neither counted nor written; level-0 px^2 where the slide's mpp is unknown."""
     regions: Mapping[str, shapely.Geometry] | None = None
+    """Name to shapely polygon in level-0 (x, y), to be measured besides the whole slide."""
     flips: bool = False
+    """Average over the eight flips and turns of each tile: eight times slower."""
     ome_zarr: Literal["0.4", "0.5"] = "0.4"
+    """0.4 is what most readers know; 0.5 is sharded and makes far fewer files."""
     tile: int | None = None
+    """Pixels a side that the network gets at once, without halo; chosen for little memory if not given. 2048 wastes
+    less on halos where there are gigabytes to spare."""
 
     def __post_init__(self) -> None:
         for name in ("geojson", "csv"):
