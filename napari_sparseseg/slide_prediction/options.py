@@ -39,8 +39,8 @@ class Options:
     uncertainty: bool = False
     """Store the entropy (0 certain .. 255) as a second image."""
     tissue_only: bool = False
-    """Predict only where a thumbnail shows tissue; all other pixels stay 0, unlabelled. Off by default: models that have
-    learnt glass or background as a class are meant to label it."""
+    """Predict only where a thumbnail shows tissue; all other pixels stay 0, unlabelled. Off by default: models that
+    have learnt glass or background as a class are meant to label it."""
     resume: bool = False
     """Go on where an earlier run of the same slide, model and parameters ended; any other run is thrown away. Where the
     output is complete already, only missing tables are written."""
