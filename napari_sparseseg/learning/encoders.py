@@ -186,7 +186,7 @@ def bundled_weights() -> dict[str, torch.Tensor]:
 
 
 def encoder_info(name: str) -> EncoderInfo:
-    """Licence, size and source of an encoder, without downloading weights.
+    """Licence, size of the download and source of an encoder, without downloading weights.
 
     Raises
     ------
@@ -194,8 +194,13 @@ def encoder_info(name: str) -> EncoderInfo:
         When timm does not know the name.
     """
     base, _, file = name.partition("@")
-    with torch.device("meta"):
-        net = _create(base, 3, download=False)
+    try:
+        with torch.device("meta"):
+            net = timm.create_model(base, pretrained=False)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(
+            f"encoder {base!r} is not known to timm: {str(error)[:300]}. See timm.list_models()."
+        ) from error
     size = sum(p.numel() for p in net.parameters()) * 4 / 1e6
     config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
     if base == DEFAULT_ENCODER and not file:

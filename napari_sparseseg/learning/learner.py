@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.sources import Source
 
 CONTEXT = 3
-DECODER_WIDTHS = (64, 48, 32, 16)
+DECODER_WIDTHS = (64, 48, 32, 24)
 ENCODE_SECONDS = 1.5
 """Longest time that `refit` spends on cells not encoded yet; `step` goes on with the rest."""
-FIRST_COMPARISON = 30
+FIRST_COMPARISON = 40
 """Fine steps before the first comparison; the next ones keep to a tenth of the time."""
 COMPARISON_SHARE = 0.1
 LEAST_STEPS = 10
@@ -302,10 +302,10 @@ class Learner:
             return PlainUNet(len(self._training[0].slide.channels), len(self.classes)).to(self.device)
 
     def _new_decoder(self) -> Decoder:
-        features, head = self._ensure_bank().features, copy.deepcopy(self._head or self._fit_head())
+        features = self._ensure_bank().features
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            decoder = Decoder(features.channels, features.strides, DECODER_WIDTHS, head)
+            decoder = Decoder(features.channels, features.strides, DECODER_WIDTHS, len(self.classes))
         decoder.standardise(torch.cat([rows.features for rows in self._rows]))
         return decoder.to(self.device)
 
@@ -313,8 +313,6 @@ class Learner:
         """A trainer that goes on from the present weights."""
         fine = self._fine if self._fine is not None else self._new_decoder()
         net = copy.deepcopy(fine).requires_grad_(True).to(self.device)
-        if isinstance(net, Decoder):
-            net.base.requires_grad_(False)
         task: DecoderTask | ScratchTask
         if isinstance(net, PlainUNet):
             task = ScratchTask(net, self.config.learning_rate)

@@ -105,6 +105,7 @@ class Model:
         ModelError
             When the file cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         from napari_sparseseg.learning.memory import to_tensors
@@ -117,9 +118,9 @@ class Model:
         metadata = {"format": FORMAT, "version": str(VERSION), "recipe": json.dumps(recipe)}
         try:
             write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ModelError(
-                f"model {path} cannot be written: {error.strerror or error}. Choose another place."
+                f"model {path} cannot be written: {error}. Choose another place."
             ) from error
 
     def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:

@@ -40,10 +40,7 @@ class Network(Protocol):
 
 
 class Decoder(nn.Module):
-    """A head, corrected by a U-Net decoder over feature maps, coarse to fine: one 3 x 3 convolution per scale.
-
-    The correction begins at zero, so training goes on from what the head knows: on seven classes a decoder without it
-    was behind the head for minutes.
+    """U-Net decoder over feature maps, coarse to fine: one 3 x 3 convolution per scale.
 
     Features are normalised over channels at each place: group or instance statistics would depend on the tile.
 
@@ -53,13 +50,12 @@ class Decoder(nn.Module):
         Of the maps, as from `FeatureMaps`.
     widths
         Channels per scale, coarsest first.
-    base
-        The head, as it was when training began; stays as it is.
+    classes
+        Number of classes.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], widths: Sequence[int], base: Head) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], widths: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)
         self.scales = sorted(set(strides), reverse=True)
         self.inputs = [[i for i, s in enumerate(strides) if s == scale] for scale in self.scales]
         self.stages = nn.ModuleList()
@@ -72,9 +68,7 @@ class Decoder(nn.Module):
         for group, width in zip(self.inputs, widths, strict=True):
             self.stages.append(_Stage(before + sum(channels[i] for i in group), width))
             before = width
-        self.scores = nn.Conv2d(before, base.scores.out_channels, 1)
-        nn.init.zeros_(self.scores.weight)
-        nn.init.zeros_(self.scores.bias)  # type: ignore[arg-type]
+        self.scores = nn.Conv2d(before, classes, 1)
 
     def standardise(self, features: torch.Tensor) -> None:
         """Take mean and spread of the maps from sampled features (N, sum of channels)."""
@@ -89,7 +83,6 @@ class Decoder(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], keep: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Scores (B, K, h, w) on the grid of the finest map; `keep`: factors (B, C_i, 1, 1) of a channel dropout."""
         x: torch.Tensor | None = None
-        known = self.base(maps)
         middle, spread = (torch.split(v.view(1, -1, 1, 1), self.channels, dim=1) for v in (self.mean, self.std))
         maps = [(m - a) / b for m, a, b in zip(maps, middle, spread, strict=True)]
         if keep is not None:
@@ -99,7 +92,7 @@ class Decoder(nn.Module):
             if x is not None:
                 parts.append(F.interpolate(x, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
             x = stage(torch.cat(parts, dim=1))
-        scores: torch.Tensor = known + self.scores(x)
+        scores: torch.Tensor = self.scores(x)
         return scores
 
 
@@ -230,16 +223,14 @@ def with_classes(net: Decoder | PlainUNet, old: Sequence[int], new: Sequence[int
         Class ids in channel order.
     """
     out = copy.deepcopy(net)
-    out.scores = _moved(net.scores, old, new, _NEW_CLASS)
-    if isinstance(out, Decoder):
-        out.base.scores = _moved(out.base.scores, old, new, 0.0)
+    out.scores = _moved(net.scores, old, new)
     return out
 
 
-def _moved(scores: nn.Conv2d, old: Sequence[int], new: Sequence[int], first: float) -> nn.Conv2d:
-    """The output layer with its channels moved to where their class is now; `first` is the bias of new classes."""
+def _moved(scores: nn.Conv2d, old: Sequence[int], new: Sequence[int]) -> nn.Conv2d:
+    """The output layer with its channels moved to where their class is now."""
     out = nn.Conv2d(scores.in_channels, len(new), 1).to(scores.weight.device)
-    weight, bias = torch.zeros_like(out.weight), torch.full((len(new),), first, device=scores.weight.device)
+    weight, bias = torch.zeros_like(out.weight), torch.full((len(new),), _NEW_CLASS, device=scores.weight.device)
     for k, class_id in enumerate(new):
         if class_id in old and scores.bias is not None:
             weight[k], bias[k] = scores.weight[old.index(class_id)], scores.bias[old.index(class_id)]

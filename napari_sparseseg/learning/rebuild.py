@@ -55,8 +55,7 @@ def rebuild(recipe: Recipe) -> TwoSpeedNet | PlainUNet:
     features = FeatureMaps(Encoder(architecture, channels, load=False), _bounded(net, "context", 15))
     head = Head(features.channels, _bounded(net, "hidden"), classes)
     widths = [_bounded({"decoder": w}, "decoder") for w in net["decoder"]]
-    base = Head(features.channels, _bounded(net, "hidden"), classes)
-    decoder = Decoder(features.channels, features.strides, widths, base) if widths else None
+    decoder = Decoder(features.channels, features.strides, widths, classes) if widths else None
     share = float(net["share"])
     if not 0 <= share <= 1:
         raise ModelError(f"the model's decoder share {share} is not in 0..1; the file is damaged.")

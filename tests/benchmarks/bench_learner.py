@@ -15,7 +15,7 @@ import csv
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -31,6 +31,9 @@ from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.slides.arrays import ArraySlide
 from tests.conftest import real_data
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RADIUS, STEPS, STROKES = 2, 50, 2
 AROUND = 48
@@ -139,7 +142,9 @@ def learner_curve(fields: Fields, seed: int, seconds: list[float]) -> dict[float
         out = []
         for i in test:
             p = model.probabilities(slides[i].read_region(grown, frame), origin=(grown.y, grown.x))
-            out.append(labels_from(p[:, AROUND : AROUND + region.height, AROUND : AROUND + region.width], model.recipe.classes))
+            out.append(
+                labels_from(p[:, AROUND : AROUND + region.height, AROUND : AROUND + region.width], model.recipe.classes)
+            )
         return mean_dice(fields.labels[test].astype(int), np.stack(out), fields.classes)
 
     clock, curve = Clock(), {}
@@ -183,7 +188,9 @@ def forest_dice(fields: Fields, seed: int) -> float:
     return mean_dice(fields.labels[test].astype(int), np.stack(out), fields.classes)
 
 
-def table(folder: Path, seeds: int, seconds: list[float], *, forest: bool = True) -> dict[tuple[int, float | str], float]:
+def table(
+    folder: Path, seeds: int, seconds: list[float], *, forest: bool = True
+) -> dict[tuple[int, float | str], float]:
     """Mean over seeds, by (number of classes, seconds or "forest")."""
     seven = load(folder)
     out: dict[tuple[int, float | str], float] = {}

@@ -1,0 +1,211 @@
+"""The learner on small real slides: what it learns, follows, keeps, and refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from napari_sparseseg.annotations import Annotations
+from napari_sparseseg.config import ClassDef, TrainConfig
+from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.inference import predict_region
+from napari_sparseseg.learning.learner import Learner
+from napari_sparseseg.learning.model import load_model
+from napari_sparseseg.learning.sources import Source
+from napari_sparseseg.slides.arrays import ArraySlide
+from tests.conftest import two_textures
+
+SIDE = 384
+CLASSES = (ClassDef(4, "stripes", "#e69f00"), ClassDef(9, "dots", "#56b4e9"))
+CONFIG = TrainConfig(patch_px=128, batch_size=2, seed=1, device="cpu")
+
+
+def slide_of(seed=0):
+    return ArraySlide(two_textures(SIDE, seed), mpp=1.0, name=f"textures {seed}")
+
+
+def strokes(a, flip=False):
+    """Three strokes in each half."""
+    for y in (60, 180, 300):
+        a.paint([(y, 40), (y + 20, 150)], 5, 9 if flip else 4)
+        a.paint([(y, 230), (y + 20, 340)], 5, 4 if flip else 9)
+    return a
+
+
+def annotated(**kwargs):
+    return strokes(Annotations((SIDE, SIDE), classes=CLASSES), **kwargs)
+
+
+def sources(slide, a):
+    return [Source(slide, a.snapshot(), slide.frame(1.0))]
+
+
+def accuracy(model, slide, classes=(4, 9)):
+    labels, _ = predict_region(model, slide, Box(0, 0, SIDE, SIDE), slide.frame(1.0))
+    truth = np.where(np.arange(SIDE) < SIDE // 2, *classes)
+    return float((labels == truth).mean())
+
+
+def fitted(slide, a, config=CONFIG, **kwargs):
+    learner = Learner(config, a.classes, **kwargs)
+    learner.set_sources(sources(slide, a))
+    learner.refit()
+    while learner.pending:
+        learner.step()
+    return learner
+
+
+@pytest.fixture(scope="module")
+def slide():
+    return slide_of()
+
+
+def steps(learner, n):
+    end = learner.step_count + n
+    while learner.step_count < end:
+        report = learner.step()
+    return report
+
+
+def test_instant_head_tells_two_textures_apart(slide):
+    a = annotated()
+    learner = fitted(slide, a)
+    assert accuracy(learner.model, slide) > 0.9
+    assert accuracy(learner.model, slide_of(5)) > 0.9
+    assert learner.annotation_version == a.version == 6
+    assert [c.id for c in learner.model.recipe.classes] == [4, 9]
+    assert learner.model.recipe.sources[0]["fingerprint"] == slide.fingerprint
+
+
+def test_one_class_is_a_problem_not_an_error(slide):
+    a = Annotations((SIDE, SIDE), classes=CLASSES)
+    a.paint([(50, 50)], 5, 4)
+    learner = Learner(CONFIG, CLASSES)
+    learner.set_sources(sources(slide, a))
+    assert learner.refit() is None
+    assert "stripes" in learner.problem
+    with pytest.raises(TrainingError, match="refit"):
+        learner.step()
+
+
+def test_a_correction_is_followed_and_undone(slide):
+    a = annotated()
+    learner = fitted(slide, a)
+    first = learner.model.probabilities(slide.read((0, 0, 128, 128)))
+    a.paint([(60, 40), (80, 150)], 20, 9)
+    learner.set_sources(sources(slide, a))
+    second = learner.refit().probabilities(slide.read((0, 0, 128, 128)))
+    assert second[1].mean() > first[1].mean() + 0.05
+    a.undo()
+    learner.set_sources(sources(slide, a))
+    third = learner.refit().probabilities(slide.read((0, 0, 128, 128)))
+    np.testing.assert_allclose(third, first, atol=1e-5)
+    assert learner.model_version == 3
+
+
+def test_fine_steps_compare_and_never_serve_a_worse_share(slide, monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.learner.FIRST_COMPARISON", 4)
+    learner = fitted(slide, annotated())
+    learner._next_comparison = 4
+    found = []
+    while len(found) < 1:
+        report = learner.step()
+        if report.validation:
+            found.append(report.validation)
+    shares = {float(k): v for k, v in found[0]["shares"].items()}
+    assert shares[found[0]["share"]] >= shares[0.0]
+    assert learner.metrics == found[0]
+    assert learner.model.net.share == found[0]["share"]
+    assert set(found[0]["classes"]) == {"stripes", "dots"}
+    assert accuracy(learner.model, slide) > 0.9
+    assert np.isfinite(report.loss)
+
+
+def test_classes_come_and_go_without_starting_over(slide):
+    a = annotated()
+    learner = fitted(slide, a)
+    steps(learner, 3)
+    third = ClassDef(200, "edge", "#009e73")
+    a.set_classes((CLASSES[1], third, dataclasses.replace(CLASSES[0], name="lines")))
+    a.paint([(20, 192), (360, 192)], 6, 200)
+    learner.set_classes(a.classes)
+    learner.set_sources(sources(slide, a))
+    model = learner.refit()
+    assert [c.id for c in model.recipe.classes] == [9, 200, 4]
+    assert model.recipe.classes[2].name == "lines"
+    labels, _ = predict_region(model, slide, Box(0, 0, SIDE, SIDE), slide.frame(1.0))
+    assert (labels == 200).any()
+    report = steps(learner, 2)
+    assert report.step == 5
+    a.set_classes((CLASSES[0], CLASSES[1]))
+    learner.set_classes(a.classes)
+    learner.set_sources(sources(slide, a))
+    assert accuracy(learner.refit(), slide) > 0.9
+
+
+def test_checkpoint_goes_on_where_it_ended(slide, tmp_path):
+    a = annotated()
+    learner = fitted(slide, a)
+    steps(learner, 3)
+    learner.checkpoint(tmp_path / "c.safetensors")
+    again = Learner.resume(tmp_path / "c.safetensors", device="cpu")
+    assert again.step_count == 3
+    pixels = slide.read((100, 100, 128, 128))
+    np.testing.assert_array_equal(again.model.probabilities(pixels), learner.model.probabilities(pixels))
+    again.set_sources(sources(slide, a))
+    again.refit()
+    steps(again, 1)
+    assert again.step_count == 4
+    before, after = learner._trainer.averaged.stages[0].mix.weight, again._trainer.averaged.stages[0].mix.weight
+    assert 0 < float((before - after).abs().max()) < 0.02
+
+
+def test_a_model_goes_on_to_another_slide_without_forgetting(slide, tmp_path):
+    fitted(slide, annotated()).checkpoint(tmp_path / "c.safetensors")
+    other = slide_of(7)
+    a = Annotations((SIDE, SIDE), classes=CLASSES)
+    a.paint([(60, 40), (80, 150)], 5, 4)
+    alone = Learner(CONFIG, CLASSES)
+    alone.set_sources(sources(other, a))
+    assert alone.refit() is None
+    learner = fitted(other, a, model=load_model(tmp_path / "c.safetensors", device="cpu"))
+    assert accuracy(learner.model, other) > 0.9
+
+
+def test_corrected_labels_are_not_remembered(slide, tmp_path):
+    fitted(slide, annotated(flip=True)).checkpoint(tmp_path / "c.safetensors")
+    learner = fitted(slide, annotated(), model=load_model(tmp_path / "c.safetensors", device="cpu"))
+    assert accuracy(learner.model, slide) > 0.9
+
+
+def test_a_seed_gives_one_result(slide):
+    runs = []
+    for _ in range(2):
+        learner = fitted(slide, annotated())
+        learner._next_comparison = 10**9
+        steps(learner, 2)
+        learner.checkpoint_model = None
+        runs.append([p.clone() for p in learner._trainer.averaged.parameters()])
+    for p, q in zip(*runs, strict=True):
+        np.testing.assert_allclose(p.numpy(), q.numpy(), atol=1e-6)
+
+
+def test_plain_unet_learns_from_scratch(slide):
+    learner = fitted(slide, annotated(), dataclasses.replace(CONFIG, architecture="scratch"))
+    first = learner.model
+    losses = [steps(learner, 1).loss for _ in range(21)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert learner.model is not first
+    assert learner.model.recipe.step == 20
+
+
+def test_16_bit_channels_are_scaled_to_what_they_hold():
+    image = two_textures(SIDE).astype(np.uint16) * 37 + 500
+    slide = ArraySlide(np.stack([image[..., 0], image[..., 1]], -1), mpp=1.0, channels=("DAPI", "CD3"))
+    learner = fitted(slide, annotated())
+    assert learner.model.recipe.channels == ("DAPI", "CD3")
+    assert learner.model.scale.low[0] > 500
+    assert accuracy(learner.model, slide) > 0.9

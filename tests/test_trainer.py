@@ -1,0 +1,153 @@
+"""The training loop: parts add up to the batch, NaN and lack of memory are survived, a seed gives one result."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from napari_sparseseg.balancing import balanced_cross_entropy
+from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.learning.features import InputScale
+from napari_sparseseg.learning.fine import ScratchTask
+from napari_sparseseg.learning.network import PlainUNet
+from napari_sparseseg.learning.sampling import Batch
+from napari_sparseseg.learning.trainer import Trainer
+
+IDS = (5, 2)
+
+
+class StillTask(ScratchTask):
+    """The plain U-Net with fixed normalisation, so that parts of a batch do not influence each other."""
+
+    def __init__(self, seed=0):
+        torch.manual_seed(seed)
+        super().__init__(PlainUNet(3, 2, width=4, depth=2), 1e-3)
+        self.weights.eval()
+
+
+def batch(seed=0, n=4):
+    """Unequal numbers of labelled pixels per patch and class; class 9 is in no table."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((n, 64, 64), np.uint8)
+    for k in range(n):
+        labels[k, 10 : 12 + 4 * k, 20:40] = 5
+        labels[k, 50:52, 20 : 24 + 3 * k] = 2 if k % 2 else 9
+    pixels = rng.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8)
+    return Batch(pixels, labels, np.zeros(n, bool), np.zeros((n, 3), np.int64), True)
+
+
+def trainer_of(task, **config):
+    config = TrainConfig(patch_px=64, **config)
+    return Trainer(task, IDS, config, InputScale.for_rgb())
+
+
+def finish(trainer, draw):
+    while (loss := trainer.work(draw)) is None:
+        pass
+    return loss
+
+
+@pytest.mark.parametrize("balancing", ["none", "instance", "mini-batch"])
+def test_parts_add_up_to_the_loss_of_the_batch(balancing):
+    losses, weights = [], []
+    for part in (4, 3, 1):
+        trainer = trainer_of(StillTask(), balancing=balancing)
+        trainer._adapt_part = lambda _seconds: None
+        trainer._part = part
+        losses.append(finish(trainer, lambda n: batch(n=n)))
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.task.weights.parameters()]))
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4)
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-3, atol=1e-5)
+
+
+def test_loss_is_the_balanced_loss_of_the_augmented_batch(monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", lambda b, *_: b)
+    trainer = trainer_of(StillTask())
+    one = batch()
+    channels = np.where(one.labels == 5, 1, np.where(one.labels == 2, 2, 0)).astype(np.uint8)
+    with torch.no_grad():
+        logits = trainer.task.weights.logits(torch.from_numpy(one.pixels).permute(0, 3, 1, 2) / 255)
+    expected = float(balanced_cross_entropy(logits, channels))
+    assert finish(trainer, lambda _n: one) == pytest.approx(expected, rel=1e-4)
+
+
+def test_loss_falls_on_a_learnable_batch():
+    one = batch()
+    pixels = one.pixels.copy()
+    pixels[one.labels == 5] = (200, 40, 90)
+    pixels[one.labels == 2] = (40, 60, 200)
+    one = dataclasses.replace(one, pixels=pixels)
+    torch.manual_seed(0)
+    trainer = trainer_of(ScratchTask(PlainUNet(3, 2, width=4, depth=2), 3e-3))
+    losses = [finish(trainer, lambda _n: one) for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_same_seed_same_weights():
+    runs = []
+    for _ in range(2):
+        trainer = trainer_of(StillTask(), seed=4)
+        trainer._adapt_part = lambda _seconds: None
+        for k in range(3):
+            finish(trainer, lambda n, k=k: batch(k, n))
+        runs.append(torch.cat([p.flatten() for p in trainer.averaged.parameters()]))
+    assert torch.equal(*runs)
+
+
+def test_not_a_number_goes_back_to_the_last_good_weights():
+    trainer = trainer_of(StillTask())
+    finish(trainer, lambda n: batch(n=n))
+    good = [p.clone() for p in trainer.averaged.parameters()]
+    with torch.no_grad():
+        next(trainer.task.weights.parameters()).fill_(float("nan"))
+    assert np.isnan(finish(trainer, lambda n: batch(n=n)))
+    assert "learning rate 0.0005" in trainer.message
+    assert all(torch.equal(p, q) for p, q in zip(good, trainer.task.weights.parameters(), strict=True))
+    assert np.isfinite(finish(trainer, lambda n: batch(n=n)))
+    assert trainer.steps == 2
+
+
+def test_lasting_nan_ends_with_an_error():
+    trainer = trainer_of(StillTask())
+    with torch.no_grad():
+        next(trainer.averaged.parameters()).fill_(float("nan"))
+        next(trainer.task.weights.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="NaN"):
+        for _ in range(10):
+            finish(trainer, lambda n: batch(n=n))
+
+
+class Greedy(StillTask):
+    """Runs out of memory for more than `fits` patches at a time."""
+
+    def __init__(self, fits):
+        super().__init__()
+        self.fits = fits
+
+    def logits(self, image, labels, generator):
+        if len(image) > self.fits:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().logits(image, labels, generator)
+
+
+def test_out_of_memory_means_smaller_parts_and_the_same_step():
+    plain, greedy = trainer_of(StillTask()), trainer_of(Greedy(1))
+    expected = finish(plain, lambda n: batch(n=n))
+    messages = []
+    loss = None
+    while loss is None:
+        loss = greedy.work(lambda n: batch(n=n))
+        messages.append(greedy.message)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert "1 of 4 patches at a time" in " ".join(messages)
+
+
+def test_one_patch_that_does_not_fit_is_an_error():
+    trainer = trainer_of(Greedy(0))
+    with pytest.raises(TrainingError, match="smaller patches"):
+        finish(trainer, lambda n: batch(n=n))
