@@ -1,0 +1,92 @@
+"""Makes the README's pictures by driving the real window.
+
+Run ``python -m tests.benchmarks.make_pictures [--output .github/pictures]`` under a display (``xvfb-run -a -s "-screen 0
+1500x1050x24"``). Writes ``window.png`` and ``learning.png``: the sample slide 0, 3, 10, 30 and 60 s after Train, with
+the mean Dice of what is on screen against the truth under each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("LP_NUM_THREADS", "1")
+os.environ.setdefault("NAPARI_CONFIG", str(Path(tempfile.mkdtemp(prefix="sparseseg-bench-")) / "settings.yaml"))
+os.environ.setdefault("NAPARI_SPARSESEG_HOME", tempfile.mkdtemp(prefix="sparseseg-bench-"))
+
+import imagecodecs
+import napari
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.live_tiles import LABELS
+from napari_sparseseg.samples import sample_scribbles, sample_slide, sample_truth, score
+from tests.gui.mouse import pump
+
+TIMES = (0, 3, 10, 30, 60)
+
+
+def shown_dice(session) -> float | None:
+    """Mean Dice of what the live layer shows of the whole slide; None where a part has no prediction yet."""
+    live = session.live
+    if live is None:
+        return None
+    h, w = live.frame.shape(live.slide.shape)
+    labels = live.store.read(LABELS, 0, Box(0, 0, h, w))
+    return float(np.mean(list(score(labels, sample_truth()).values()))) if labels.all() else None
+
+
+def strip(frames: list[tuple[float, float | None, np.ndarray]], path: Path) -> None:
+    """Frames side by side with time and Dice under each."""
+    height, width, text = 300, 300, 44
+    sheet = Image.new("RGB", (width * len(frames), height + text), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    for k, (seconds, dice, pixels) in enumerate(frames):
+        side = min(pixels.shape[:2])
+        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+        square = Image.fromarray(pixels[top : top + side, left : left + side, :3]).resize((width - 6, height))
+        sheet.paste(square, (k * width + 3, 0))
+        draw.text((k * width + 8, height + 4), f"{seconds:.0f} s after Train", "black", font)
+        found = "not all predicted yet" if dice is None else f"mean Dice {dice:.2f}"
+        draw.text((k * width + 8, height + 22), found, "black", font)
+    sheet.save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path(".github/pictures"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(1400, 980)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    session = widget.session
+    session.open(sample_slide())
+    pump(2)
+    session.import_annotations(sample_scribbles())
+    pump(4)  # torch is imported meanwhile, as it is while a user draws
+    viewer.reset_view()
+    frames = [(0.0, None, viewer.screenshot(flash=False))]
+    started = time.perf_counter()
+    session.train(balancing="instance")
+    for due in TIMES[1:]:
+        pump(max(0.0, due - (time.perf_counter() - started)))
+        frames.append((time.perf_counter() - started, shown_dice(session), viewer.screenshot(flash=False)))
+    pump(8)
+    window = viewer.window.screenshot(flash=False, canvas_only=False)
+    (args.output / "window.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(window[..., :3]), level=9))
+    strip(frames, args.output / "learning.png")
+    for seconds, dice, _ in frames:
+        print(f"{seconds:5.1f} s  mean Dice {dice if dice is None else round(dice, 3)}")
+    session.stop(wait=False)
+    pump(3)
+    viewer.close()
+    pump(1)
+
+
+if __name__ == "__main__":
+    main()
