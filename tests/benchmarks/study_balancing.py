@@ -1,0 +1,251 @@
+"""Does balancing the loss help? {sparse, dense, sparse + some dense} x {none, instance, mini-batch} x {scratch, pretrained}.
+
+The experiment of Bokhorst et al. (MIDL 2019) with our learner, on synthetic tissue of several class imbalances and on
+EBHI-Seg split by case. Run one of::
+
+    python -m tests.benchmarks.study_balancing --grid core --workers 2     # half an hour on two cores
+    python -m tests.benchmarks.study_balancing --grid scratch --workers 2  # an hour
+    python -m tests.benchmarks.study_balancing --grid full --workers 2     # an hour and a half
+    python -m pytest tests/benchmarks/test_studies.py -m slow -k balancing
+
+Every run gets the same CPU seconds (`common.Clock`), starting with the labels: encoding, fitting and training count,
+scoring does not. Runs with one seed share pictures, strokes and dense squares, so balancing schemes are compared pair by
+pair. Finished runs are kept in ``balancing-runs.jsonl``; an interrupted study goes on where it was.
+
+What might fool us, and what is done about it: cases are never in both halves; the rare class of the synthetic pictures
+is another one with each seed; bare glass is not in the mean; strokes are given out by area, so that scribbles are as
+lopsided as the tissue (an annotator who gives each class the same strokes has balanced by hand); nothing is chosen by
+the test pictures: the learner decides by its own held-out strokes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from napari_sparseseg.config import TrainConfig
+from tests.benchmarks import common
+
+LABELS = ("sparse", "sparse+5", "sparse+10", "sparse+25", "dense")
+BALANCINGS = ("none", "instance", "mini-batch")
+TASKS = ("synthetic 1", "synthetic 10", "synthetic 100", "ebhi 2", "ebhi 7")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    task: str
+    labels: str
+    balancing: str
+    architecture: str
+    seed: int
+    seconds: float
+
+
+def grid(name: str, seeds: int) -> list[Run]:
+    """Runs of a grid.
+
+    ``full``: every amount of labels and every task with the pretrained network; ``core``: what the conclusions need;
+    ``scratch``: the plain U-Net, which needs ten times as long, on two tasks; ``smoke``: that it runs.
+    """
+    if name == "smoke":
+        return [
+            Run("synthetic 10", "sparse+10", b, a, 0, 4.0)
+            for b in ("none", "instance")
+            for a in ("pretrained", "scratch")
+        ]
+    fewer = ("sparse", "sparse+10", "dense")
+    tasks, labels, architecture, seconds = {
+        "core": (("synthetic 1", "synthetic 100", "ebhi 2", "ebhi 7"), fewer, "pretrained", 12.0),
+        "scratch": (("synthetic 100", "ebhi 2"), fewer, "scratch", 120.0),
+        "full": (TASKS, LABELS, "pretrained", 20.0),
+    }[name]
+    return [
+        Run(t, label, b, architecture, s, seconds)
+        for s, t, label, b in itertools.product(range(seeds), tasks, labels, BALANCINGS)
+    ]
+
+
+def task_for(name: str, seed: int) -> common.Task:
+    """The task of a run; every seed has its own pictures or its own split."""
+    kind, number = name.split()
+    return common.synthetic(float(number), seed) if kind == "synthetic" else common.ebhi(int(number), seed)
+
+
+def labelled(task: common.Task, labels: str, seed: int):
+    """Annotations of the training pictures; with one seed, more dense squares include the fewer."""
+    rng_strokes, rng_dense = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    out = common.sparse(task, rng_strokes)
+    if labels == "dense":
+        common.add_dense(task, out, 1.0, rng_dense)
+    elif labels != "sparse":
+        common.add_dense(task, out, float(labels.split("+")[1]) / 100, rng_dense)
+    return out
+
+
+def perform(run: Run) -> dict:
+    """Train and score one run."""
+    task = task_for(run.task, run.seed)
+    annotations = labelled(task, run.labels, run.seed)
+    config = TrainConfig(balancing=run.balancing, architecture=run.architecture, mpp=1.0, seed=run.seed, device="cpu")
+    learner = common.learner_for(task, annotations, config)
+    clock = common.Clock()
+    learner.refit()
+    while learner.pending:
+        learner.step()
+    first, ready = learner.model, clock()
+    at_once = clock.pause(lambda: common.model_scores(task, first)) if run.architecture == "pretrained" else None
+    while clock() < run.seconds:
+        learner.step()
+    if run.architecture == "scratch":
+        with tempfile.TemporaryDirectory() as folder:
+            learner.checkpoint(f"{folder}/last.safetensors")  # the plain U-Net is served only now and then
+    found = common.model_scores(task, learner.model)
+    share = learner.metrics.get("share")
+    return {
+        **asdict(run),
+        "ready": ready,
+        "steps": learner.step_count,
+        "share": share,
+        "instant": at_once,
+        "found": found,
+    }
+
+
+def run_all(runs: list[Run], workers: int) -> list[dict]:
+    """Missing runs, each in a fresh process of one thread; all results of these runs."""
+    kept = common.RESULTS / "balancing-runs.jsonl"
+    common.RESULTS.mkdir(parents=True, exist_ok=True)
+    done = {}
+    if kept.exists():
+        for line in kept.read_text().splitlines():
+            row = json.loads(line)
+            done[_key(row)] = row
+    missing = [r for r in runs if _key(asdict(r)) not in done]
+    # Pictures are made once, before several processes want them.
+    for name, seed in dict.fromkeys((r.task, r.seed) for r in missing):
+        task_for(name, seed)
+    going: list[subprocess.Popen] = []
+    for number, run in enumerate(missing):
+        while len(going) >= workers:
+            done |= _finish(going.pop(0), kept)
+        print(f"{number + 1} of {len(missing)}: {asdict(run)}", flush=True)
+        command = [sys.executable, "-m", "tests.benchmarks.study_balancing", "--one", json.dumps(asdict(run))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        going.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=common.ROOT, env=environment))
+    for process in going:
+        done |= _finish(process, kept)
+    return [done[_key(asdict(r))] for r in runs]
+
+
+def _key(row: dict) -> str:
+    return json.dumps({k: row[k] for k in Run.__dataclass_fields__})
+
+
+def _finish(process: subprocess.Popen, kept) -> dict:
+    text, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"a run failed with code {process.returncode}; its message is above")
+    row = json.loads(text.splitlines()[-1])
+    with kept.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"   {row['found']['mean']:.3f} (rare {row['found']['rare']:.3f}), {row['steps']} steps", flush=True)
+    return {_key(row): row}
+
+
+def summary(rows: list[dict]) -> str:
+    """Tables: Dice by labels and balancing; balancing pair by pair against none; labels against dense."""
+    parts = ["# Balancing study", "Mean Dice, rare class in brackets, over seeds; ± is the spread (SD) over seeds."]
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["architecture"], row["task"], row["labels"], row["balancing"]].append(row["found"])
+    cells = list(dict.fromkeys(k[:3] for k in groups))
+    lines = []
+    for cell in cells:
+        line = list(cell)
+        for b in BALANCINGS:
+            found = groups.get((*cell, b), [])
+            means, rares = [f["mean"] for f in found], [f["rare"] for f in found]
+            line.append(f"{np.mean(means):.3f} ± {np.std(means):.3f} ({np.mean(rares):.2f})" if found else "")
+        lines.append(line)
+    parts += [common.markdown(["network", "task", "labels", *BALANCINGS], lines), "## Gain over `none`, pair by pair"]
+    lines = []
+    for cell in cells:
+        for b in BALANCINGS[1:]:
+            pairs = list(zip(groups.get((*cell, b), []), groups.get((*cell, "none"), []), strict=False))
+            if pairs:
+                lines.append([*cell, b, *(_gain([p[0][k] - p[1][k] for p in pairs]) for k in ("mean", "rare"))])
+    parts += [common.markdown(["network", "task", "labels", "balancing", "mean Dice", "rare class"], lines)]
+    lines = []
+    for a, t in dict.fromkeys(c[:2] for c in cells):
+        best = {label: _best(groups, a, t, label) for label in LABELS}
+        if best["dense"] is not None:
+            ratios = [f"{best[x] / best['dense']:.3f}" if best[x] is not None else "" for x in LABELS]
+            lines.append([a, t, *ratios])
+    parts += ["## Share of the Dice of fully dense labels, each with its best balancing"]
+    parts += [common.markdown(["network", "task", *LABELS], lines)]
+    return "\n\n".join(parts)
+
+
+def _gain(differences: list[float]) -> str:
+    error = np.std(differences, ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else float("nan")
+    return f"{np.mean(differences):+.3f} ± {error:.3f}"
+
+
+def _best(groups: dict, architecture: str, task: str, labels: str) -> float | None:
+    found = [groups[architecture, task, labels, b] for b in BALANCINGS if (architecture, task, labels, b) in groups]
+    return max((float(np.mean([f["mean"] for f in fs])) for fs in found), default=None)
+
+
+def draw(rows: list[dict]) -> None:
+    """Mean Dice and Dice of the rare class against the amount of dense labels, one line per balancing."""
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    axes, save = common.figure("balancing", len(tasks))
+    for axis, task in zip(axes, tasks, strict=True):
+        for b, colour in zip(BALANCINGS, ("#666666", "#0072b2", "#d55e00"), strict=True):
+            chosen = [
+                r for r in rows if (r["task"], r["balancing"], r["architecture"]) == (task, b, rows[0]["architecture"])
+            ]
+            labels = [x for x in LABELS if any(r["labels"] == x for r in chosen)]
+            for key, style in (("mean", "-"), ("rare", ":")):
+                values = [[r["found"][key] for r in chosen if r["labels"] == x] for x in labels]
+                middle = [np.mean(v) for v in values]
+                axis.errorbar(labels, middle, [np.std(v) for v in values], color=colour, ls=style, marker="o", ms=3,
+                              capsize=2, label=b if key == "mean" else None)  # fmt: skip
+        axis.set_title(task)
+        axis.set_ylim(0, 1)
+    axes[0].set_ylabel("Dice (solid: mean, dotted: rare class)")
+    axes[0].legend(frameon=False)
+    save()
+
+
+def main(arguments: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", choices=("smoke", "core", "scratch", "full"), default="core")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.one:
+        torch.set_num_threads(1)
+        print(json.dumps(perform(Run(**json.loads(args.one)))))
+        return []
+    rows = run_all(grid(args.grid, args.seeds), args.workers)
+    common.report(f"balancing-{args.grid}", summary(rows), rows)
+    draw(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
