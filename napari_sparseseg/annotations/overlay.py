@@ -110,6 +110,11 @@ class OverlaidPyramid(LabelPyramid):
         with self.lock:
             return self._counts.copy()
 
+    def nonzero_counts(self) -> dict[int, int]:
+        """`counts` of the labels that occur."""
+        counts = self.counts()
+        return {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
+
     @property
     def nbytes(self) -> int:
         """Memory of the committed chunks and the coarsest level."""

@@ -277,11 +277,14 @@ class LabelQuadtree(OverlaidPyramid):
             self._replace({at: pair[0 if revert else 1] for at, pair in change.chunks.items()})
             self._counts += -change.counts if revert else change.counts
 
-    def restore(self, chunks: Mapping[tuple[int, Key], bytes]) -> None:
-        """Fill an empty quadtree with the packed chunks of another of the same shape, as read from a file."""
+    def restore(self, chunks: Mapping[tuple[int, Key], bytes], counts: Mapping[int, int] | None = None) -> None:
+        """Fill an empty quadtree with the packed chunks, and the counts, of another of the same shape."""
         with self.lock:
             self._replace(chunks)
-            self._counts += self._count(set(chunks))
+            if counts is None:
+                self._counts += self._count(set(chunks))
+            for label, n in (counts or {}).items():
+                self._counts[label] = n
 
 
 def _bounds(box: Box) -> tuple[int, int, int, int]:

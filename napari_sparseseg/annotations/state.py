@@ -193,6 +193,7 @@ class State:
                 self._next_id,
                 tuple(sorted(self._spent_class_ids)),
             )
+            out.counts = self.quadtree.nonzero_counts(), self.dense_tree.nonzero_counts()
             if not bare:
                 out.strokes = sorted((*self._strokes.values(), *self._regions.values()), key=lambda stroke: stroke.id)
                 for chunks, tree in zip(out.chunks, (self.quadtree, self.dense_tree), strict=True):
@@ -206,6 +207,7 @@ class State:
             self._next_id, self._spent_class_ids = contents.next_id, set(contents.spent)
             for stroke in contents.strokes:
                 self._shelf(stroke)[stroke.id] = stroke
-            for tree, chunks in zip((self.quadtree, self.dense_tree), contents.chunks, strict=True):
-                tree.restore(chunks)
+            counts = contents.counts or (None, None)
+            for tree, chunks, n in zip((self.quadtree, self.dense_tree), contents.chunks, counts, strict=True):
+                tree.restore(chunks, n)
             self._snapshot = None

@@ -66,6 +66,9 @@ class Contents:
     strokes: list[Stroke] = field(default_factory=list)
     chunks: tuple[dict[tuple[int, Key], bytes], dict[tuple[int, Key], bytes]] = field(default_factory=lambda: ({}, {}))
 
+    counts: tuple[dict[int, int], dict[int, int]] | None = None
+    """Labelled pixels per class of both layers, so that opening need not count; None: not known."""
+
     def meta(self) -> list[tuple[str, str]]:
         """The rows of the table ``meta``."""
         values = {
@@ -74,6 +77,7 @@ class Contents:
             "token": self.token,
             "next_id": self.next_id,
             "spent": list(self.spent),
+            "counts": self.counts and [sorted(layer.items()) for layer in self.counts],
         }
         return [(key, json.dumps(value)) for key, value in values.items()]
 
@@ -229,6 +233,9 @@ def contents_of(connection: sqlite3.Connection) -> Contents:
         int(meta["next_id"]),
         tuple(meta["spent"]),
     )
+    if meta.get("counts"):
+        scribbles, dense = ({int(k): int(n) for k, n in layer} for layer in meta["counts"])
+        out.counts = scribbles, dense
     out.strokes.extend(read_stroke(row) for row in connection.execute("SELECT * FROM strokes ORDER BY id"))
     for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):
         layer, at, data = read_chunk(row)
