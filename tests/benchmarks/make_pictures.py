@@ -1,6 +1,6 @@
 """Makes the README's pictures by driving the real window.
 
-Run ``python -m tests.benchmarks.make_pictures [--output .github/pictures]`` under a display (``xvfb-run -a -s "-screen 0
+Run ``python -m tests.benchmarks.make_pictures`` under a display (``xvfb-run -a -s "-screen 0
 1500x1050x24"``). Writes ``window.png`` and ``learning.png``: the sample slide 0, 3, 10, 30 and 60 s after Train, with
 the mean Dice of what is on screen against the truth under each.
 """
