@@ -1,16 +1,16 @@
-"""Does balancing the loss help? {sparse, dense, sparse + some dense} x {none, instance, mini-batch} x {scratch, pretrained}.
+"""Does balancing the loss help? Labels x balancing x network.
 
-The experiment of Bokhorst et al. (MIDL 2019) with our learner, on synthetic tissue of several class imbalances and on
-EBHI-Seg split by case. Run one of::
+{sparse, dense, sparse + 5 / 10 / 25 % dense} x {none, instance, mini-batch} x {scratch, pretrained}: the experiment of
+Bokhorst et al. (MIDL 2019) with our learner, on synthetic tissue of several class imbalances and on EBHI-Seg split by
+case. Run one of::
 
     python -m tests.benchmarks.study_balancing --grid core --workers 2     # half an hour on two cores
     python -m tests.benchmarks.study_balancing --grid scratch --workers 2  # an hour
     python -m tests.benchmarks.study_balancing --grid full --workers 2     # an hour and a half
-    python -m pytest tests/benchmarks/test_studies.py -m slow -k balancing
 
 Every run gets the same CPU seconds (`common.Clock`), starting with the labels: encoding, fitting and training count,
-scoring does not. Runs with one seed share pictures, strokes and dense squares, so balancing schemes are compared pair by
-pair. Finished runs are kept in ``balancing-runs.jsonl``; an interrupted study goes on where it was.
+scoring does not. Runs with one seed share pictures, strokes and dense squares, so balancing schemes are compared pair
+by pair. Finished runs are kept in ``balancing-runs.jsonl``; an interrupted study goes on where it was.
 
 What might fool us, and what is done about it: cases are never in both halves; the rare class of the synthetic pictures
 is another one with each seed; bare glass is not in the mean; strokes are given out by area, so that scribbles are as
