@@ -20,7 +20,6 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.learning_loop import LearningLoop, Run
 from napari_sparseseg.live_worker import LiveWorker
 from napari_sparseseg.predictor import Predictor
-from napari_sparseseg.project import Project
 from napari_sparseseg.slide_session import SlideSession
 from napari_sparseseg.status import Status
 
@@ -118,7 +117,7 @@ class Session(SlideSession):
             self._wait(run)
 
     def warm_up(self) -> None:
-        """Import the network libraries now, in the background: several seconds that the first training need not wait."""
+        """Import the network libraries now, in the background; the first training need not wait for that then."""
 
         def load() -> None:
             from napari_sparseseg.learning.backend import import_torch
@@ -243,32 +242,17 @@ class Session(SlideSession):
         Slides that have moved away are left out, and a project that is open elsewhere is opened read-only; both are
         said in ``status.message``.
         """
-        opened = Project.open(project)
-        session = cls(opened.state.classes, config=opened.state.config, autosave=autosave)
-        session._keeper.project = opened
+        session = cls(autosave=autosave)
         try:
-            session._open_recorded(opened)
+            notes = session.open_recorded(project)
+            checkpoint = session.checkpoint
+            if checkpoint is not None:
+                session.load_model(checkpoint)
         except BaseException:
             session.close()
             raise
+        session._loop.status = replace(session._loop.status, message="; ".join(notes))
         return session
-
-    def _open_recorded(self, project: Project) -> None:
-        notes = []
-        for record in project.state.slides:
-            path = project.locate(record)
-            if path is None:
-                notes.append(f"{Path(record.path).name} was not found and is left out; open it to relink")
-                continue
-            slide = self.open(path, role=record.role)
-            if record.mpp is not None and slide.mpp is None:
-                slide.mpp = record.mpp
-        if project.checkpoint.exists():
-            self.load_model(project.checkpoint)
-        if self._keeper.read_only:
-            notes.append("the project is open in another window, so changes here are not kept; save under another name")
-        if notes:
-            self._loop.status = replace(self._loop.status, message="; ".join(notes) + ".")
 
     def close(self) -> None:
         """Stop with a checkpoint, end the thread, close all files. Safe to call twice."""

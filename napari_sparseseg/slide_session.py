@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from napari_sparseseg.config import ClassDef, TrainConfig
+from napari_sparseseg.project import Project
 from napari_sparseseg.project_keeper import ProjectKeeper
 from napari_sparseseg.slide_set import SlideSet
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.project import Role
@@ -112,3 +113,28 @@ class SlideSession:
     def checkpoint(self) -> Path | None:
         """The model file that the last run wrote, or None."""
         return self._keeper.checkpoint
+
+    def open_recorded(self, path: str | os.PathLike[str]) -> list[str]:
+        """Open a project's slides, classes and settings; what the user must know of it, one clause each.
+
+        Raises
+        ------
+        ProjectError
+            When it is no project or damaged.
+        """
+        project = Project.open(path)
+        self.config = project.state.config
+        self.classes = project.state.classes
+        self._keeper.project = project
+        notes = []
+        for record in project.state.slides:
+            found = project.locate(record)
+            if found is None:
+                notes.append(f"{Path(record.path).name} was not found and is left out; open it to relink")
+                continue
+            slide = self.open(found, role=record.role)
+            if record.mpp is not None and slide.mpp is None:
+                slide.mpp = record.mpp
+        if self._keeper.read_only:
+            notes.append("the project is open in another window: changes here are not kept; save under another name")
+        return notes
