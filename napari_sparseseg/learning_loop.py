@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.errors import SparseSegError, TrainingError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.learner import Learner
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.slide_set import TrainingData, Versions
+
 
 @dataclass(slots=True)
 class Run:
@@ -103,6 +105,15 @@ class LearningLoop:
         self._pending_model = model
         self._fitted = self.seen = ()
         self._show(model)
+
+    @staticmethod
+    def warm_up() -> None:
+        """Import the network libraries (engine thread): seconds that the first stroke need not wait for then."""
+        from napari_sparseseg.learning.backend import import_torch
+
+        import_torch()
+        import_module("napari_sparseseg.learning.learner")
+        import_module("timm")
 
     def forget_fit(self) -> None:
         """Refit at the next turn even where no stroke was added (classes or settings changed)."""

@@ -7,7 +7,6 @@ but the engine's; signals are emitted on the thread where the thing happened (co
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,15 +117,7 @@ class Session(SlideSession):
 
     def warm_up(self) -> None:
         """Import the network libraries now, in the background; the first training need not wait for that then."""
-
-        def load() -> None:
-            from napari_sparseseg.learning.backend import import_torch
-
-            import_torch()
-            import_module("napari_sparseseg.learning.learner")
-            import_module("timm")
-
-        self._engine.submit(load)
+        self._engine.submit(self._loop.warm_up)
 
     def pause(self) -> None:
         """Hold training where it is."""
