@@ -1,4 +1,4 @@
-"""The sample slide that ships with the package, its truth and its scribbles; made by ``sample_data/make_sample.py``."""
+"""The sample slide that ships with the package, its truth and its scribbles; made by ``python -m sample_data.make_sample``."""
 
 from __future__ import annotations
 
