@@ -117,9 +117,10 @@ def test_lasting_nan_ends_with_an_error():
     with torch.no_grad():
         next(trainer.averaged.parameters()).fill_(float("nan"))
         next(trainer.task.weights.parameters()).fill_(float("nan"))
+    for _ in range(5):
+        finish(trainer, lambda n: batch(n=n))
     with pytest.raises(TrainingError, match="NaN"):
-        for _ in range(10):
-            finish(trainer, lambda n: batch(n=n))
+        finish(trainer, lambda n: batch(n=n))
 
 
 class Greedy(StillTask):

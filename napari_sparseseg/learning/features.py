@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from napari_sparseseg.errors import ModelError
+from napari_sparseseg.geometry import Box
 from napari_sparseseg.learning.sources import occupied_cells
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class InputScale:
         """For slides of one kind: 0..255 for 8-bit colour, else measured on what is labelled."""
         if all(s.slide.is_rgb and s.slide.dtype == np.uint8 for s in sources):
             return cls.for_rgb()
-        cells = [(s, region) for s in sources for region in occupied_cells(s, _LOOK)]
+        # Only what lies on the slide: what is read beside it would count as dark pixels.
+        cells = [(s, c.intersection(Box(0, 0, *s.shape))) for s in sources for c in occupied_cells(s, _LOOK)]
         return cls.measured(s.read_pixels(region) for s, region in cells[:: max(1, len(cells) // _LOOKS)][:_LOOKS])
 
     @classmethod

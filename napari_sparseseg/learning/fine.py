@@ -1,8 +1,8 @@
 """What the trainer trains: the U-Net decoder on frozen encoder maps, or the plain U-Net from scratch.
 
-The encoder stays frozen. Measured on EBHI-Seg with sparse strokes, 1 core: a decoder on frozen maps with augmentation
-passes the instant head after about half a minute; training the encoder too was behind for minutes (see
-tests/benchmarks). Frozen maps also let head and decoder share one pass of the encoder in prediction.
+The encoder stays frozen. Measured on EBHI-Seg with sparse strokes (one seed): a decoder on frozen maps, trained on
+augmented patches, passed the instant head after about 100 steps on gland against background, and as half of an ensemble
+on seven classes. Frozen maps also let head and decoder share one pass of the encoder in prediction.
 """
 
 from __future__ import annotations

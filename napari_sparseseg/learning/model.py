@@ -119,9 +119,7 @@ class Model:
         try:
             write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
         except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"model {path} cannot be written: {error}. Choose another place."
-            ) from error
+            raise ModelError(f"model {path} cannot be written: {error}. Choose another place.") from error
 
     def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         torch = import_torch()
