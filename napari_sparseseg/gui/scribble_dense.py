@@ -48,6 +48,8 @@ class DenseRegionLayer(Shapes):
         self._shown: tuple[Any, ...] | None = None  # what the shapes were made from
         self._showing = False
         super().__init__(ndim=2, name=name, opacity=1.0, edge_width=EDGE_SCREEN_PX)
+        self.bind_key("Control-Z", lambda layer: layer.undo(), overwrite=True)
+        self.bind_key("Control-Shift-Z", lambda layer: layer.redo(), overwrite=True)
         self.events.data.connect(self._on_data)
         annotations.changed.connect(self.show_regions, thread="main")
         annotations.classes_changed.connect(self.show_regions, thread="main")

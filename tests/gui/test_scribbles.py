@@ -12,7 +12,7 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.gui import seams
 from napari_sparseseg.gui.scribbles import CanvasLayer, ScribbleLayer, Scribbles
 from tests.gui.conftest import opened_viewer
-from tests.gui.mouse import camera, line, look_at, pump, wait_until, wave
+from tests.gui.mouse import Mouse, camera, line, look_at, pump, wait_until, wave
 
 pytestmark = pytest.mark.gui
 SIDE = 40_000
@@ -23,15 +23,35 @@ BOTH = pytest.mark.parametrize("slicing", [False, True], indirect=True, ids=["sy
 
 @pytest.fixture(scope="module")
 def stage(qapp):
-    """One viewer for all tests here: opening one takes seconds."""
+    """One viewer with one pair of layers for most tests: opening one takes seconds.
+
+    They stay in it to the end: napari 0.9.2 crashes in software GL when layers leave and come in a viewer that has
+    shown a brush cursor, with napari's own layers too.
+    """
+    with opened_viewer(900, 620) as opened:
+        shown = Scribbles(opened, Annotations((SIDE, SIDE), classes=CLASSES))
+        yield shown
+        shown.close()
+
+
+@pytest.fixture
+def own_viewer(qapp):
     with opened_viewer(900, 620) as opened:
         yield opened
 
 
 @pytest.fixture
 def viewer(stage):
-    yield stage
-    assert len(stage.layers) == 0
+    return stage.viewer
+
+
+@pytest.fixture
+def annotations(stage):
+    """Nothing drawn and nothing to redo that matters; the classes as at the start."""
+    yield stage.annotations
+    while stage.annotations.undo() is not None:
+        pass
+    stage.annotations.set_classes(CLASSES)
 
 
 @pytest.fixture
@@ -44,23 +64,17 @@ def slicing(request):
 
 
 @pytest.fixture
-def annotations():
-    return Annotations((SIDE, SIDE), classes=CLASSES)
-
-
-@pytest.fixture
-def scribbles(viewer, annotations):
-    shown = Scribbles(viewer, annotations)
-    yield shown
-    shown.close()
-    assert len(viewer.layers) == 0
+def scribbles(stage, annotations):
+    layer = stage.layer
+    assert isinstance(layer, ScribbleLayer)
+    stage.viewer.layers.selection.active = layer
+    layer.mode, layer.brush_size, layer.selected_label = "paint", 21, 1
+    layer.preserve_labels, layer.contour = False, 0
+    return stage
 
 
 @pytest.fixture
 def layer(scribbles) -> ScribbleLayer:
-    assert isinstance(scribbles.layer, ScribbleLayer)
-    scribbles.layer.mode = "paint"
-    scribbles.layer.brush_size = 21
     return scribbles.layer
 
 
@@ -93,13 +107,13 @@ def test_seams_of_this_napari_hold():
 
 
 @BOTH
-@pytest.mark.parametrize("zoom", [0.02, 1 / 8, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("zoom", [0.02, 0.5, 3.0])
 def test_stroke_is_as_wide_as_the_brush_on_the_screen(slicing, viewer, annotations, layer, mouse, zoom):
     look_at(viewer, MIDDLE, MIDDLE, zoom)
     w, h = mouse.size
     start, end = (w / 2 - 60, h / 2 + 10), (w / 2 + 80, h / 2 - 30)
     mouse.drag(line(start, end, 12))
-    assert annotations.version == 1
+    assert len(annotations.strokes) == 1
     radius = 21 / 2 / zoom
     level = max(0, int(np.log2(radius / 24)))  # where the brush is 48 to 96 pixels wide
     labels, y0, x0 = around(annotations, MIDDLE, MIDDLE, int(150 / zoom), level)
@@ -236,7 +250,7 @@ def test_polygon_is_filled_where_it_was_previewed(viewer, annotations, layer, mo
     for corner in corners[:3]:
         mouse.click(corner)
     mouse.hover(corners[3])
-    assert annotations.version == 0
+    assert len(annotations.strokes) == 0
     green = (0x00, 0x9E, 0x73)  # class 3 at opacity 0.7 on black
     shot = viewer.screenshot(flash=False, canvas_only=True)[..., :3].astype(int)
     drawn = np.abs(shot - np.round(np.array(green) * 0.7)).max(axis=-1) < 12
@@ -267,7 +281,7 @@ def test_right_click_encircling_fills_the_loop_as_one_stroke(viewer, annotations
     loop = [(w / 2 + 100 * np.cos(t), h / 2 + 100 * np.sin(t)) for t in turn]
     mouse.click(loop[0], "right")
     mouse.trace(loop)
-    assert annotations.version == 1
+    assert len(annotations.strokes) == 1
     assert annotations.counts()[1] == pytest.approx(np.pi * (110.5 / zoom) ** 2, rel=0.03)
     mouse.key("Z", ctrl=True)
     assert not any(annotations.counts().values())
@@ -368,7 +382,7 @@ def test_label_without_a_class_is_refused_with_words(viewer, annotations, layer,
 
     layer.selected_label = 77
     mouse.drag(line((200, 200), (260, 200), 5))
-    assert annotations.version == 0
+    assert len(annotations.strokes) == 0
     assert any("77" in str(n.message) for n in notification_manager.records)
 
 
@@ -385,16 +399,17 @@ def test_contours_are_updated_while_painting(viewer, annotations, layer, mouse):
     assert not column[14:27].any()
 
 
-def test_napari_writes_full_resolution_or_nothing(tmp_path, viewer):
+def test_napari_writes_full_resolution_or_nothing(tmp_path, own_viewer):
     import tifffile
 
     small = Annotations((3000, 2000), classes=CLASSES)
     small.paint([(1500, 1000)], 40, 2)
-    shown = Scribbles(viewer, small)
-    viewer.layers.save(str(tmp_path / "labels.tif"), selected=True)
+    shown = Scribbles(own_viewer, small)
+    own_viewer.layers.save(str(tmp_path / "labels.tif"), selected=True)
     image = tifffile.imread(tmp_path / "labels.tif")
     assert image.shape[0] >= 3000
     assert (image == 2).sum() == small.counts()[2]
+    pump(0.1)
     shown.close()
 
 
@@ -435,6 +450,7 @@ def test_dense_rectangle_is_drawn_shown_and_undone(viewer, annotations, scribble
     mouse.key("Z", ctrl=True)
     wait_until(lambda: not annotations.dense_regions)
     assert dense.nshapes == 0
+    dense.mode = "pan_zoom"
 
 
 def test_dense_regions_from_elsewhere_are_shown(viewer, annotations, scribbles):
@@ -443,39 +459,42 @@ def test_dense_regions_from_elsewhere_are_shown(viewer, annotations, scribbles):
     assert scribbles.dense_layer.data[0].max() == pytest.approx(900, abs=1)
 
 
-def test_canvas_fallback_draws_and_follows(viewer, annotations, mouse):
-    shown = Scribbles(viewer, annotations, problems=["told so by the test"])
+def test_canvas_fallback_draws_and_follows(own_viewer):
+    annotations, mouse = Annotations((SIDE, SIDE), classes=CLASSES), Mouse(own_viewer)
+    shown = Scribbles(own_viewer, annotations, problems=["told so by the test"])
     canvas = shown.layer
     assert isinstance(canvas, CanvasLayer)
-    look_at(viewer, MIDDLE, MIDDLE, 0.25)
+    look_at(own_viewer, MIDDLE, MIDDLE, 0.25)
     canvas.mode, canvas.brush_size = "paint", 20
     w, h = mouse.size
     a, b = (w / 2 - 80, h / 2), (w / 2 + 80, h / 2)
     mouse.drag(line(a, b, 10))
-    assert annotations.version == 1
+    assert len(annotations.strokes) == 1
     area = (160 / 0.25) * (20 / 0.25) + np.pi * (10 / 0.25) ** 2
     assert annotations.counts()[1] == pytest.approx(area, rel=0.1)
     labels, y0, _ = around(annotations, MIDDLE, MIDDLE, 480, 2)
     ys = np.nonzero(labels == 1)[0]
     assert (ys + y0).mean() == pytest.approx(mouse.world(a)[0] / 4, abs=2)
-    look_at(viewer, MIDDLE + 300, MIDDLE, 1.0)
+    look_at(own_viewer, MIDDLE + 300, MIDDLE, 1.0)
     pump(0.2)
     value = canvas.get_value((mouse.world((w / 2, h / 2))[0] - 300, MIDDLE), world=True)
     assert value == 1
     mouse.key("Z", ctrl=True)
     assert not any(annotations.counts().values())
+    pump(0.1)
     shown.close()
 
 
-def test_closing_a_slide_lets_go_of_everything(viewer, annotations, mouse):
+def test_closing_a_slide_lets_go_of_everything(own_viewer):
     import gc
     import weakref
 
-    shown = Scribbles(viewer, annotations)
+    annotations = Annotations((SIDE, SIDE), classes=CLASSES)
+    shown = Scribbles(own_viewer, annotations)
     gone = weakref.ref(shown)
-    viewer.layers.remove(shown.layer)
+    own_viewer.layers.remove(shown.layer)
     assert shown.closed
-    assert len(viewer.layers) == 0
+    assert len(own_viewer.layers) == 0
     annotations.paint([(MIDDLE, MIDDLE)], 30, 1)
     del shown
     pump(0.1)
