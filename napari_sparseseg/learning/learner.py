@@ -11,26 +11,29 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from napari_sparseseg.config import Recipe, class_ids, make_classes
+from napari_sparseseg.config import class_ids, make_classes
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning import memory
 from napari_sparseseg.learning.backend import choose_device, import_torch
 from napari_sparseseg.learning.bank import CELL, FeatureBank, join
+from napari_sparseseg.learning.beginnings import (
+    fine_part,
+    new_decoder,
+    new_features,
+    new_sampler,
+    new_trainer,
+    new_unet,
+    recipe_of,
+    too_few_classes,
+)
 from napari_sparseseg.learning.comparison import Comparison
-from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
-from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
+from napari_sparseseg.learning.fine import DecoderTask
 from napari_sparseseg.learning.head import fit_head
 from napari_sparseseg.learning.model import Model, load_model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, with_classes
-from napari_sparseseg.learning.sampling import PatchSampler
-from napari_sparseseg.learning.trainer import Trainer
 from napari_sparseseg.learning.validation import HeldOut
 
 if TYPE_CHECKING:
@@ -40,11 +43,10 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.bank import Rows
     from napari_sparseseg.learning.head import Head
-    from napari_sparseseg.learning.sampling import Batch
+    from napari_sparseseg.learning.sampling import Batch, PatchSampler
     from napari_sparseseg.learning.sources import Source
+    from napari_sparseseg.learning.trainer import Trainer
 
-CONTEXT = 3
-DECODER_WIDTHS = (64, 48, 32, 24)
 ENCODE_SECONDS = 1.5
 """Longest time that `refit` spends on cells not encoded yet; `step` goes on with the rest."""
 FIRST_COMPARISON = 40
@@ -54,8 +56,6 @@ LEAST_STEPS = 10
 """Between two comparisons."""
 SCRATCH_PUBLISH = 20
 """Steps between two models of the plain U-Net."""
-_PATCH_MARGIN = 8
-"""A patch is read larger by 1 / this of its side all around, to be turned without empty corners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +89,13 @@ class Learner:
 
     Attributes
     ----------
-    model : Model or None
-        The best one now.
-    model_version : int
-        +1 with every new model.
-    annotation_version : int
+    model, model_version
+        The best one now, or None; +1 with every new one.
+    annotation_version
         Newest annotation version that `model` was fitted on.
-    problem : str
+    problem
         Why there is no model, or what is not yet in it; else empty.
-    metrics : dict
+    metrics
         Held-out scores of the model served; empty before the first comparison.
 
     Raises
@@ -107,12 +105,7 @@ class Learner:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        classes: Sequence[ClassDef],
-        *,
-        model: Model | None = None,
-        device: str | None = None,
+        self, config: TrainConfig, classes: Sequence[ClassDef], *, model: Model | None = None, device: str | None = None
     ) -> None:
         import_torch()
         self.config, self.classes = config, make_classes(classes)
@@ -159,7 +152,7 @@ class Learner:
             return
         if self._trainer is not None:
             self._first_step += self._trainer.steps
-            self._fine, self._trainer = _fine_part(self._trainer.averaged), None
+            self._fine, self._trainer = fine_part(self._trainer.averaged), None
         if self._fine is not None:
             self._fine = with_classes(self._fine, old, new)
         self._comparison = None
@@ -177,18 +170,14 @@ class Learner:
 
     def refit(self) -> Model | None:
         """Fit the instant head to everything labelled; the new best model, or None with `problem` set."""
-        labelled = {c for s in self._training for c, n in s.labels.counts().items() if n}
-        labelled |= {int(c) for rows in self._memory for c in set(rows.labels.tolist())}
-        found = [c for c in self.classes if c.id in labelled]
-        self.problem = ""
-        if len(found) < 2 or not any(n for s in self._training for n in s.labels.counts().values()):
-            names = ", ".join(c.name for c in found) or "none"
-            self.problem = f"strokes of at least two classes are needed to learn; labelled so far: {names}."
+        self.problem = too_few_classes(self.classes, self._training, self._memory)
+        if self.problem:
             return None
         if self._scale is None:
             self._scale = InputScale.of(self._training)
         if self.config.architecture == "scratch":
-            self._fine = self._fine or self._new_unet()
+            channels = len(self._training[0].slide.channels)
+            self._fine = self._fine or new_unet(self.config, channels, len(self.classes), self.device)
         else:
             if self._ensure_bank().encode(ENCODE_SECONDS):
                 self.problem = f"{self.pending} labelled places are still to be looked at."
@@ -215,7 +204,7 @@ class Learner:
                 validation = self._take_over(self._comparison)
             self._spent["comparing"] += time.perf_counter() - started
         else:
-            self._trainer = self._trainer or self._new_trainer(self._scale)
+            self._trainer = self._trainer or self._begin(self._scale)
             loss, message = self._trainer.work(self._draw), self._trainer.message
             self._spent["training"] += time.perf_counter() - started
             if loss is not None:
@@ -224,28 +213,23 @@ class Learner:
         return StepReport(self.step_count, self._loss, time.perf_counter() - started, validation, message)
 
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Write the model served with what is needed to go on; `resume` reads it.
+        """Write the model served with what is needed to go on, for `resume`.
 
         Raises
         ------
-        ModelError
-            When it cannot be written.
-        TrainingError
-            When there is no model yet.
+        ModelError, TrainingError
+            When it cannot be written; when there is no model yet.
         """
         if self.model is None:
             raise TrainingError("there is no model to save yet; scribble two classes first.")
         if self._trainer is not None:
-            self._fine = copy.deepcopy(_fine_part(self._trainer.averaged))
+            self._fine = copy.deepcopy(fine_part(self._trainer.averaged))
             self._publish()
         self.model.save(path)
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Learner:
-        """A learner that goes on where a checkpoint ended: weights, remembered features, step count.
-
-        The moments of the optimizer are not kept: the learning rate warms up anew.
-        """
+        """A learner that goes on where a checkpoint ended; only the optimizer's moments begin anew."""
         model = load_model(path, device or "auto")
         return cls(model.recipe.config, model.recipe.classes, model=model, device=device)
 
@@ -263,23 +247,19 @@ class Learner:
         net = model.net
         if isinstance(net, PlainUNet) != (self.config.architecture == "scratch"):
             return
-        self.model, self._scale, self._first_step = model, model.scale, model.recipe.step
-        self._memory = model.memory
-        if isinstance(net, PlainUNet):
-            self._fine = net
-        else:
-            self._features = net.features.to(self.device)
-            self._fine, self._share = net.decoder, net.share
-        if self._fine is not None:
-            self._fine = with_classes(self._fine, class_ids(model.recipe.classes), class_ids(self.classes))
+        self.model, self._scale, self._memory = model, model.scale, model.memory
+        self._first_step = model.recipe.step
+        fine = net if isinstance(net, PlainUNet) else net.decoder
+        if fine is not None:
+            self._fine = with_classes(fine, class_ids(model.recipe.classes), class_ids(self.classes))
+        if isinstance(net, TwoSpeedNet):
+            self._features, self._share = net.features.to(self.device), net.share
 
     def _ensure_bank(self) -> FeatureBank:
         if self._bank is None:
             scale = self._scale or InputScale.of(self._training)
-            if self._features is None:
-                encoder = Encoder(self.config.encoder, len(self._training[0].slide.channels))
-                features = FeatureMaps(encoder, CONTEXT).requires_grad_(False).eval()
-                self._features = features.to(memory_format=torch.channels_last).to(self.device)
+            channels = len(self._training[0].slide.channels)
+            self._features = self._features or new_features(self.config, channels, self.device)
             self._bank = FeatureBank(self._features, scale)
             self._bank.set_sources(self._training)
         return self._bank
@@ -296,53 +276,31 @@ class Learner:
         samples = join([*self._rows, *self._extra_rows()], ids, self.config).to(self.device)
         return fit_head(samples, bank.features.channels, len(ids), seed=self.config.seed)
 
-    def _new_unet(self) -> PlainUNet:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            return PlainUNet(len(self._training[0].slide.channels), len(self.classes)).to(self.device)
-
-    def _new_decoder(self) -> Decoder:
-        features = self._ensure_bank().features
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            decoder = Decoder(features.channels, features.strides, DECODER_WIDTHS, len(self.classes))
-        decoder.standardise(torch.cat([rows.features for rows in self._rows]))
-        return decoder.to(self.device)
-
-    def _new_trainer(self, scale: InputScale) -> Trainer:
-        """A trainer that goes on from the present weights."""
-        fine = self._fine if self._fine is not None else self._new_decoder()
-        net = copy.deepcopy(fine).requires_grad_(True).to(self.device)
-        task: DecoderTask | ScratchTask
-        if isinstance(net, PlainUNet):
-            task = ScratchTask(net, self.config.learning_rate)
-        else:
-            task = DecoderTask(self._ensure_bank().features, net, self.config.learning_rate)
-        return Trainer(task, class_ids(self.classes), self.config, scale)
+    def _begin(self, scale: InputScale) -> Trainer:
+        fine, features = self._fine, self._features
+        if fine is None:
+            features = self._ensure_bank().features
+            fine = new_decoder(self.config, features, len(self.classes), self._rows)
+        return new_trainer(fine, features, self.classes, self.config, scale, self.device)
 
     def _draw(self, n: int) -> Batch:
         if self._sampler is None:
             self._samplers += 1
-            # Another seed each time, or every stroke would bring the same patches again.
-            seed = self.config.seed + 7919 * self._samplers
-            margin = self.config.patch_px // _PATCH_MARGIN
-            self._sampler = PatchSampler(self._sources, self.config, seed, exclude=self._held.exclude, margin=margin)
+            self._sampler = new_sampler(self._sources, self.config, self._samplers, self._held.exclude)
         return self._sampler.draw(n)
 
     def _after_step(self, trainer: Trainer) -> None:
-        averaged = _fine_part(trainer.averaged)
+        averaged = fine_part(trainer.averaged)
         if isinstance(averaged, PlainUNet):
             if trainer.steps % SCRATCH_PUBLISH == 0:
                 self._fine = copy.deepcopy(averaged)
                 self._publish()
             return
         due = self._spent["comparing"] < COMPARISON_SHARE * self._spent["training"]
-        due = due and trainer.steps >= self._next_comparison
-        if due and self._held.windows():
-            settings = (self.classes, self.config)
-            decoder, extra = copy.deepcopy(averaged), self._extra_rows()
+        if due and trainer.steps >= self._next_comparison and self._held.windows():
             self._next_comparison = trainer.steps + LEAST_STEPS
-            self._comparison = Comparison(self._ensure_bank(), self._held, self._sources, decoder, settings, extra)
+            bank, decoder, settings = self._ensure_bank(), copy.deepcopy(averaged), (self.classes, self.config)
+            self._comparison = Comparison(bank, self._held, self._sources, decoder, settings, self._extra_rows())
 
     def _take_over(self, comparison: Comparison) -> dict[str, Any]:
         """Serve the share that scored best, with a head that has seen the augmented patches too."""
@@ -353,51 +311,15 @@ class Learner:
         return self.metrics
 
     def _publish(self) -> Model | None:
-        net: TwoSpeedNet | PlainUNet
         kept: tuple[Rows, ...] = ()
-        if isinstance(self._fine, PlainUNet):
-            net = copy.deepcopy(self._fine)
-        elif self._head is not None and self._features is not None:
-            decoder = copy.deepcopy(self._fine) if self._fine is not None else None
-            net = TwoSpeedNet(self._features, self._head, decoder, self._share)
+        net: TwoSpeedNet | PlainUNet | None = copy.deepcopy(self._fine) if isinstance(self._fine, PlainUNet) else None
+        if self._head is not None and self._features is not None and not isinstance(self._fine, PlainUNet):
+            net = TwoSpeedNet(self._features, self._head, copy.deepcopy(self._fine), self._share)
             kept = memory.chosen([*self._rows, *memory.without_slides(self._memory, self._open)])
-        else:
+        if net is None or self._scale is None:
             return None
-        scale = self._scale or InputScale.for_rgb()
-        self.model = Model(_recipe(self, self._sources), net.to(self.device), scale, kept)
+        recipe = recipe_of(self._sources, self.classes, self.config, self.metrics, self.step_count)
+        self.model = Model(recipe, net.to(self.device), self._scale, kept)
         self.model_version += 1
         self.annotation_version = max((s.labels.version for s in self._sources), default=0)
         return self.model
-
-
-def _fine_part(net: nn.Module) -> Decoder | PlainUNet:
-    """The averaged weights as what they are."""
-    if not isinstance(net, (Decoder, PlainUNet)):
-        raise TypeError(f"{type(net).__name__} is not trained here")
-    return net
-
-
-def _recipe(learner: Learner, sources: Sequence[Source]) -> Recipe:
-    """What travels with the weights."""
-    first = sources[0]
-    mpp = first.slide.mpp
-    described = tuple(
-        {
-            "name": PurePath(s.slide.path).name,
-            "fingerprint": s.slide.fingerprint,
-            "annotations": s.labels.version,
-            "strokes": len(s.labels.strokes),
-        }
-        for s in sources
-    )
-    return Recipe(
-        classes=learner.classes,
-        mpp=None if mpp is None else mpp[0] * first.frame.downsample[0],
-        encoder=learner.config.encoder,
-        channels=tuple(first.slide.channels),
-        dtype=str(first.slide.dtype),
-        config=learner.config,
-        metrics=learner.metrics,
-        sources=described,
-        step=learner.step_count,
-    )

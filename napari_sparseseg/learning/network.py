@@ -147,7 +147,11 @@ class TwoSpeedNet(nn.Module):
     @property
     def reach(self) -> int:
         """See `Network`."""
-        return self.features.reach + WORKING_STRIDE + (self.decoder.reach if self.decoder is not None else 0)
+        return (
+            self.features.reach
+            + WORKING_STRIDE
+            + (self.decoder.reach if self.decoder is not None and self.share else 0)
+        )
 
     @property
     def multiple(self) -> int:
