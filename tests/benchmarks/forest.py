@@ -51,7 +51,7 @@ class Forest:
 
     def features(self, image: np.ndarray) -> np.ndarray:
         """float32 (h, w, F): intensity, edges, texture per channel at sigma 1 to 16."""
-        found: np.ndarray = multiscale_basic_features(
-            image, channel_axis=-1, sigma_min=1, sigma_max=16, num_workers=self._threads
-        )
+        # By position, since the name of the last one changed in scikit-image 0.26.
+        settings = (True, True, True, 1, 16, None, self._threads)
+        found: np.ndarray = multiscale_basic_features(image, *settings, channel_axis=-1)
         return found
