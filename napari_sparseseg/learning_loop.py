@@ -130,8 +130,11 @@ class LearningLoop:
         if versions == self._fitted or (self.config is None and run is None):
             return False
         config = run.config if run is not None else self.config
+        snapshot = self._snapshot(config)  # type: ignore[arg-type]
+        learner = self._ensure_learner(config, snapshot.classes)  # type: ignore[arg-type]
+        # The clock of a run starts here: importing torch and building the encoder is no training.
         started = time.monotonic()
-        self._refit(config)  # type: ignore[arg-type]
+        self._refit(learner, snapshot)
         if run is not None:
             run.spent += time.monotonic() - started
         return True
@@ -183,9 +186,7 @@ class LearningLoop:
             self.config = config
         return self._learner
 
-    def _refit(self, config: TrainConfig) -> None:
-        snapshot = self._snapshot(config)
-        learner = self._ensure_learner(config, snapshot.classes)
+    def _refit(self, learner: Learner, snapshot: TrainingData) -> None:
         learner.set_classes(snapshot.classes)
         learner.set_sources(snapshot.sources)
         # Set before the fit: a stroke that lands meanwhile has a newer version and is fitted next turn.
