@@ -4,7 +4,7 @@
     python -m tests.benchmarks.peers --seeds 3
     python -m pytest tests/benchmarks/test_peers.py -s
 
-EBHI-Seg split by case, two strokes per class and field. Every tool runs in a process of its own with one thread; each
+EBHI-Seg split by case, two strokes per class and field. Every tool runs in a process of its own; each
 has its defaults and a setting that we made for it, and both are shown. Ours is scored after ``--seconds``.
 """
 
@@ -36,12 +36,11 @@ PACKAGES = {
 ENVIRONMENTS = Path(os.environ.get("SPARSESEG_PEERS", common.RESULTS / "peer-environments"))
 NOT_RUN = {
     "napari-convpaint with VGG16, DINOv2, DINOv3 or ConvNeXt features": "it downloads their weights at run time, which "
-    "is not possible here; they would do better than its Gaussian features",
+    "is not possible here; they may well do better than its Gaussian features",
     "ilastik-napari 0.3.1": "it imports fastfilters, which is not on PyPI (conda-forge only)",
     "QuPath, DLPC, Labkit, Trainable Weka": "Java programs, not from these registries; the random forest stands for "
     "their method",
-    "Quick Annotator, MONAI Label, RootPainter": "servers or binary tools of another workflow; no headless run on the "
-    "same strokes",
+    "Quick Annotator, MONAI Label, RootPainter": "servers or binary tools of another workflow; not tried",
 }
 
 
@@ -137,7 +136,8 @@ def publish(rows: Sequence[dict[str, Any]]) -> None:
         "not be had, so this is no verdict on convpaint with VGG16 or DINOv2.\n"
         "- GUI stall: convpaint trains and predicts on the GUI thread (its source has no worker), so its stall is the "
         "fit time above; ours is measured in `bench_live.py`.\n"
-        "- Same strokes, fields and test cases for all, from one file; one thread each."
+        "- Same strokes, fields and test cases for all, from one file; OMP_NUM_THREADS is 1, but CatBoost and PoCL may "
+        "use more: compare CPU seconds."
     ]
     common.report("peers", "\n\n".join(parts), rows)
 

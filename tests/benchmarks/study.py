@@ -32,7 +32,7 @@ OPEN = (
     "Does the mean flatter? Dice is per class over all test pixels together, then the plain mean; glass is left out; "
     "the rare class stands apart.",
     "Is `none` a fair opponent? A strong one: patches are drawn in turns of class and stroke whatever the balancing, "
-    "so only the weights within a batch differ. A net without balanced drawing would lose more from `none`.",
+    "so only the weights within a batch differ. Not measured: how `none` does without balanced drawing.",
     "Same seconds are not the same steps; steps are in the JSON. Test pictures choose nothing: the learner decides on "
     "held-out strokes. The share of the best balancing in the last table, though, picks it by test score, for the "
     "dense runs as well; the ratio below does not pick.",

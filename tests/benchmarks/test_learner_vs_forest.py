@@ -27,10 +27,10 @@ MARKS = (3.0, 10.0, 60.0)
 TARGETS = {2: 1.15, 7: 1.6}
 ATTACKS = (
     "Same strokes? Both draw them from the same generator and seed, fields in the same order.",
-    "A forest badly set up? Sigma 1 to 16, depth 20 and balanced weights are better than scikit-learn's defaults; the "
+    "A forest badly set up? Its settings (sigma 1 to 16, 100 trees, depth 20, balanced) were not searched: open; the "
     "forest is scored when it is ready, however late that is, and loses nothing by being slow.",
     "Leak? Split by case; `test_study.py` looks for cases and pictures on both sides.",
-    "One thread for both: a GPU or more cores would move both.",
+    "The same threads for both (see the last line); a GPU or more cores would move both.",
 )
 
 
