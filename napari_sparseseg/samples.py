@@ -1,4 +1,4 @@
-"""The sample slide that ships with the package, its truth and its scribbles; made by ``python -m sample_data.make_sample``."""
+"""The sample slide that ships with the package, its truth and its scribbles (``python -m sample_data.make_sample``)."""
 
 from __future__ import annotations
 

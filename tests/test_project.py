@@ -85,7 +85,7 @@ def test_damaged_project_is_refused_with_one_clear_line(project, text):
 
 
 def test_not_a_project(tmp_path):
-    with pytest.raises(ProjectError, match="no project.json"):
+    with pytest.raises(ProjectError, match=r"no project\.json"):
         Project.open(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
 def test_classes_need_distinct_names_and_ids_and_real_colours():
     with pytest.raises(SparseSegError, match="twice"):
         make_classes(["a", "a"])
-    with pytest.raises(SparseSegError, match="not in 1..255"):
+    with pytest.raises(SparseSegError, match=r"not in 1\.\.255"):
         ClassDef(0, "a", "#000000")
     with pytest.raises(SparseSegError, match="#rrggbb"):
         ClassDef(1, "a", "red")

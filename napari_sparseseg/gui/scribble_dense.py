@@ -105,8 +105,8 @@ class DenseRegionLayer(Shapes):
         edges = [colours.get(region.class_id, UNKNOWN_COLOUR) for region in regions]
         self._showing = True
         try:
-            self.selected_data = set()
-            self.data = []
+            self.selected_data: set[int] = set()
+            self.data: list[Any] = []
             if regions:
                 self.add(
                     [np.asarray(region.points, dtype=float) - PIXEL_CENTRE for region in regions],

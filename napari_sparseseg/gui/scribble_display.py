@@ -64,7 +64,8 @@ class Tile(NamedTuple):
 def class_colormap(classes: Iterable[ClassDef]) -> DirectLabelColormap:
     """Colours of the classes; 0 is transparent and an id without a class is white."""
     colours: dict[int | None, str] = {None: UNKNOWN_COLOUR, 0: "transparent"}
-    return DirectLabelColormap(color_dict={**colours, **{c.id: c.colour for c in classes}})
+    colours.update({c.id: c.colour for c in classes})
+    return DirectLabelColormap(color_dict=colours)
 
 
 class SavedLevels(list[Any]):
@@ -214,7 +215,7 @@ class LazyLabels(Labels):
         """(level, label) under a position, as for any pyramid in napari, but of the very pixel shown there."""
         if not self.visible:
             return None
-        yx = self.world_to_data(position) if world else np.asarray(position)[-2:]
+        yx: Sequence[float] = self.world_to_data(position) if world else tuple(position)[-2:]
         return self.data_level, self.label_at(yx)
 
     @property

@@ -107,7 +107,7 @@ class ScribbleLayer(LazyLabels):
             show_info(f"There is no class {class_id}.")
             return
         self.selected_label = class_id
-        if self.mode == "erase":
+        if str(self.mode) == "erase":  # type: ignore[has-type]  # napari's property has no types
             self.mode = "paint"
 
     def as_layer_data_tuple(self) -> tuple[Any, dict[str, Any], str]:
