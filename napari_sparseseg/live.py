@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.slides import Slide
 
+QUICK_TILES = 4
+"""Up to this many tiles the view is predicted at full resolution at once; above it, where nothing is shown, a coarse
+pass of no more tiles comes first, so that the first answer does not wait for all of them."""
 FINE_TILES = 16
-"""Up to this many tiles the view is predicted at once at full resolution; above it a coarse pass comes first."""
+"""Above this many the coarse pass is repeated for every new model, because not all of the view will be refined."""
 MOST_TILES = 64
 """A view never asks for more tiles than this; on a wider one the centre is refined and the rest stays coarse."""
 
@@ -54,18 +57,22 @@ def plan(view: View, frame: Frame, store: TileStore) -> list[TileKey]:
     if not region.area:
         return []
     fine = list(itertools.islice(_by_distance(region, 0, store), MOST_TILES))
+    margin: list[TileKey] = []
     if len(fine) <= FINE_TILES:
         margin = [key for key in _by_distance(region.grown(TILE), 0, store) if key not in set(fine)]
-        return fine + (margin if len(margin) <= FINE_TILES else [])
-    level = 0
-    coarse: list[TileKey] = []
-    while level < store.n_levels - 1:
-        level += 1
+    coarse = _coarse(region, store) if len(fine) > QUICK_TILES else []
+    return coarse + fine + (margin if len(margin) <= FINE_TILES else [])
+
+
+def _coarse(region: Box, store: TileStore) -> list[TileKey]:
+    """The tiles of the finest level that covers a region (level-0 pixels of the pyramid) with `QUICK_TILES`."""
+    keys: list[TileKey] = []
+    for level in range(1, store.n_levels):
         at = Box(region.y >> level, region.x >> level, -(-region.height >> level), -(-region.width >> level))
-        coarse = list(_by_distance(at, level, store))
-        if len(coarse) <= FINE_TILES // 2:
+        keys = list(_by_distance(at, level, store))
+        if len(keys) <= QUICK_TILES:
             break
-    return coarse + fine
+    return keys
 
 
 class LiveView:
@@ -108,7 +115,12 @@ class LiveView:
             return False
         if self._planned != (view, model_version):
             wanted = plan(view, self.frame, self.store)
-            self._queue = [key for key in wanted if self.store.model_version(key) != model_version]
+            wide = sum(key[0] == 0 for key in wanted) > 2 * FINE_TILES
+            self._queue = [
+                key
+                for key in wanted
+                if self.store.model_version(key) != model_version and (wide or not self._is_shown(key))
+            ]
             self._wanted = frozenset(wanted)
             self._planned = (view, model_version)
         if not self._queue:
@@ -117,6 +129,12 @@ class LiveView:
         tile = self._predict(key, model, model_version, annotation_version)
         self.updated.emit(self.store.put(key, tile, self._wanted))
         return True
+
+    def _is_shown(self, key: TileKey) -> bool:
+        """Whether a coarse tile would only repeat, more roughly, what the view shows already."""
+        level, i, j = key
+        region = Box(i * TILE, j * TILE, TILE, TILE).intersection(Box(0, 0, *self.store.shapes[level]))
+        return level > 0 and bool(self.store.read(LABELS, level, region)[:: TILE // 8, :: TILE // 8].all())
 
     def _predict(self, key: TileKey, model: Model, model_version: int, annotation_version: int) -> Tile:
         level, i, j = key
