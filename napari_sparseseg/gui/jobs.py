@@ -76,17 +76,27 @@ class Jobs(QObject):
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
-        self._running: dict[Job, tuple[str, Callable[[Any], object] | None]] = {}
+        self._running: dict[Job, tuple[str, Callable[[Any], object] | None, Callable[[], object] | None]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """What is being done, oldest first; silent jobs have no name and are left out."""
-        return tuple(name for name, _ in self._running.values() if name)
+        return tuple(name for name, _, _ in self._running.values() if name)
 
-    def run(self, work: Callable[[], Any], then: Callable[[Any], object] | None = None, *, name: str = "") -> None:
-        """Call `work` on a thread and `then(result)` on this one; `name` says to the user what is being done."""
+    def run(
+        self,
+        work: Callable[[], Any],
+        then: Callable[[Any], object] | None = None,
+        *,
+        name: str = "",
+        always: Callable[[], object] | None = None,
+    ) -> None:
+        """Call `work` on a thread, then on this one `always()` and, where it went well, `then(result)`.
+
+        `name` says to the user what is being done.
+        """
         job = Job(work, self)
-        self._running[job] = (name, then)
+        self._running[job] = (name, then, always)
         job.done.connect(self._on_done)
         job.failed.connect(self._on_failed)
         job.start()
@@ -98,14 +108,18 @@ class Jobs(QObject):
         return all(ended)
 
     def _on_done(self, job: Job, result: object) -> None:
-        _, then = self._running.pop(job)
-        self.changed.emit()
-        job.deleteLater()
+        then = self._end(job)
         if then is not None:
             then(result)
 
     def _on_failed(self, job: Job, error: Exception) -> None:
-        self._running.pop(job)
+        self._end(job)
+        self.failed.emit(error)
+
+    def _end(self, job: Job) -> Callable[[Any], object] | None:
+        _, then, always = self._running.pop(job)
         self.changed.emit()
         job.deleteLater()
-        self.failed.emit(error)
+        if always is not None:
+            always()
+        return then

@@ -115,6 +115,10 @@ class LiveLayer(LazyLabels):
         self.colormap = self._colours(what, classes, hidden)
         self.features = _features(what, classes)
 
+    def label_at_world(self, yx: tuple[float, float]) -> int | None:
+        """Byte shown at a level-0 (y, x) of the slide; None outside what is on screen."""
+        return self.label_at(self.world_to_data(yx))
+
     def _channel(self, what: Shown) -> int | None:
         ids = [c.id for c in self._model_classes]
         if what.kind == "probability":

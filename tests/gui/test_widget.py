@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QLineEdit, QWidget
+from qtpy.QtWidgets import QLineEdit, QWidget
 
 from napari_sparseseg import Session
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.gui.panels.class_table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
-from napari_sparseseg.gui.widget import SparseSegWidget
-from tests.gui.mouse import camera, line, look_at, pump, wait_until
+from tests.gui.mouse import line, pump, wait_until
+
+if TYPE_CHECKING:
+    from napari_sparseseg.gui.widget import SparseSegWidget
 
 LEFT = Qt.MouseButton.LeftButton
 
 
 @pytest.fixture
-def panel(viewer) -> SparseSegWidget:
-    """The panel, opened as napari's Plugins menu does."""
-    _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
-    yield widget
-    widget.shut_down()
+def open_panel(viewer):
+    """Opens the panel as napari's Plugins menu does; shut down just before the viewer closes."""
+    opened: list[SparseSegWidget] = []
+
+    def make() -> SparseSegWidget:
+        opened.append(viewer.window.add_plugin_dock_widget("napari-sparseseg")[1])
+        return opened[-1]
+
+    yield make
+    for widget in opened:
+        widget.shut_down()
+
+
+@pytest.fixture
+def backdrop(viewer):
+    """A layer of somebody else's that stays.
+
+    Where the last layers go while the brush is out, the next drawing of the empty canvas crashes in Mesa's software
+    renderer (glDrawArrays, napari 0.9.2); with any layer left it does not.
+    """
+    return viewer.add_image(np.zeros((8, 8), np.uint8), name="backdrop")
+
+
+@pytest.fixture
+def panel(open_panel) -> SparseSegWidget:
+    return open_panel()
 
 
 def click(button: QWidget) -> None:
@@ -169,12 +193,11 @@ def test_a_slide_dropped_on_the_viewer_is_adopted(viewer, panel, tiny_slide):
     assert len([la for la in viewer.layers if la.name == "tiny.tif"]) == 1
 
 
-def test_a_slide_opened_before_the_panel_is_adopted(viewer, tiny_slide):
+def test_a_slide_opened_before_the_panel_is_adopted(viewer, open_panel, tiny_slide):
     viewer.open(tiny_slide, plugin="napari-sparseseg")
-    _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    panel = open_panel()
     pump(0.2)
-    assert widget.session.slide.shape == (1024, 1024)
-    widget.shut_down()
+    assert panel.session.slide.shape == (1024, 1024)
 
 
 def test_an_image_of_another_reader_can_be_chosen(viewer, panel, mouse):
@@ -301,15 +324,15 @@ def test_protected_labels_are_not_painted_over(viewer, panel, mouse, tiny_slide)
     assert counts[2] > 0
 
 
-def test_scribbles_of_an_unsaved_session_are_offered_and_restored(viewer, mouse, tiny_slide):
-    _, before = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+def test_scribbles_of_an_unsaved_session_are_offered_and_restored(viewer, open_panel, mouse, backdrop, tiny_slide):
+    before = open_panel()
     open_slide(before, tiny_slide)
     draw(viewer, mouse, 500)
     counts = before.session.annotations.counts()
     viewer.window.remove_dock_widget(before)
     pump(0.2)
-    assert not viewer.layers
-    _, after = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    assert list(viewer.layers) == [backdrop]
+    after = open_panel()
     assert after is not before
     open_slide(after, tiny_slide)
     wait_until(after.header.recovery.isVisible, 10)
@@ -317,10 +340,9 @@ def test_scribbles_of_an_unsaved_session_are_offered_and_restored(viewer, mouse,
     click(after.header.recovery.restore)
     wait_until(lambda: after.session.annotations.counts() == counts, 10)
     wait_until(lambda: after.slides.binding.scribbles.annotations is after.session.annotations, 10)
-    after.shut_down()
 
 
-def test_saved_as_a_project_and_opened_again(viewer, panel, mouse, tiny_slide, tmp_path):
+def test_saved_as_a_project_and_opened_again(viewer, panel, mouse, backdrop, tiny_slide, tmp_path):
     open_slide(panel, tiny_slide)
     draw(viewer, mouse, 500)
     assert panel.header.saved.text() == "✓ kept"
@@ -331,7 +353,7 @@ def test_saved_as_a_project_and_opened_again(viewer, panel, mouse, tiny_slide, t
     panel._project.open(str(tmp_path / "study.sparseseg"))
     wait_until(lambda: panel.session is not first and panel.slides.binding is not None, 20)
     assert panel.session.annotations.counts() == counts
-    assert len(viewer.layers) == 3
+    assert len(viewer.layers) == 4
 
 
 def test_two_slides_share_classes_and_show_one_at_a_time(viewer, panel, mouse, tiny_slide, cmu_svs):
@@ -353,14 +375,14 @@ def test_two_slides_share_classes_and_show_one_at_a_time(viewer, panel, mouse, t
     assert len(viewer.layers) == 3
 
 
-def test_removing_the_image_closes_the_slide(viewer, panel, tiny_slide):
+def test_removing_the_image_closes_the_slide(viewer, panel, backdrop, tiny_slide):
     open_slide(panel, tiny_slide)
     slide = panel.session.slide
-    viewer.layers.remove(viewer.layers[0])
+    viewer.layers.remove(viewer.layers["tiny.tif"])
     pump(0.3)
     assert slide.closed
     assert not panel.session.set.has_active
-    assert not viewer.layers
+    assert list(viewer.layers) == [backdrop]
 
 
 def test_what_was_done_as_a_script_and_as_commands(viewer, panel, mouse, tiny_slide):
@@ -418,10 +440,5 @@ def test_the_console_has_the_session(viewer, panel, tiny_slide):
     wait_until(lambda: text(panel, 2, STROKES) == "1", 10)
 
 
-def test_two_panels_in_two_viewers_do_not_mix(viewer, panel, tiny_slide):
-    _, same = viewer.window.add_plugin_dock_widget("napari-sparseseg")
-    assert same is panel
-    open_slide(panel, tiny_slide)
-    assert len(QApplication.topLevelWidgets()) > 0
-    assert camera(viewer).zoom > 0
-    look_at(viewer, 500, 500, 1.0)
+def test_the_menu_opens_no_second_panel(panel, open_panel):
+    assert open_panel() is panel

@@ -14,6 +14,8 @@ from napari_sparseseg.gui.panels.slide import slide_facts
 from napari_sparseseg.recovery import recoverable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from napari.layers import Layer
 
     from napari_sparseseg.gui.context import Context
@@ -41,6 +43,7 @@ class SlideActions(QObject):
         self._adopting: dict[str, list[Layer]] = {}
         self._free: list[Image] = []
         self._offered: set[str] = set()
+        self._loading = 0
         self.binding: SlideBinding | None = None
         panel.open_requested.connect(self._on_open)
         panel.sample_requested.connect(self.open_sample)
@@ -61,9 +64,7 @@ class SlideActions(QObject):
     def open(self, path: str | Path) -> None:
         """Open a slide in the background and show it."""
         session = self._context.session
-        self._context.in_background(
-            lambda: session.open(path), lambda _: self.sync(), name=f"Opening {Path(path).name}"
-        )
+        self._load(lambda: session.open(path), f"Opening {Path(path).name}")
 
     def open_sample(self) -> None:
         """Open the sample slide with its scribbles."""
@@ -76,7 +77,7 @@ class SlideActions(QObject):
             if not any(session.annotations.counts().values()):
                 session.import_annotations(sample_scribbles())
 
-        self._context.in_background(load, lambda _: self.sync(), name="Opening the sample slide")
+        self._load(load, "Opening the sample slide")
 
     def adopt(self, layer: Image) -> None:
         """Scribble on an image that napari shows already."""
@@ -104,8 +105,8 @@ class SlideActions(QObject):
 
     def sync(self) -> None:
         """Layers for every open slide, none for closed ones, the active one visible."""
-        if self._context.closed or self._context.jobs.names:
-            return  # a slide that is just being opened has its annotations bound last; this is called again then
+        if self._context.closed or self._loading:
+            return  # half of it may be there; this is called again when all is
         entries = {e.key: e for e in self._context.session.set.entries}
         for key in [k for k in self._bindings if k not in entries]:
             self._bindings.pop(key).close()
@@ -132,6 +133,15 @@ class SlideActions(QObject):
         layers.inserted.disconnect(self._on_layer_inserted)
         layers.removed.disconnect(self._on_layer_removed)
         self.release()
+
+    def _load(self, work: Callable[[], object], name: str) -> None:
+        """Change slides or annotations in the background; layers follow when all of it is done."""
+        self._loading += 1
+        self._context.jobs.run(work, name=name, always=self._on_loaded)
+
+    def _on_loaded(self) -> None:
+        self._loading -= 1
+        self.sync()
 
     def _activate(self) -> None:
         entry = self._context.entry
@@ -171,9 +181,7 @@ class SlideActions(QObject):
         path = dialogs.ask_open(self._panel, "Import annotations", dialogs.ANNOTATIONS)
         if path:
             session = self._context.session
-            self._context.in_background(
-                lambda: session.import_annotations(path), lambda _: self.sync(), name=f"Importing {Path(path).name}"
-            )
+            self._load(lambda: session.import_annotations(path), f"Importing {Path(path).name}")
 
     def _on_close(self) -> None:
         entry = self._context.entry
@@ -250,7 +258,7 @@ class SlideActions(QObject):
         def find() -> list[Path]:
             return [p for p in recoverable(fingerprint) if own is None or p.resolve() != own.resolve()]
 
-        self._context.in_background(find, lambda found: self._on_found(entry, found), name="")
+        self._context.jobs.run(find, lambda found: self._on_found(entry, found))
 
     def _on_found(self, entry: SlideEntry, found: list[Path]) -> None:
         if found and entry is self._context.entry:
@@ -269,4 +277,4 @@ class SlideActions(QObject):
             session.set.activate(entry)
             session.annotations = Annotations.load(project.annotations_path(record))
 
-        self._context.in_background(restore, lambda _: self.sync(), name="Restoring scribbles")
+        self._load(restore, "Restoring scribbles")
