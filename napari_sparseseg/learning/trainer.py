@@ -84,7 +84,7 @@ class Trainer:
         self._generator = torch.Generator().manual_seed(config.seed)
         self._lookup = np.zeros(MAX_CLASS_ID + 1, np.uint8)
         self._lookup[list(ids)] = np.arange(1, len(ids) + 1)
-        self._part = config.batch_size
+        self._part = self._fits = config.batch_size
         self._pace, self._worked = 0.0, 0
         self._batch: Batch | None = None
         self._done = 0
@@ -186,7 +186,7 @@ class Trainer:
         """Patches per part so that a part takes about `LONGEST_PART`; the sum of the parts is the same."""
         per_patch = seconds / max(1, self._worked)
         self._pace = per_patch if not self._pace else 0.7 * self._pace + 0.3 * per_patch
-        self._part = min(self.config.batch_size, max(1, int(LONGEST_PART / max(self._pace, 1e-6))))
+        self._part = min(self._fits, max(1, int(LONGEST_PART / max(self._pace, 1e-6))))
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         trained = [p for p in self.task.weights.parameters() if p.requires_grad]
@@ -199,7 +199,8 @@ class Trainer:
                 f"{self.device} has not enough memory for one patch of {self.config.patch_px} px; choose smaller "
                 "patches, or device cpu."
             ) from error
-        self._part = max(1, self._part // 2)
+        # Kept as a bound: a fast machine would otherwise ask for the larger part again, and run out again, for ever.
+        self._part = self._fits = max(1, self._part // 2)
         if self._batch is not None:
             self._begin(self._batch)
         if self.device.type == "cuda":
