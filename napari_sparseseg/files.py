@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     OSError
         What the file system says (full, read-only); the old file is then untouched and the temporary is gone.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

@@ -11,16 +11,20 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.files import write_atomic
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 SCHEMA = 1
 SUFFIX = ".sparseseg"
 Role = Literal["train", "held-out", "predict"]
 _MAX_JSON = 16 << 20
+_MAX_TEXT = 4096
 _SAFE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -37,7 +41,7 @@ class SlideRecord:
     relative: str = ""
     """Path relative to the project folder, tried first, so that project and slides can move together."""
     mpp: tuple[float, float] | None = None
-    """What the user said where the slide does not say it."""
+    """What the user said; None: what the slide says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +136,33 @@ class Project:
         """
         folder = self.path / "annotations"
         target = folder / record.annotations
-        if Path(record.annotations).name != record.annotations or record.annotations in ("", ".", ".."):
+        # Also what is a separator elsewhere only: projects travel.
+        if re.search(r"[/\\:]", record.annotations) or record.annotations in ("", ".", ".."):
             raise ProjectError(f"annotation file name {record.annotations!r} is not a plain name; refused.")
         if target.is_symlink() or folder.is_symlink():
             raise ProjectError(f"{target} is a link; a project holds its own files.")
         return target
 
-    def record_for(self, path: Path, fingerprint: str, role: Role = "train") -> SlideRecord:
-        """The record of a slide: the known one with the same fingerprint, brought up to date, or a new one."""
+    def record_for(
+        self, path: Path, fingerprint: str, role: Role = "train", others: Collection[SlideRecord] = ()
+    ) -> SlideRecord:
+        """The record of a slide: the known one with the same fingerprint, brought up to date, or a new one.
+
+        Parameters
+        ----------
+        others
+            Records of other slides that are open: a copy of one of them gets an annotation file of its own.
+        """
         absolute = str(path.resolve())
-        for record in self.state.slides:
-            if record.fingerprint == fingerprint:
-                return replace(record, path=absolute, relative=_relative(absolute, self.path))
+        taken = {r.annotations for r in others}
+        same = [r for r in self.state.slides if r.fingerprint == fingerprint and r.annotations not in taken]
+        if same:
+            known = next((r for r in same if r.path == absolute), same[0])
+            return replace(known, path=absolute, relative=_relative(absolute, self.path))
         stem = _SAFE_NAME.sub("_", path.name.split(".")[0])[:60] or "slide"
-        name = f"{stem}-{_SAFE_NAME.sub('', fingerprint)[-12:]}.sqlite"
+        base = f"{stem}-{_SAFE_NAME.sub('', fingerprint)[-12:]}"
+        names = (f"{base}.sqlite", *(f"{base}-{k}.sqlite" for k in range(2, len(taken) + 2)))
+        name = next(n for n in names if n not in taken)
         return SlideRecord(absolute, fingerprint, name, role, _relative(absolute, self.path))
 
     def locate(self, record: SlideRecord) -> Path | None:
@@ -153,12 +170,19 @@ class Project:
         name = Path(record.path).name
         candidates = [Path(record.path), self.path.parent / name]
         if record.relative:
-            candidates.insert(0, (self.path / record.relative).resolve())
-        return next((c for c in candidates if c.exists()), None)
+            candidates.insert(0, self.path / record.relative)
+        return next((c.resolve() for c in candidates if _exists(c)), None)
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, a share that is gone
+        return False
 
 
 def _relative(absolute: str, folder: Path) -> str:
@@ -178,11 +202,15 @@ def _state_from_json(data: dict[str, Any]) -> ProjectState:
         values = {k: v for k, v in item.items() if k in names}
         if values.get("mpp") is not None:
             values["mpp"] = (float(values["mpp"][0]), float(values["mpp"][1]))
+            if not all(0 < v < float("inf") for v in values["mpp"]):
+                raise ValueError(f"mpp {values['mpp']}")
         record = SlideRecord(**values)
         if record.role not in get_args(Role):
             raise ValueError(f"role {record.role!r}")
         if not all(isinstance(v, str) for v in (record.path, record.fingerprint, record.annotations, record.relative)):
             raise ValueError("a slide's path, fingerprint and annotation file must be text")
+        if any(len(v) > _MAX_TEXT or "\0" in v for v in (record.path, record.annotations, record.relative)):
+            raise ValueError("a path is no path")
         slides.append(record)
     config_names = {f.name for f in fields(TrainConfig)}
     try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_sparseseg import recovery
-from napari_sparseseg.annotations import Annotations, FileInUseError
+from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError
 from napari_sparseseg.errors import ProjectError
-from napari_sparseseg.project import SUFFIX, Project, ProjectState
+from napari_sparseseg.project import SUFFIX, Project, ProjectState, SlideRecord
+from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +33,12 @@ class ProjectKeeper:
 
     def __init__(self, slides: SlideSet, config: Callable[[], TrainConfig], *, autosave: bool) -> None:
         self._slides, self._config, self._autosave = slides, config, autosave
+        self._lock = threading.RLock()  # the engine thread asks for `checkpoint_path`
         self.project: Project | None = None
-        self.read_only = False
-        """Somebody else has the project open: what is drawn here stays in memory until it is saved elsewhere."""
+        self.left_out: list[SlideRecord] = []
+        """Slides of the project that are not open because they could not be; they stay listed."""
+        self.read_only = ""
+        """Why nothing can be written, or empty: what is drawn here stays in memory until it is saved elsewhere."""
 
     @property
     def checkpoint(self) -> Path | None:
@@ -41,29 +46,42 @@ class ProjectKeeper:
         path = None if self.project is None else self.project.checkpoint
         return path if path is not None and path.exists() else None
 
-    def checkpoint_path(self) -> Path:
-        """Where a run writes its model; makes a recovery folder where there is no project."""
+    def checkpoint_path(self) -> Path | None:
+        """Where a run writes its model, None in a read-only project; makes a recovery folder where there is none."""
+        if self.read_only:
+            return None
         project = self._any_project()
         self.write()
         return project.checkpoint
+
+    def begin(self, project: Project) -> None:
+        """Go on with a project; its slides count as left out until `on_open` is told of them."""
+        self.project, self.left_out = project, list(project.state.slides)
 
     def on_open(self, entry: SlideEntry) -> None:
         """Keep a slide that was just opened or whose annotations were replaced, if this session keeps any."""
         if not self._autosave and self.project is None:
             return
         project = self._any_project()
-        try:
-            self._attach(entry, project, move=False)
-        except FileInUseError:
-            self.read_only = True
-            record = project.record_for(Path(entry.slide.path), entry.slide.fingerprint, entry.role)
-            self._slides.replace_annotations(entry, Annotations.load(project.annotations_path(record)))
+        record = self._records(project)[entry.key]
+        path = project.annotations_path(record)
+        if not self.read_only:
+            try:
+                self._slides.attach(entry, path)
+            except FileInUseError:
+                self.read_only = "is open in another window"
+            except NotWritableError:
+                self.read_only = "cannot be written to"
+        if self.read_only and path.exists():
+            self._slides.replace_annotations(entry, Annotations.load(path))
+        self.left_out = [r for r in self.left_out if r.annotations != record.annotations]
         self.write()
 
     def on_replaced(self, entry: SlideEntry) -> None:
         """Keep annotations that took the place of others."""
         if (self._autosave or self.project is not None) and not self.read_only:
-            self._attach(entry, self._any_project(), move=True)
+            project = self._any_project()
+            self._move(entry, project, self._records(project)[entry.key])
             self.write()
 
     def save_as(self, path: Path) -> Project:
@@ -72,45 +90,56 @@ class ProjectKeeper:
         before = self.project
         if before is not None and before.path == path.resolve():
             if self.read_only:
-                raise ProjectError(f"{path} is open in another window; save under another name to keep this work.")
+                raise ProjectError(f"{path} {self.read_only}; save under another name to keep this work.")
             self.write()
             return before
         project = Project.open(path) if (path / "project.json").exists() else Project.create(path)
-        for entry in self._slides.entries:
-            self._attach(entry, project, move=True)
-        self.project, self.read_only = project, False
+        for entry, record in zip(self._slides.entries, self._records(project).values(), strict=True):
+            self._move(entry, project, record)
+        names = {r.annotations for r in self._records(project).values()}
+        stays = before is not None and (self.read_only or self.left_out)
+        self.project, self.read_only = project, ""
+        self.left_out = [r for r in project.state.slides if r.annotations not in names]
         self.write()
-        if before is not None:
+        if before is not None and not stays:
             recovery.discard(before)
         return project
 
     def write(self) -> None:
         """Write ``project.json`` as things are now; slides that could not be found stay listed."""
-        project = self.project
-        if project is None or self.read_only:
-            return
-        records = tuple(
-            replace(project.record_for(Path(e.slide.path), e.slide.fingerprint, e.role), role=e.role, mpp=e.slide.mpp)
-            for e in self._slides.entries
-        )
-        present = {r.fingerprint for r in records}
-        missing = [r for r in project.state.slides if r.fingerprint not in present and project.locate(r) is None]
-        project.write(ProjectState((*records, *missing), self._slides.classes, self._config()))
+        with self._lock:
+            project = self.project
+            if project is None or self.read_only:
+                return
+            records = (*self._records(project).values(), *self.left_out)
+            state = ProjectState(records, self._slides.classes, self._config())
+            if state != project.state or not (project.path / "project.json").exists():
+                project.write(state)
 
     def discard_if_empty(self, *, empty: bool) -> None:
         """Remove the recovery folder of a session in which nothing was drawn and nothing learned."""
-        if self.project is not None and empty and self.checkpoint is None:
+        kept_by_others = self.read_only or self.left_out
+        if self.project is not None and empty and self.checkpoint is None and not kept_by_others:
             recovery.discard(self.project)
 
     def _any_project(self) -> Project:
-        if self.project is None:
-            self.project = recovery.new_recovery_project()
-        return self.project
+        with self._lock:
+            if self.project is None:
+                self.project = recovery.new_recovery_project()
+            return self.project
+
+    def _records(self, project: Project) -> dict[str, SlideRecord]:
+        """The record of each open slide by its key; two copies of one slide have two records."""
+        records: dict[str, SlideRecord] = {}
+        for e in tuple(self._slides.entries):
+            path, slide = Path(e.slide.path), e.slide
+            record = project.record_for(path, slide.fingerprint, e.role, records.values())
+            mpp = slide.mpp if slide.mpp_source == BY_USER else None
+            records[e.key] = replace(record, role=e.role, mpp=mpp)
+        return records
 
     @staticmethod
-    def _attach(entry: SlideEntry, project: Project, *, move: bool) -> None:
-        record = project.record_for(Path(entry.slide.path), entry.slide.fingerprint, entry.role)
+    def _move(entry: SlideEntry, project: Project, record: SlideRecord) -> None:
         path = project.annotations_path(record)
-        if move:
-            entry.annotations.save(path)
+        entry.annotations.save(path)
         entry.annotations.attach(path)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _count = itertools.count(1)
+_TIME = "%Y%m%d-%H%M%S"
 KEPT = 50
 """Recovery folders kept; the oldest beyond go when a new one is made."""
 
@@ -28,7 +29,7 @@ def recovery_folder() -> Path:
 def new_recovery_project() -> Project:
     """A project folder for a session that has none yet."""
     folder = recovery_folder()
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{next(_count)}{SUFFIX}"
+    name = f"{_stamp(folder)}-{os.getpid()}-{next(_count)}{SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,6 +57,16 @@ def discard(project: Project) -> None:
     """Remove a recovery folder; a project that the user saved is never touched."""
     if project.path.parent == recovery_folder().resolve():
         shutil.rmtree(project.path, ignore_errors=True)
+
+
+def _stamp(folder: Path) -> str:
+    """The time, later than that of every folder there is: a clock set back must not make the newest the oldest."""
+    now = time.strftime(_TIME)
+    try:
+        last = time.mktime(time.strptime(_newest_first(folder)[0].name[: len(now)], _TIME))
+    except (IndexError, ValueError, OverflowError):
+        return now
+    return max(now, time.strftime(_TIME, time.localtime(last + 1)))
 
 
 def _newest_first(folder: Path) -> list[Path]:

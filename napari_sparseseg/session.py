@@ -14,7 +14,7 @@ from psygnal import Signal
 
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig
 from napari_sparseseg.engine import Engine
-from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.errors import SparseSegError, TrainingError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.learning_loop import LearningLoop, Run
 from napari_sparseseg.live_worker import LiveWorker
@@ -230,15 +230,14 @@ class Session(SlideSession):
     def load(cls, project: str | os.PathLike[str], *, autosave: bool = False) -> Session:
         """Open a project: slides, annotations, settings and the last model.
 
-        Slides that have moved away are left out, and a project that is open elsewhere is opened read-only; both are
+        Slides that cannot be opened, or were replaced by others, are left out and stay listed; so is a model that
+        cannot be loaded; a project that is open elsewhere or may not be written to is opened read-only. All that is
         said in ``status.message``.
         """
         session = cls(autosave=autosave)
         try:
             notes = session.open_recorded(project)
-            checkpoint = session.checkpoint
-            if checkpoint is not None:
-                session.load_model(checkpoint)
+            notes += _load_checkpoint(session)
         except BaseException:
             session.close()
             raise
@@ -280,3 +279,13 @@ class Session(SlideSession):
     def _on_slides_changed(self) -> None:
         self._emit_status()
         self._engine.wake()
+
+
+def _load_checkpoint(session: Session) -> list[str]:
+    """Load a project's model; one that cannot be used here must not keep anyone from the annotations."""
+    try:
+        if session.checkpoint is not None:
+            session.load_model(session.checkpoint)
+    except SparseSegError as error:
+        return [f"its model is left out: {error}"]
+    return []

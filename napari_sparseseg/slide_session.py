@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from napari_sparseseg.config import ClassDef, TrainConfig
+from napari_sparseseg.errors import ProjectError, SlideError, SparseSegError
 from napari_sparseseg.project import Project
 from napari_sparseseg.project_keeper import ProjectKeeper
 from napari_sparseseg.slide_set import SlideSet
+from napari_sparseseg.slides import open_slide
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
     from napari_sparseseg.annotations import Annotations
-    from napari_sparseseg.project import Role
+    from napari_sparseseg.project import Role, SlideRecord
+    from napari_sparseseg.slide_set import SlideEntry
     from napari_sparseseg.slides import Slide
 
 
@@ -37,6 +41,8 @@ class SlideSession:
 
     def close(self) -> None:
         """Close all files; a recovery folder in which nothing was kept goes."""
+        with contextlib.suppress(ProjectError):  # the strokes are in their own files
+            self._keeper.write()
         empty = not any(any(e.annotations.counts().values()) for e in self.set.entries)
         self.set.close()
         self._keeper.discard_if_empty(empty=empty)
@@ -49,10 +55,10 @@ class SlideSession:
         SlideOpenError
             When it is not a slide that can be opened.
         """
-        known = len(self.set.entries)
+        known = tuple(self.set.entries)
         entry = self.set.open(path, role)  # type: ignore[arg-type]
-        if len(self.set.entries) > known:
-            self._keeper.on_open(entry)
+        if entry not in known:
+            self._keep(entry)
         return entry.slide
 
     def add(self, slide: Slide, *, role: Role = "train") -> Slide:
@@ -60,7 +66,7 @@ class SlideSession:
 
         From then on the session closes it.
         """
-        self._keeper.on_open(self.set.add(slide, role))
+        self._keep(self.set.add(slide, role))
         return slide
 
     @property
@@ -123,18 +129,41 @@ class SlideSession:
             When it is no project or damaged.
         """
         project = Project.open(path)
-        self.config = project.state.config
-        self.classes = project.state.classes
-        self._keeper.project = project
-        notes = []
-        for record in project.state.slides:
-            found = project.locate(record)
-            if found is None:
-                notes.append(f"{Path(record.path).name} was not found and is left out; open it to relink")
-                continue
-            slide = self.open(found, role=record.role)
-            if record.mpp is not None and slide.mpp is None:
-                slide.mpp = record.mpp
+        self.config, self.classes = project.state.config, project.state.classes
+        self._keeper.begin(project)
+        notes = [note for note in (self._open_record(project, r) for r in project.state.slides) if note]
         if self._keeper.read_only:
-            notes.append("the project is open in another window: changes here are not kept; save under another name")
+            notes.append(f"the project {self._keeper.read_only}: changes here are not kept; save under another name")
         return notes
+
+    def _open_record(self, project: Project, record: SlideRecord) -> str:
+        """Open a slide of a project; what is wrong with it, or nothing. It stays listed in any case."""
+        name = Path(record.path).name
+        found = project.locate(record)
+        if found is None:
+            return f"{name} was not found and is left out; open it to relink"
+        try:
+            slide = open_slide(found)
+        except SlideError as error:
+            return f"{name} is left out: {error}"
+        if slide.fingerprint != record.fingerprint:
+            slide.close()
+            return (
+                f"{found} is another slide than the one that was annotated and is left out; its strokes stay in "
+                f"{project.annotations_path(record)}. Put the slide back, or open it from where it is now"
+            )
+        if record.mpp is not None:
+            slide.mpp = record.mpp
+        try:
+            self.add(slide, role=record.role)
+        except SparseSegError as error:
+            return f"{name} is left out: {error}"
+        return ""
+
+    def _keep(self, entry: SlideEntry) -> None:
+        """Keep a slide that was just opened; one that cannot be kept is closed, lest strokes on it get lost."""
+        try:
+            self._keeper.on_open(entry)
+        except SparseSegError:
+            self.set.remove(entry)
+            raise

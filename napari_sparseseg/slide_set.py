@@ -101,6 +101,7 @@ class SlideSet:
 
     def add(self, slide: Slide, role: Role = "train") -> SlideEntry:
         """Add an opened slide with empty annotations and make it active."""
+        _ = slide.fingerprint  # read while the file is there: without it strokes could not be saved later
         entry = SlideEntry(slide, Annotations(slide.shape, classes=self._classes), role)
         self._follow(entry.annotations)
         self.entries.append(entry)
@@ -136,9 +137,23 @@ class SlideSet:
         entry.annotations.close()
         entry.annotations = annotations
         self._follow(annotations)
-        others = [e.annotations for e in self.entries if e is not entry]
-        labelled = any(any(a.counts().values()) for a in others)
-        self.set_classes(_merged(self._classes, annotations.classes) if labelled else annotations.classes)
+        self._join_classes(entry)
+
+    def attach(self, entry: SlideEntry, path: Path) -> None:
+        """Bind a slide's annotations to a file; classes that the file holds join the table of all.
+
+        Raises
+        ------
+        AnnotationError
+            As `Annotations.attach`, and when a class id means different things.
+        """
+        self._following = True  # the file's table may lack classes that others have: it must not become everybody's
+        try:
+            entry.annotations.attach(path)
+        finally:
+            self._following = False
+        if entry.annotations.classes != self._classes:
+            self._join_classes(entry)
 
     def set_classes(self, classes: Sequence[ClassDef]) -> None:
         """Set the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
@@ -196,6 +211,11 @@ class SlideSet:
         """Close every slide."""
         while self.entries:
             self.remove(self.entries[-1])
+
+    def _join_classes(self, entry: SlideEntry) -> None:
+        theirs = entry.annotations.classes
+        labelled = any(any(e.annotations.counts().values()) for e in self.entries if e is not entry)
+        self.set_classes(_merged(self._classes, theirs) if labelled else theirs)
 
     def _activate(self, index: int) -> None:
         self._active = index

@@ -5,7 +5,7 @@ from napari_sparseseg.annotations.quadtree import LabelQuadtree
 from napari_sparseseg.annotations.renumber import renumbered
 from napari_sparseseg.annotations.rescue import rescue
 from napari_sparseseg.annotations.snapshot import Snapshot
-from napari_sparseseg.annotations.store import DamagedFileError, FileInUseError
+from napari_sparseseg.annotations.store import DamagedFileError, FileInUseError, NotWritableError
 from napari_sparseseg.annotations.strokes import DenseRegion, Stroke, stroke_mask
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "DenseRegion",
     "FileInUseError",
     "LabelQuadtree",
+    "NotWritableError",
     "Snapshot",
     "Stroke",
     "renumbered",

@@ -10,8 +10,10 @@ from napari_sparseseg.annotations.store import (
     PUT_CHUNK,
     PUT_META,
     PUT_STROKE,
+    SCHEMA,
     Contents,
     FileInUseError,
+    NotWritableError,
     chunk_row,
     class_rows,
     connect,
@@ -40,8 +42,10 @@ class FileKeeper:
     ------
     FileInUseError
         Where another program writes to it.
+    NotWritableError
+        Where it cannot be written.
     AnnotationError
-        Where it is no annotation file or cannot be written.
+        Where it is no annotation file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,6 +61,8 @@ class FileKeeper:
                 migrate(self._connection)
             self._connection.execute("PRAGMA busy_timeout = 500")
             self._connection.execute("BEGIN IMMEDIATE")
+            if not self.is_new:  # a write, lest a file that cannot be written to is found out at the first stroke
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
         except sqlite3.Error as error:
             self._connection.close()
             if "locked" in str(error):
@@ -64,7 +70,8 @@ class FileKeeper:
                     f"{path} is open for writing in another program or window. Close it there, or look at it with "
                     "Annotations.load, which does not keep changes."
                 ) from error
-            raise AnnotationError(f"cannot write to {path}: {error}.") from error
+            kind = NotWritableError if isinstance(error, sqlite3.OperationalError) else AnnotationError
+            raise kind(f"cannot write to {path}: {error}.") from error
 
     def keep(self, state: State, edit: Edit, *, revert: bool) -> None:
         """Write an edit; what failed is said by `complain`, and everything is written again with the next edit."""

@@ -53,6 +53,10 @@ class FileInUseError(AnnotationError):
     """Another program has the annotation file open for writing."""
 
 
+class NotWritableError(AnnotationError):
+    """The annotation file cannot be written: not permitted, or no room."""
+
+
 @dataclass(slots=True)
 class Contents:
     """What an annotation file holds."""
@@ -151,7 +155,11 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
     if not create:
         _require_ours(path)
     last: sqlite3.Error | None = None
-    for mode in ("rwc",) if create else ("rw", "ro"):
+    modes = ["rwc"] if create else ["rw", "ro"]
+    if not create and not path.with_name(path.name + "-wal").exists():
+        # In a folder that may not be written to, the files of a log cannot be made; none is needed to read.
+        modes.append("ro&immutable=1")
+    for mode in modes:
         try:
             uri = f"{path.resolve().as_uri()}?mode={mode}"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0, check_same_thread=False)
@@ -161,7 +169,7 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         else:
             return connection
     if create:
-        raise AnnotationError(f"cannot write {path}: {last}. Is the folder there, and is it yours?") from last
+        raise NotWritableError(f"cannot write {path}: {last}. Is the folder there, and is it yours?") from last
     raise DamagedFileError(path, str(last)) from last
 
 

@@ -7,6 +7,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from napari_sparseseg.errors import SlideError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -35,12 +37,21 @@ class PositionedFile:
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """SHA-256 over the size and ten samples of 64 kB: head, tail and eight spread evenly; small files whole."""
-    size = os.stat(path).st_size
-    digest = hashlib.sha256(str(size).encode())
-    starts = {0, max(0, size - _SAMPLE), *(size * k // (_SAMPLES + 1) for k in range(1, _SAMPLES + 1))}
-    with open(path, "rb") as file:
-        for start in sorted(starts):
-            file.seek(start)
-            digest.update(file.read(_SAMPLE))
+    """SHA-256 over the size and ten samples of 64 kB: head, tail and eight spread evenly; small files whole.
+
+    Raises
+    ------
+    SlideError
+        Where the file cannot be read any more.
+    """
+    try:
+        size = os.stat(path).st_size
+        digest = hashlib.sha256(str(size).encode())
+        starts = {0, max(0, size - _SAMPLE), *(size * k // (_SAMPLES + 1) for k in range(1, _SAMPLES + 1))}
+        with open(path, "rb") as file:
+            for start in sorted(starts):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise SlideError(f"cannot read slide {path}: {error.strerror or error}. Is it still there?") from error
     return digest.hexdigest()

@@ -24,6 +24,9 @@ Mpp = tuple[float, float]
 MAX_READ = 2**32
 """Bytes that one read may return; more is a mistake in the call."""
 
+BY_USER = "set by the user"
+"""The `Slide.mpp_source` of a resolution that was assigned."""
+
 
 @dataclass
 class Contents:
@@ -165,7 +168,7 @@ class Slide:
         pair = (value, value) if isinstance(value, (int, float)) else tuple(value)
         if len(pair) != 2 or not all(math.isfinite(v) and v > 0 for v in pair):
             raise SlideError(f"mpp {value!r} is not a resolution; give um per pixel, or a pair (y, x).")
-        self._mpp, self._mpp_source = (float(pair[0]), float(pair[1])), "set by the user"
+        self._mpp, self._mpp_source = (float(pair[0]), float(pair[1])), BY_USER
 
     @property
     def mpp_source(self) -> str:
