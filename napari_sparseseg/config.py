@@ -18,6 +18,15 @@ MAX_CLASS_ID = 255
 
 # Okabe & Ito (2008), the order most distinct on H&E first; distinguishable with every common colour blindness.
 PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
+_BOUNDS: dict[str, tuple[type, float, float]] = {
+    "patch_px": (int, 8, 4096),
+    "batch_size": (int, 1, 256),
+    "min_pixels": (int, 1, 2**31),
+    "dense_fraction": (float, 0, 1),
+    "learning_rate": (float, 1e-9, 10),
+    "seed": (int, 0, 2**32 - 1),
+}
+"""Kind and range of the numbers in a `TrainConfig`: settings come from project files, which come from anywhere."""
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -98,6 +107,14 @@ class TrainConfig:
             )
         if self.mpp is not None and not 0.01 <= self.mpp <= 1000:
             raise SparseSegError(f"mpp {self.mpp} is not a resolution in um per pixel (0.01 to 1000).")
+        if not isinstance(self.encoder, str):
+            raise SparseSegError(f"encoder {self.encoder!r} is not a name.")
+        for name, (kind, low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+            if not fits or not low <= value <= high:
+                what = "a number" if kind is float else "a whole number"
+                raise SparseSegError(f"{name} {value!r} is not {what} from {low:g} to {high:g}.")
         if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SparseSegError(f"device {self.device!r} is not one of auto, cpu, cuda, mps.")
 
