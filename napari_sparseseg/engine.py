@@ -59,6 +59,8 @@ class Engine:
             return future
         self._calls.put((future, fn))
         self.wake()
+        if self._closing.is_set():  # closed meanwhile: nobody may come to serve it any more
+            self._fail_waiting_calls()
         return future
 
     def call(self, fn: Callable[[], _T]) -> _T:
@@ -115,9 +117,15 @@ class Engine:
                     return True
             except Exception as error:  # noqa: BLE001 - top of the thread: reported, never lost
                 _log.exception("background work failed")
-                self._on_error(error)
+                self._report(error)
                 return True
         return False
+
+    def _report(self, error: Exception) -> None:
+        try:
+            self._on_error(error)
+        except Exception:  # noqa: BLE001 - a listener of ours failed: the thread must outlive it
+            _log.exception("an error could not be reported")
 
     def _fail_waiting_calls(self) -> None:
         while True:

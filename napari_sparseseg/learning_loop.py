@@ -55,7 +55,7 @@ class LearningLoop:
     publish
         Called on the engine thread with every new `Status`.
     checkpoint_path
-        Where the model goes when a run ends.
+        Where the model goes when a run ends; None keeps it in memory.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LearningLoop:
         snapshot: Callable[[TrainConfig], TrainingData],
         versions: Callable[[], Versions],
         publish: Callable[[Status], None],
-        checkpoint_path: Callable[[], Path],
+        checkpoint_path: Callable[[], Path | None],
     ) -> None:
         self._snapshot, self._versions, self._publish = snapshot, versions, publish
         self._checkpoint_path = checkpoint_path
@@ -164,10 +164,13 @@ class LearningLoop:
         self._fitted = self._versions()
         details = "".join(traceback.format_exception(error))
         text = str(error) if isinstance(error, SparseSegError) else f"{type(error).__name__}: {error}"
-        self._set(replace(self.status, state="failed", message=text, details=details))
         if run is not None:
             run.error = error
-            run.done.set()
+        try:
+            self._set(replace(self.status, state="failed", message=text, details=details))
+        finally:
+            if run is not None:
+                run.done.set()
 
     def save(self, path: Path) -> None:
         """Write the present model and, where there is one, the learner's state (engine thread)."""
@@ -211,14 +214,17 @@ class LearningLoop:
         self._run = None
         try:
             path = self._checkpoint_path()
-            self.save(path)
-        except OSError as error:
-            raise TrainingError(
-                f"the model could not be saved: {error.strerror or error}. It is still in memory; save it elsewhere."
-            ) from error
+            if path is not None:
+                self.save(path)
+            self._set(replace(self.status, state="idle", seconds=run.spent))
+        except (OSError, SparseSegError) as error:
+            reason = f"{error.strerror or error}." if isinstance(error, OSError) else str(error)
+            run.error = TrainingError(
+                f"the model could not be saved: {reason} It is still in memory; save it elsewhere."
+            )
+            raise run.error from error
         finally:
             run.done.set()
-        self._set(replace(self.status, state="idle", seconds=run.spent))
 
     def _set(self, status: Status) -> None:
         self.status = status
