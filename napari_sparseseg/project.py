@@ -72,7 +72,7 @@ class Project:
         if folder.suffix != SUFFIX:
             folder = folder.with_name(folder.name + SUFFIX)
         try:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and not _is_free(folder):
                 raise ProjectError(f"{folder} exists already; open it, or choose another name.")
             for name in ("annotations", "models", "predictions"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -176,6 +176,17 @@ class Project:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, or all that is left of a project whose making was cut short."""
+    if not folder.is_dir():
+        return False
+    left = ("annotations", "models", "predictions")
+    return all(
+        (p.name in left and p.is_dir() and not p.is_symlink() and not any(p.iterdir())) or p.suffix == ".partial"
+        for p in folder.iterdir()
+    )
 
 
 def _exists(path: Path) -> bool:

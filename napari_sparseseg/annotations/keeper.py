@@ -18,6 +18,7 @@ from napari_sparseseg.annotations.store import (
     class_rows,
     connect,
     fill,
+    is_blank,
     migrate,
     stroke_row,
 )
@@ -57,10 +58,12 @@ class FileKeeper:
             # Write-ahead where the file system can; the log is synced at every commit.
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
-            if not self.is_new:
+            if not self.is_new and not is_blank(self._connection):
                 migrate(self._connection)
             self._connection.execute("PRAGMA busy_timeout = 500")
             self._connection.execute("BEGIN IMMEDIATE")
+            if is_blank(self._connection):  # killed while it was being made
+                self.is_new = True
             if not self.is_new:  # a write, lest a file that cannot be written to is found out at the first stroke
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
         except sqlite3.Error as error:

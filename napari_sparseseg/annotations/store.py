@@ -53,6 +53,10 @@ class FileInUseError(AnnotationError):
     """Another program has the annotation file open for writing."""
 
 
+class BlankFileError(AnnotationError):
+    """The annotation file was begun, but nothing is in it yet."""
+
+
 class NotWritableError(AnnotationError):
     """The annotation file cannot be written: not permitted, or no room."""
 
@@ -203,6 +207,11 @@ class DamagedFileError(AnnotationError):
         )
 
 
+def is_blank(connection: sqlite3.Connection) -> bool:
+    """Whether a file has nothing in it, not even tables: the program was killed while it made the file."""
+    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring an older file to the present schema."""
     schema = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -220,8 +229,12 @@ def read_contents(path: Path) -> Contents:
     """
     with closing(connect(path)) as connection:
         try:
+            if is_blank(connection):
+                raise BlankFileError(f"nothing was ever drawn in {path}: a program was stopped while it made the file.")
             migrate(connection)
             return contents_of(connection)
+        except BlankFileError:
+            raise
         except (sqlite3.Error, ValueError, TypeError, KeyError, SparseSegError) as error:
             strokes, chunks, lost = survey(connection)
             found = f"{len(strokes)} strokes and {len(chunks)} label chunks can still be read, {lost} cannot."

@@ -1,0 +1,195 @@
+"""kill -9 at random moments: afterwards every file is whole or absent, and at most the stroke under the pen is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import sqlite3
+
+import pytest
+
+from napari_sparseseg import Session
+from napari_sparseseg.annotations import Annotations
+from napari_sparseseg.annotations.store import BlankFileError
+from napari_sparseseg.learning.model_file import read_recipe
+from napari_sparseseg.project import Project
+from tests.conftest import two_textures, write_slide
+from tests.faults import report
+from tests.faults.jobs import CLASSES, SHAPE, replay, told
+from tests.faults.zygote import Zygote, moment
+from tests.smooth_model import write_tall_slide
+
+FEW = {"paint": 4, "save": 3, "export": 2, "predict": 2, "train": 2}
+MANY = {"paint": 100, "save": 50, "export": 40, "predict": 40, "train": 24}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    for k, name in enumerate(("a.tif", "b.tif")):
+        write_slide(folder / name, two_textures(256, k))
+    write_tall_slide(folder / "tall.tif")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def zygote(place):
+    made = Zygote(place / "home")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def torch_zygote(place):
+    made = Zygote(place / "home", torch=True)
+    yield made
+    made.close()
+
+
+def rounds(job):
+    few = [pytest.param(k, id=f"{k}") for k in range(FEW[job])]
+    return few + [pytest.param(k, id=f"{k}", marks=pytest.mark.slow) for k in range(FEW[job], MANY[job])]
+
+
+def new_folder(place, job, seed):
+    folder = place / f"{job}-{seed}"
+    folder.mkdir()
+    return folder
+
+
+def same(a, b):
+    return a.version == b.version and a.counts() == b.counts() and a.quadtree.packed() == b.quadtree.packed()
+
+
+@pytest.mark.parametrize("seed", rounds("paint"))
+def test_painting(place, zygote, seed):
+    folder = new_folder(place, "paint", seed)
+    assert zygote.run("paint", folder, seed, moment(random.Random(seed), 1.0))
+    steps = len(told(folder)) - 1
+    if steps < 0:  # killed before the file was made: what is there of it is taken over
+        found = Annotations(SHAPE, CLASSES)
+        found.attach(folder / "a.sqlite")
+        found.close()
+    else:
+        found = Annotations.load(folder / "a.sqlite")
+    steps = max(0, steps)
+    expected = replay(seed, steps)
+    ahead = replay(seed, steps + 1)
+    row = report.row("kill -9 while painting")
+    row.rounds, row.promised = row.rounds + 1, row.promised + steps
+    row.cut += same(found, expected)
+    row.lost += not (same(found, expected) or same(found, ahead))
+    assert same(found, expected) or same(found, ahead)
+    again = Annotations(SHAPE)
+    again.attach(folder / "a.sqlite")
+    again.paint([(5, 5)], 3, 1)
+    again.close()
+    with sqlite3.connect(folder / "a.sqlite") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+@pytest.mark.parametrize("seed", rounds("export"))
+def test_exporting(place, zygote, seed):
+    folder = new_folder(place, "export", seed)
+    assert zygote.run("export", folder, seed, moment(random.Random(seed), 1.0))
+    steps = max(0, len(told(folder)) - 1)
+    path = folder / "a.geojson"
+    row = report.row("kill -9 while exporting GeoJSON")
+    row.rounds, row.promised = row.rounds + 1, row.promised + steps
+    if not path.exists():
+        row.lost += steps
+        assert steps == 0
+        return
+    json.loads(path.read_text())
+    found = Annotations.from_geojson(path, SHAPE, classes=Annotations(SHAPE, CLASSES).classes).counts()
+    expected, ahead = replay(seed, steps).counts(), replay(seed, steps + 1).counts()
+    row.cut += found == expected
+    row.lost += found not in (expected, ahead)
+    assert found in (expected, ahead)
+
+
+@pytest.mark.parametrize("seed", rounds("save"))
+def test_saving_a_project(place, zygote, seed):
+    folder = new_folder(place, "save", seed)
+    assert zygote.run("save", folder, seed, moment(random.Random(seed), 1.5))
+    lines = told(folder)[1:]
+    names = [words[1] for words in lines if words[0] == "saved"]
+    last = {int(words[1]): int(words[2]) for words in lines if words[0] == "stroke"}
+    row = report.row("kill -9 while saving a project")
+    row.rounds, row.promised = row.rounds + 1, row.promised + sum(last.values()) + len(names)
+    if names:
+        with Session.load(folder / names[-1]) as session:
+            assert session.status.message == ""
+            assert [c.name for c in session.classes] == CLASSES
+            versions = [e.annotations.version for e in session.set.entries]
+        missing = sum(max(0, version - versions[k]) for k, version in last.items())
+        row.lost += missing
+        row.cut += versions == [last.get(0, 0), last.get(1, 0)]
+        assert missing == 0
+    for path in folder.glob("*.sparseseg"):
+        if (path / "project.json").exists():
+            Project.open(path)
+        else:
+            Project.create(path)  # what was only begun does not stand in the way
+        for file in path.glob("annotations/*.sqlite"):
+            with contextlib.suppress(BlankFileError):
+                Annotations.load(file)
+
+
+def contents(folder):
+    """Every file of a result; without the identifiers that tifffile draws anew each time."""
+    files = [p for a in folder.glob("a.*") for p in (sorted(a.rglob("*")) if a.is_dir() else [a]) if p.is_file()]
+    return {str(p.relative_to(folder)): re.sub(rb"urn:uuid:[0-9a-f-]{36}", b"", p.read_bytes()) for p in files}
+
+
+@pytest.fixture(scope="module")
+def predicted(place, zygote):
+    """What uninterrupted runs write, as OME-TIFF and as OME-Zarr."""
+    answers = []
+    for seed in (0, 1):
+        folder = place / f"whole-{seed}"
+        folder.mkdir()
+        zygote.run("predict", folder, seed)
+        answers.append(contents(folder))
+    return answers
+
+
+@pytest.mark.parametrize("seed", rounds("predict"))
+def test_predicting_a_slide(place, zygote, predicted, seed):
+    folder = new_folder(place, "predict", seed)
+    rng = random.Random(seed)
+    row = report.row("kill -9 while predicting a slide")
+    while zygote.run("predict", folder, seed, rng.uniform(0, 1.2)):
+        row.rounds += 1
+        row.cut += 1
+    row.promised += 1
+    right = contents(folder) == predicted[seed % 2]
+    row.lost += not right
+    assert right
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith("a.")) == ["progress"]
+
+
+@pytest.mark.parametrize("seed", rounds("train"))
+def test_training(place, torch_zygote, seed):
+    folder = place / f"train-{seed // 4}"  # four rounds on one project: each goes on from the one before
+    folder.mkdir(exist_ok=True)
+    killed = torch_zygote.run("train", folder, seed // 4, random.Random(seed).uniform(0, 4))
+    lines = told(folder)
+    project = folder / "p.sparseseg"
+    model = project / "models" / "model.safetensors"
+    checkpoints = sum(words[0] == "checkpoint" or words == ["ready", "1"] for words in lines)
+    row = report.row("kill -9 while training and writing checkpoints")
+    row.rounds, row.promised = row.rounds + killed, row.promised + checkpoints
+    row.lost += checkpoints > 0 and not model.exists()
+    assert model.exists() or checkpoints == 0
+    if model.exists():
+        assert [c.name for c in read_recipe(model).classes] == CLASSES
+    if lines:
+        with Session.load(project) as session:
+            assert len(session.annotations.strokes) == 6
+    if seed % 4 == 1:
+        torch_zygote.run("train", folder, seed // 4)
+        assert told(folder)[-1] == ["done"]
