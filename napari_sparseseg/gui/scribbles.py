@@ -33,6 +33,17 @@ def camera_of(viewer: napari.Viewer) -> Any:
     return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
 
 
+def without_cursor_box(viewer: napari.Viewer) -> None:
+    """Take the background box of the brush circle away.
+
+    napari 0.9 draws it behind the circle and forgets it on the canvas when the brush is put away; drawing it there alone
+    (no other layer left) ends in a segmentation fault in Mesa's software renderer.
+    """
+    overlays = getattr(getattr(viewer, "canvas", None), "overlays", {})
+    if "_brush_circle" in overlays:
+        overlays["_brush_circle"].box = False
+
+
 class Scribbles:
     """Annotations shown and edited in a viewer.
 
@@ -75,6 +86,7 @@ class Scribbles:
         viewer.add_layer(self.dense_layer)
         viewer.add_layer(self.layer)
         viewer.layers.selection.active = self.layer
+        without_cursor_box(viewer)
         self._camera = camera_of(viewer)
         self._view = tuple(self._camera.center), self._camera.zoom
         self._camera.events.zoom.connect(self._on_camera)
@@ -123,6 +135,8 @@ class Scribbles:
         self.viewer.dims.events.ndisplay.disconnect(self._on_dims)
         self.viewer.dims.events.order.disconnect(self._on_dims)
         self.viewer.layers.events.removed.disconnect(self._on_removed)
+        # napari's brush circle, drawn once more after its layer went, ends in a segmentation fault on software GL
+        self.layer.mode = "pan_zoom"
         for layer in (self.layer, self.dense_layer):
             layer.detach()
             if layer in self.viewer.layers:
