@@ -36,8 +36,8 @@ def camera_of(viewer: napari.Viewer) -> Any:
 def without_cursor_box(viewer: napari.Viewer) -> None:
     """Take the background box of the brush circle away.
 
-    napari 0.9 draws it behind the circle and forgets it on the canvas when the brush is put away; drawing it there alone
-    (no other layer left) ends in a segmentation fault in Mesa's software renderer.
+    napari 0.9 draws it behind the circle and forgets it on the canvas when the brush is put away; drawing it there
+    alone (no other layer left) ends in a segmentation fault in Mesa's software renderer.
     """
     overlays = getattr(getattr(viewer, "canvas", None), "overlays", {})
     if "_brush_circle" in overlays:

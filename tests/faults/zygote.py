@@ -1,7 +1,8 @@
 """A process that has imported what the jobs need and forks one child per job: a round costs milliseconds then.
 
 Run as ``python -m tests.faults.zygote [torch]``. Each line of its input, a JSON list [job, folder, seed, kill after],
-is one child; it is answered with how the child ended. Only the zygote kills, before it has waited: the process id cannot
+is one child; it is answered with how the child ended. Only the zygote kills, before it has waited: the process id
+cannot
 be another's then.
 """
 
