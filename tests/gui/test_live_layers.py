@@ -43,7 +43,13 @@ def test_a_tile_is_drawn_where_the_slide_has_it(viewer, mouse, store):
     layer.update_box(store.put((0, 0, 1), full_tile(1)))
     look_at(viewer, 2048, 2048, 0.1)
     red, dark = (255, 0, 0), (0, 0, 0)
-    for y, x, expected in [(1024, 3000, red), (1024, 2070, red), (2030, 3000, red), (1024, 2020, dark), (2070, 3000, dark)]:
+    for y, x, expected in [
+        (1024, 3000, red),
+        (1024, 2070, red),
+        (2030, 3000, red),
+        (1024, 2020, dark),
+        (2070, 3000, dark),
+    ]:
         assert np.abs(colour_at(viewer, mouse, y, x) - expected).max() <= 3, (y, x)
 
 
@@ -57,7 +63,13 @@ def test_pixel_edges_agree_with_the_image_below(viewer, mouse, store):
     layer.update_box(store.put((0, 0, 0), tile))
     look_at(viewer, 8, 8, 40)
     first, second = (255, 0, 0), (0, 255, 0)
-    for y, x, expected in [(-0.4, -0.4, first), (3.4, 3.4, first), (3.4, 3.6, second), (3.6, 3.6, first), (7.4, 3.6, first)]:
+    for y, x, expected in [
+        (-0.4, -0.4, first),
+        (3.4, 3.4, first),
+        (3.4, 3.6, second),
+        (3.6, 3.6, first),
+        (7.4, 3.6, first),
+    ]:
         assert np.abs(colour_at(viewer, mouse, y, x) - expected).max() <= 3, (y, x)
 
 
