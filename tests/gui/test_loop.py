@@ -87,8 +87,9 @@ def test_draw_train_see_stop(viewer, panel, mouse):
         assert np.abs(now - expected).max() < 12, name
     assert panel.predict.table.rowCount() == 2
     click(panel.train.stop)
-    wait_idle(lambda: panel.session.status.state == "idle")
+    wait_idle(lambda: panel.session.checkpoint is not None, 20)
     wait_idle(lambda: panel.train.train.text() == "Train", 5)
+    assert panel.session.status.state == "idle"
     assert panel.session.checkpoint.stat().st_size > 10_000
     assert panel.train.curves.points > 0
     assert not panel.header.error.isVisible()
@@ -158,7 +159,7 @@ def test_what_fails_while_training_is_said_in_one_line(viewer, panel, mouse):
     assert "cuda" in panel.header.error.text.text()
     assert "Traceback" not in panel.header.error.text.text()
     assert "Traceback" in panel.header.error.details.toPlainText()
-    assert panel.header.state.whole_text() == "Failed"
+    wait_idle(lambda: panel.header.state.whole_text() == "Failed", 5)
     assert panel.train.train.text() == "Train"
     panel.train.settings.device.setCurrentText("cpu")
     click(panel.train.train)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.binding import SlideBinding, slide_name
@@ -236,10 +236,15 @@ class SlideActions(QObject):
         owner = next((b for b in self._bindings.values() if layer in b.images), None)
         if owner is not None:
             owner.images.remove(layer)
-            session = self._context.session
-            if not owner.images and owner.entry in session.set.entries and not self._context.closed:
-                session.set.remove(owner.entry)
+            # a viewer that closes removes its layers first, and then the slides stay part of the session
+            QTimer.singleShot(0, self._remove_imageless)
         self._list_layers()
+
+    def _remove_imageless(self) -> None:
+        session = self._context.session
+        for binding in list(self._bindings.values()):
+            if not binding.images and binding.entry in session.set.entries and not self._context.closed:
+                session.set.remove(binding.entry)
 
     def _list_layers(self) -> None:
         layers = self._context.viewer.layers
