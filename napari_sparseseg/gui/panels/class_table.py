@@ -61,7 +61,7 @@ class ClassTable(QTableWidget):
         self.setHorizontalHeaderLabels(HEADINGS)
         for i, tip in enumerate(TIPS):
             self.horizontalHeaderItem(i).setToolTip(tip)  # type: ignore[union-attr,unused-ignore]
-        self.horizontalHeaderItem(NAME).setTextAlignment(Qt.AlignmentFlag.AlignLeft)
+        self.horizontalHeaderItem(NAME).setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         fix_rows(self)
         self.setShowGrid(False)
         self.setWordWrap(False)

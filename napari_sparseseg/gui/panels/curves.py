@@ -43,6 +43,8 @@ class Curves(QWidget):
         self._loss, self._dice, self._mean = [], {}, []
         for item in self._items.values():
             item.setData([], [])
+        for plot in self._plots[1:]:
+            plot.hide()
         self.hide()
 
     def add_loss(self, seconds: float, loss: float) -> None:
@@ -60,6 +62,7 @@ class Curves(QWidget):
     ) -> None:
         """Held-out Dice by class id, and their mean."""
         _, plot = self._ready()
+        plot.show()
         for c in classes:
             if c.id in dice:
                 points = self._dice.setdefault(c.id, [])
@@ -98,13 +101,14 @@ class Curves(QWidget):
                 plot.hideButtons()
                 plot.setLabel("left", title)
                 plot.getAxis("left").setWidth(LEFT_AXIS)
-                plot.getAxis("bottom").setStyle(showValues=title == "Dice")
+                plot.getAxis("bottom").setStyle(showValues=True)
                 self._box.addWidget(plot)
                 made.append(plot)
             made[1].setYRange(0, 1)
             made[1].setXLink(made[0])
             made[1].setLabel("bottom", "seconds of training")
-            made[1].setFixedHeight(HEIGHT + 26)
+            made[1].setFixedHeight(HEIGHT + 34)
+            made[1].hide()  # until there is a score
             self._plots = tuple(made)
             for plot in made:
                 self._colour(plot)

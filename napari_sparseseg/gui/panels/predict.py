@@ -138,7 +138,7 @@ class PredictPanel(QWidget):
         known = [a for a in self._areas if a.share > 0]
         unit = "mm²" if all(a.mm2 is not None for a in known) else "px"
         self.table.setHorizontalHeaderLabels((HEADINGS[0], unit, HEADINGS[2]))
-        self.table.horizontalHeaderItem(0).setTextAlignment(Qt.AlignmentFlag.AlignLeft)
+        self.table.horizontalHeaderItem(0).setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         self.table.setRowCount(len(known))
         for r, a in enumerate(known):
             size = f"{a.mm2:.4g}" if a.mm2 is not None else f"{a.pixels:.4g}"

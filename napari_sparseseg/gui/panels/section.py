@@ -58,7 +58,7 @@ class Section(QWidget):
         self.summary = ElidedLabel(align=Qt.AlignmentFlag.AlignRight)
         top = QHBoxLayout()
         top.setContentsMargins(0, 0, 0, 0)
-        top.addWidget(self.heading)
+        top.addWidget(self.heading, 0, Qt.AlignmentFlag.AlignLeft)
         top.addWidget(self.summary, 1)
         line = QFrame()
         line.setFrameShape(QFrame.Shape.HLine)
