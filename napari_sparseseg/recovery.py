@@ -8,6 +8,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
+from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.errors import ProjectError
 from napari_sparseseg.files import state_folder
 from napari_sparseseg.project import SUFFIX, Project
@@ -51,6 +52,13 @@ def recoverable(fingerprint: str) -> list[Path]:
         if any(project.annotations_path(r).exists() for r in records):
             found.append(path)
     return found
+
+
+def recovered(folder: Path, fingerprint: str) -> Annotations:
+    """What an earlier session drew on the slide with this fingerprint; one of the folders `recoverable` names."""
+    project = Project.open(folder)
+    record = next(r for r in project.state.slides if r.fingerprint == fingerprint)
+    return Annotations.load(project.annotations_path(record))
 
 
 def discard(project: Project) -> None:

@@ -11,7 +11,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.binding import SlideBinding, slide_name
 from napari_sparseseg.gui.panels.slide import slide_facts
-from napari_sparseseg.recovery import recoverable
+from napari_sparseseg.recovery import recoverable, recovered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.panels.slide import SlidePanel
     from napari_sparseseg.slide_set import SlideEntry
     from napari_sparseseg.slides import Slide
+
+
+def is_ours(layer: Layer) -> bool:
+    slide: Slide | None = layer.metadata.get("slide")
+    return slide is not None and not slide.closed
 
 
 class SlideActions(QObject):
@@ -100,7 +105,7 @@ class SlideActions(QObject):
     def adopt_ours(self) -> None:
         """Take over every slide that our reader has opened in this viewer."""
         for layer in list(self._context.viewer.layers):
-            if isinstance(layer, Image) and self._is_ours(layer) and not self._is_bound(layer):
+            if isinstance(layer, Image) and is_ours(layer) and not self._is_bound(layer):
                 self.adopt(layer)
 
     def sync(self) -> None:
@@ -214,11 +219,6 @@ class SlideActions(QObject):
 
     # layers
 
-    @staticmethod
-    def _is_ours(layer: Layer) -> bool:
-        slide: Slide | None = layer.metadata.get("slide")
-        return slide is not None and not slide.closed
-
     def _is_bound(self, layer: Layer) -> bool:
         return any(layer in b.images for b in self._bindings.values())
 
@@ -227,7 +227,7 @@ class SlideActions(QObject):
         if not isinstance(layer, Image) or self._is_bound(layer):
             return
         known = {id(e.slide) for e in self._context.session.set.entries}
-        if self._is_ours(layer) and id(layer.metadata["slide"]) not in known:
+        if is_ours(layer) and id(layer.metadata["slide"]) not in known:
             self.adopt(layer)
         self._list_layers()
 
@@ -270,16 +270,12 @@ class SlideActions(QObject):
             self._header.recovery.offer_scribbles(slide_name(entry.slide), entry, found[0])
 
     def _on_restore(self) -> None:
-        from napari_sparseseg.annotations import Annotations
-        from napari_sparseseg.project import Project
-
         entry, folder = self._header.recovery.offered
         session = self._context.session
 
         def restore() -> None:
-            project = Project.open(folder)
-            record = next(r for r in project.state.slides if r.fingerprint == entry.slide.fingerprint)
+            annotations = recovered(folder, entry.slide.fingerprint)
             session.set.activate(entry)
-            session.annotations = Annotations.load(project.annotations_path(record))
+            session.annotations = annotations
 
         self._load(restore, "Restoring scribbles")
