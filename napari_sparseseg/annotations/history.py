@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.config import ClassDef
@@ -30,6 +30,8 @@ class Edit:
         Strokes and dense regions that came and went.
     dropped
         (position in the table, class) of classes that were removed with their labels.
+    nbytes
+        Memory it keeps; counted once, as the history asks every edit at every stroke.
     """
 
     box: Box
@@ -38,12 +40,12 @@ class Edit:
     added: tuple[Stroke, ...] = ()
     removed: tuple[Stroke, ...] = ()
     dropped: tuple[tuple[int, ClassDef], ...] = ()
+    nbytes: int = field(init=False, default=0)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory it keeps."""
+    def __post_init__(self) -> None:
         chunks = sum(c.nbytes for c in (self.scribbles, self.dense) if c is not None)
-        return chunks + sum(300 + s.points.nbytes for s in (*self.added, *self.removed))
+        strokes = sum(300 + s.points.nbytes for s in (*self.added, *self.removed))
+        object.__setattr__(self, "nbytes", chunks + strokes)
 
 
 class History:
