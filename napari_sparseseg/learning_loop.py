@@ -163,7 +163,7 @@ class LearningLoop:
         # Without this a failing refit would be asked for again at once, for ever.
         self._fitted = self._versions()
         details = "".join(traceback.format_exception(error))
-        text = str(error) if isinstance(error, SparseSegError) else f"{type(error).__name__}: {error}"
+        text = _explain(error)
         if run is not None:
             run.error = error
         try:
@@ -211,21 +211,34 @@ class LearningLoop:
         self._set(replace(self.status, model_version=version, metrics=metrics or {}))
 
     def _finish(self, run: Run) -> None:
-        self._run = None
         try:
             path = self._checkpoint_path()
             if path is not None:
                 self.save(path)
-            self._set(replace(self.status, state="idle", seconds=run.spent))
-        except (OSError, SparseSegError) as error:
+        except (OSError, SparseSegError) as error:  # `fail` ends the run with it
             reason = f"{error.strerror or error}." if isinstance(error, OSError) else str(error)
-            run.error = TrainingError(
+            raise TrainingError(
                 f"the model could not be saved: {reason} It is still in memory; save it elsewhere."
-            )
-            raise run.error from error
+            ) from error
+        self._run = None
+        try:
+            self._set(replace(self.status, state="idle", seconds=run.spent))
         finally:
             run.done.set()
 
     def _set(self, status: Status) -> None:
         self.status = status
         self._publish(status)
+
+
+def _explain(error: Exception) -> str:
+    """What a user can make of an error."""
+    if isinstance(error, SparseSegError):
+        return str(error)
+    # torch says it with an error of its own for a graphics card and with a RuntimeError for main memory.
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return (
+            "there is not enough memory for this training; close other programs, or lower batch_size or patch_px. "
+            f"({str(error)[:200]})"
+        )
+    return f"{type(error).__name__}: {error}"

@@ -64,7 +64,7 @@ def detect_tissue(slide: Slide, margin_px: int = 4) -> TissueMask:
         The mask is widened by this many thumbnail pixels (2,048 on the longer side), for faint edges.
     """
     image, frame = slide.thumbnail(_THUMBNAIL)
-    pixels = image.astype(np.float32)
+    pixels = np.nan_to_num(image.astype(np.float32))
     background = _background(pixels, slide)
     difference = np.abs(pixels - background)
     if not slide.is_rgb:
