@@ -15,6 +15,7 @@ Balancing = Literal["none", "instance", "mini-batch"]
 Architecture = Literal["pretrained", "scratch"]
 UNLABELLED = 0
 MAX_CLASS_ID = 255
+MAX_NAME = 500
 
 # Okabe & Ito (2008), the order most distinct on H&E first; distinguishable with every common colour blindness.
 PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
@@ -43,6 +44,10 @@ class ClassDef:
             raise SparseSegError(f"class id {self.id} of {self.name!r} is not in 1..255; 0 means unlabelled.")
         if not self.name.strip():
             raise SparseSegError(f"class {self.id} has no name; give it one.")
+        if len(self.name) > MAX_NAME or any("\ud800" <= c <= "\udfff" for c in self.name):
+            raise SparseSegError(
+                f"the name of class {self.id} is longer than {MAX_NAME} characters or cannot be written."
+            )
         if not _COLOUR.fullmatch(self.colour):
             raise SparseSegError(f"colour {self.colour!r} of class {self.name!r} is not #rrggbb.")
 
@@ -68,6 +73,8 @@ def make_classes(classes: Iterable[ClassDef | tuple[str, str] | str]) -> tuple[C
         name, colour = (item, "") if isinstance(item, str) else item
         new_id = max((c.id for c in out), default=0) + 1
         out.append(ClassDef(new_id, name, colour or PALETTE[(new_id - 1) % len(PALETTE)]))
+    if len(out) > MAX_CLASS_ID:
+        raise SparseSegError(f"there are {len(out)} classes; {MAX_CLASS_ID} are possible.")
     for what, values in (("id", [str(c.id) for c in out]), ("name", [c.name for c in out])):
         repeated = {v for v in values if values.count(v) > 1}
         if repeated:

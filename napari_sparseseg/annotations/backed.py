@@ -9,7 +9,7 @@ from psygnal import Signal
 
 from napari_sparseseg.annotations.keeper import FileKeeper
 from napari_sparseseg.annotations.regions import ClassEditing
-from napari_sparseseg.annotations.store import read_contents, write_contents
+from napari_sparseseg.annotations.store import DamagedFileError, read_contents, write_contents
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
@@ -51,8 +51,11 @@ class FileBacked(ClassEditing):
             Where it is damaged; says how much `rescue` could bring back.
         """
         contents = read_contents(Path(path))
-        out = cls(contents.shape, contents.classes)
-        out.adopt(contents)
+        try:
+            out = cls(contents.shape, contents.classes)
+            out.adopt(contents)
+        except AnnotationError as error:
+            raise DamagedFileError(Path(path), str(error).rstrip(".")) from error
         return out
 
     def save(self, path: str | os.PathLike[str]) -> None:

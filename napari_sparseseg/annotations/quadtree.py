@@ -19,7 +19,7 @@ from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -278,7 +278,14 @@ class LabelQuadtree(OverlaidPyramid):
             self._counts += -change.counts if revert else change.counts
 
     def restore(self, chunks: Mapping[tuple[int, Key], bytes], counts: Mapping[int, int] | None = None) -> None:
-        """Fill an empty quadtree with the packed chunks, and the counts, of another of the same shape."""
+        """Fill an empty quadtree with the packed chunks, and the counts, of another of the same shape.
+
+        Raises
+        ------
+        AnnotationError
+            Where a chunk lies outside.
+        """
+        _require_inside(chunks, self.shapes)
         with self.lock:
             self._replace(chunks)
             if counts is None:
@@ -289,3 +296,10 @@ class LabelQuadtree(OverlaidPyramid):
 
 def _bounds(box: Box) -> tuple[int, int, int, int]:
     return box.y, box.y1, box.x, box.x1
+
+
+def _require_inside(chunks: Iterable[tuple[int, Key]], shapes: Sequence[tuple[int, int]]) -> None:
+    grids = [(-(-h // CHUNK), -(-w // CHUNK)) for h, w in shapes]
+    for level, (i, j) in chunks:
+        if not (0 <= level < len(grids) and 0 <= i < grids[level][0] and 0 <= j < grids[level][1]):
+            raise AnnotationError(f"label chunk {(level, i, j)} lies outside of the slide; the file is damaged.")

@@ -83,7 +83,7 @@ def _shape(connection: sqlite3.Connection) -> tuple[int, int] | None:
         (value,) = connection.execute("SELECT value FROM meta WHERE key = 'shape'").fetchone()
         height, width = json.loads(value)
         return int(height), int(width)
-    except (sqlite3.Error, ValueError, TypeError):
+    except (sqlite3.Error, ValueError, TypeError, RecursionError):
         return None
 
 

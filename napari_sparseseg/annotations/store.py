@@ -19,7 +19,7 @@ import numpy as np
 
 from napari_sparseseg.annotations.packing import unpack
 from napari_sparseseg.annotations.strokes import KINDS, Stroke
-from napari_sparseseg.config import ClassDef, make_classes
+from napari_sparseseg.config import MAX_CLASS_ID, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 from napari_sparseseg.geometry import Box
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 APPLICATION_ID = 0x4E535347
 SCHEMA = 1
+MAX_VALUE = 1 << 28
+"""Bytes of one value: a forged file cannot ask for more memory than that at once."""
 MAGIC = b"SQLite format 3\0"
 _CREATE = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -128,10 +130,13 @@ def read_stroke(row: tuple[Any, ...]) -> Stroke:
     if zlib.crc32(points) != crc or kind not in KINDS:
         raise ValueError(f"stroke {number} is damaged")
     ends = np.frombuffer(points, "<f4").reshape(-1, 2).astype(np.float32, copy=False)
-    runs = tuple(json.loads(rings))
-    if runs and sum(runs) != len(ends):
+    runs = tuple(int(n) for n in json.loads(rings))
+    if runs and (sum(runs) != len(ends) or min(runs) < 1):
         raise ValueError(f"stroke {number} has other points than it says")
-    return Stroke(number, kind, class_id, radius, ends, Box(y, x, height, width), runs)
+    if not np.isfinite(ends).all() or not np.isfinite(float(radius)) or not 0 <= int(class_id) <= MAX_CLASS_ID:
+        raise ValueError(f"stroke {number} is damaged")
+    box = Box(int(y), int(x), int(height), int(width))
+    return Stroke(int(number), kind, int(class_id), float(radius), ends, box, runs)
 
 
 def read_chunk(row: tuple[Any, ...]) -> tuple[int, tuple[int, Key], bytes]:
@@ -145,7 +150,7 @@ def read_chunk(row: tuple[Any, ...]) -> tuple[int, tuple[int, Key], bytes]:
     layer, level, i, j, data, crc = row
     if zlib.crc32(data) != crc or layer not in (0, 1):
         raise ValueError(f"chunk {(layer, level, i, j)} is damaged")
-    return layer, (level, (i, j)), data
+    return layer, (int(level), (int(i), int(j))), data
 
 
 def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
@@ -167,6 +172,7 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         try:
             uri = f"{path.resolve().as_uri()}?mode={mode}"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0, check_same_thread=False)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
             connection.execute("PRAGMA schema_version").fetchone()
         except sqlite3.Error as error:
             last = error
@@ -235,7 +241,7 @@ def read_contents(path: Path) -> Contents:
             return contents_of(connection)
         except BlankFileError:
             raise
-        except (sqlite3.Error, ValueError, TypeError, KeyError, SparseSegError) as error:
+        except (sqlite3.Error, ValueError, TypeError, KeyError, RecursionError, SparseSegError) as error:
             strokes, chunks, lost = survey(connection)
             found = f"{len(strokes)} strokes and {len(chunks)} label chunks can still be read, {lost} cannot."
             raise DamagedFileError(path, str(error).rstrip("."), found) from error
@@ -243,6 +249,9 @@ def read_contents(path: Path) -> Contents:
 
 def contents_of(connection: sqlite3.Connection) -> Contents:
     """Everything behind an open connection; raises what is wrong as it is."""
+    odd = connection.execute("SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1").fetchone()
+    if odd is not None:  # a view or trigger could compute anything
+        raise ValueError(f"it holds {odd[0]!r}, which no annotation file has")
     meta = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM meta")}
     height, width = meta["shape"]
     rows = connection.execute("SELECT id, name, colour FROM classes ORDER BY position")
@@ -256,6 +265,8 @@ def contents_of(connection: sqlite3.Connection) -> Contents:
     )
     if meta.get("counts"):
         scribbles, dense = ({int(k): int(n) for k, n in layer} for layer in meta["counts"])
+        if not all(0 <= label <= 255 for layer in (scribbles, dense) for label in layer):
+            raise ValueError("it counts labels beyond 255")
         out.counts = scribbles, dense
     out.strokes.extend(read_stroke(row) for row in connection.execute("SELECT * FROM strokes ORDER BY id"))
     for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):

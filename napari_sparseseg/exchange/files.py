@@ -90,6 +90,8 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         is_project = (path / "project.json").exists() or path.suffix == ".sparseseg"
         return "project" if is_project else "labels"
+    if path.exists() and not path.is_file():  # opening a pipe waits for ever
+        raise AnnotationError(f"{path} is no ordinary file; give an annotation file.")
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -60,6 +60,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # opening a pipe waits for ever
+            raise ModelError(f"model {path} is no ordinary file. Choose a model file.")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)

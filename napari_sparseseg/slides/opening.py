@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
@@ -49,14 +50,20 @@ def open_slide(path: str | PathLike[str]) -> Slide:
 
 def _head(name: str) -> bytes:
     try:
+        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe waits for ever
+            raise SlideOpenError(name, "it is no ordinary file", "Give the slide file.")
         with open(name, "rb") as file:
             return file.read(16)
+    except ValueError as error:
+        raise SlideOpenError(name, "there cannot be such a file", "Check the path.") from error
     except FileNotFoundError as error:
         raise SlideOpenError(name, "there is no such file", "Check the path; has it been moved?") from error
     except PermissionError as error:
         raise SlideOpenError(name, "reading it is not permitted", "Ask its owner for read permission.") from error
     except OSError as error:
-        raise SlideOpenError(name, f"it cannot be read ({error})", "Is its disk or network share there?") from error
+        raise SlideOpenError(
+            name, f"it cannot be read ({error.strerror or error})", "Is its disk or network share there?"
+        ) from error
 
 
 def _make(contents: Contents) -> Slide:
