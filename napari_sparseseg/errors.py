@@ -20,6 +20,10 @@ class SlideError(SparseSegError):
     """A slide could be opened but not used as asked (closed, no mpp, bad box)."""
 
 
+class SlideClosedError(SlideError):
+    """The slide was closed; open it again to read it."""
+
+
 class SlideOpenError(SlideError):
     """A file is not a slide that can be opened.
 

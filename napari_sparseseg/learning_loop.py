@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from napari_sparseseg.errors import SparseSegError, TrainingError
+from napari_sparseseg.errors import SlideClosedError, SparseSegError, TrainingError
 from napari_sparseseg.status import Status
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class LearningLoop:
         self._run: Run | None = None
         self._pending_model: Model | None = None
         self._fitted: Versions = ()
+        self._closed_at: Versions = ()
+        self._begin_lock = threading.Lock()
         self.seen: Versions = ()
         self.model: Model | None = None
         self.follow_strokes = False
@@ -95,9 +97,10 @@ class LearningLoop:
 
     def begin(self, run: Run) -> None:
         """Make `run` the present one; the engine starts it at its next turn."""
-        if self._run is not None:
-            raise TrainingError("training is running already; stop it before starting again.")
-        self._run = run
+        with self._begin_lock:
+            if self._run is not None:
+                raise TrainingError("training is running already; stop it before starting again.")
+            self._run = run
 
     def use_model(self, model: Model) -> None:
         """Show a loaded model and continue from it when training starts (engine thread)."""
@@ -158,10 +161,17 @@ class LearningLoop:
         return True
 
     def fail(self, error: Exception) -> None:
-        """End the run with an error that the user sees; the rest of the session goes on (engine thread)."""
+        """End the run with an error that the user sees; the rest of the session goes on (engine thread).
+
+        A slide that was closed while it was read is no error: the next turn goes on with the others.
+        """
+        versions = self._versions()
+        if isinstance(error, SlideClosedError) and versions != self._closed_at:
+            self._closed_at, self._fitted = versions, ()
+            return
         run, self._run = self._run, None
         # Without this a failing refit would be asked for again at once, for ever.
-        self._fitted = self._versions()
+        self._fitted = versions
         details = "".join(traceback.format_exception(error))
         text = _explain(error)
         if run is not None:

@@ -35,17 +35,18 @@ class LiveWorker:
 
     def look_at(self, box: Box, pixel_size: float) -> None:
         """Say what part of the active slide is on screen; kept until the slide changes. Any thread."""
-        if self._slides.has_active:
-            self._looking_at = (self._slides.active.key, box, pixel_size)
-            if self.view is not None and self._made_for[0] == self._slides.active.key:
+        entry = self._slides.current
+        if entry is not None:
+            self._looking_at = (entry.key, box, pixel_size)
+            if self.view is not None and self._made_for[0] == entry.key:
                 self.view.request(box, pixel_size)
 
     def work(self) -> bool:
         """Predict the next tile that the view wants; False when there is none."""
         model = self._loop.model
-        if not self.enabled or self.held or model is None or not self._slides.has_active:
+        entry = self._slides.current
+        if not self.enabled or self.held or model is None or entry is None:
             return False
-        entry = self._slides.active
         frame = entry.slide.frame(model.recipe.mpp)
         wanted = (entry.key, frame, model.recipe.classes)
         if wanted != self._made_for or self.view is None:

@@ -218,7 +218,8 @@ class Session(SlideSession):
     @property
     def status(self) -> Status:
         """What is going on now."""
-        return self._loop.present(self.set.active.key if self.set.has_active else "", self._predictor.fraction)
+        entry = self.set.current
+        return self._loop.present("" if entry is None else entry.key, self._predictor.fraction)
 
     def save(self, project: str | os.PathLike[str]) -> None:
         """Save as a project folder (made where it does not exist); from then on every stroke goes there at once."""

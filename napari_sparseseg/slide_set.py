@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _keys = itertools.count(1)
 DEFAULT_MPP = 1.0
 Versions = tuple[tuple[str, int], ...]
-"""Annotation version by slide key; the class table's hash comes last."""
+"""Annotation version by slide key; hashes of the slides and of the class table come last."""
 
 
 @dataclass(slots=True)
@@ -76,14 +76,21 @@ class SlideSet:
         SlideError
             When none is open.
         """
-        if self._active < 0:
+        entry = self.current
+        if entry is None:
             raise SlideError("no slide is open; open one first.")
-        return self.entries[self._active]
+        return entry
+
+    @property
+    def current(self) -> SlideEntry | None:
+        """The active slide or None; from any thread, while another opens and closes slides."""
+        entries, index = self.entries, self._active
+        return entries[index] if 0 <= index < len(entries) else None
 
     @property
     def has_active(self) -> bool:
         """Whether a slide is open."""
-        return self._active >= 0
+        return self.current is not None
 
     @property
     def classes(self) -> tuple[ClassDef, ...]:
@@ -114,7 +121,8 @@ class SlideSet:
 
     def remove(self, entry: SlideEntry) -> None:
         """Close a slide and its annotations; the last of the remaining becomes active."""
-        self.entries.remove(entry)
+        self.entries = [e for e in self.entries if e is not entry]  # another list: the engine may be reading this one
+        self._active = len(self.entries) - 1
         self._unfollow(entry.annotations)
         entry.annotations.close()
         entry.slide.close()
@@ -168,9 +176,11 @@ class SlideSet:
         self.annotated.emit()
 
     def versions(self) -> Versions:
-        """Annotation version of every training slide, and the class table's as the last."""
-        versions = tuple((e.key, e.annotations.version) for e in self.entries if e.role == "train")
-        return (*versions, ("classes", hash(self._classes)))
+        """Annotation version of every training slide; then what tells the slides and their roles, and the classes."""
+        entries = self.entries
+        versions = tuple((e.key, e.annotations.version) for e in entries if e.role == "train")
+        slides = hash(tuple((e.key, e.role) for e in entries))
+        return (*versions, ("slides", slides), ("classes", hash(self._classes)))
 
     def training_mpp(self, config: TrainConfig) -> float | None:
         """The resolution to train at: the config's, else 1.0 or the coarsest slide's own; None without any mpp."""

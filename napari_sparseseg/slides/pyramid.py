@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sparseseg.errors import SlideError
+from napari_sparseseg.errors import SlideClosedError, SlideError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.slides.cache import TILES, TileCache
 from napari_sparseseg.slides.level import Level, ReducedLevel, TileError
@@ -142,7 +142,7 @@ class Pyramid:
     def _reading(self) -> Iterator[None]:
         with self._state:
             if self._closed:
-                raise SlideError(f"slide {self.name} is closed; open it again to read it.")
+                raise SlideClosedError(f"slide {self.name} is closed; open it again to read it.")
             self._active += 1
         try:
             yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sparseseg.errors import SlideError
+from napari_sparseseg.errors import SlideClosedError, SlideError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.slides.pyramid import Pyramid
 from napari_sparseseg.slides.regions import read_region
@@ -206,7 +206,7 @@ class Slide:
             Where there is none of that name, or after `close`.
         """
         if self.closed:
-            raise SlideError(f"slide {self.path} is closed; open it again to read it.")
+            raise SlideClosedError(f"slide {self.path} is closed; open it again to read it.")
         if name not in self._contents.associated:
             raise SlideError(
                 f"slide {self.path} has no image {name!r}; it has: {', '.join(self.associated) or 'none'}."

@@ -1,0 +1,257 @@
+"""The session from several threads at once, and closed at every moment: no deadlock, no error that nobody caused."""
+
+from __future__ import annotations
+
+import faulthandler
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from napari_sparseseg import Session
+from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.engine import Engine
+from napari_sparseseg.errors import SparseSegError, TrainingError
+from tests.conftest import two_textures, write_slide
+
+CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
+CLOSED = "closed"
+
+
+@pytest.fixture(autouse=True)
+def _no_deadlock():
+    """All stacks are printed and the process ends where threads wait for each other."""
+    faulthandler.dump_traceback_later(240, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slides")
+    return [write_slide(folder / f"{k}.tif", two_textures(256, k)) for k in range(3)]
+
+
+def scribble(session):
+    session.annotations.paint([(40, 20), (200, 90)], 6, 1)
+    session.annotations.paint([(40, 160), (200, 240)], 6, 2)
+
+
+def engine_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("sparseseg")]
+
+
+def annotator(session, rng, slides):
+    """What a person does with the pen."""
+    choice = rng.random()
+    a = session.annotations
+    if choice < 0.5:
+        a.paint([(rng.uniform(0, 256), rng.uniform(0, 256))], 4, rng.choice((1, 2)))
+    elif choice < 0.6 and a.can_undo:
+        a.undo()
+    elif choice < 0.7 and a.can_redo:
+        a.redo()
+    elif choice < 0.8:
+        session.open(rng.choice(slides))
+    elif choice < 0.85 and len(session.set.entries) > 1:
+        session.set.remove(session.set.active)
+    elif choice < 0.9 and len(session.classes) < 6:
+        a.add_class(f"class {len(session.classes)} {rng.random()}")
+    elif choice < 0.95:
+        session.look_at((0, 0, 256, 256), 1.0)
+    else:
+        session.config = session.config.updated({"seed": rng.randrange(3)})
+
+
+def driver(session, rng, folder):
+    """What a person, a script and the panel do with the rest."""
+    choice = rng.random()
+    if choice < 0.25:
+        session.train(steps=2)
+    elif choice < 0.35:
+        session.pause()
+    elif choice < 0.5:
+        session.resume()
+    elif choice < 0.6:
+        session.stop(wait=rng.random() < 0.5)
+    elif choice < 0.75:
+        session.predict((0, 0, 64, 64))
+    elif choice < 0.8:
+        session.next_region()
+    elif choice < 0.85:
+        session.live_enabled = rng.random() < 0.7
+    elif choice < 0.9:
+        session.save(folder / "p")
+    elif choice < 0.95:
+        session.save_model(folder / "m.safetensors")
+    else:
+        _ = session.status
+
+
+def stress(session, rng, seconds, slides, folder):
+    """Both at once; what came up that is not an ordinary refusal."""
+    end, surprises = time.monotonic() + seconds, []
+
+    def loop(act, *args):
+        own = random.Random(rng.random())
+        while time.monotonic() < end:
+            try:
+                act(session, own, *args)
+            except SparseSegError:
+                pass
+            except Exception as error:  # noqa: BLE001 - each is shown
+                surprises.append(error)
+            time.sleep(0.002)
+
+    threads = [
+        threading.Thread(target=loop, args=(annotator, slides)),
+        threading.Thread(target=loop, args=(driver, folder)),
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert not any(t.is_alive() for t in threads)
+    return surprises
+
+
+@pytest.mark.parametrize("seed", [0, 1, *[pytest.param(k, marks=pytest.mark.slow) for k in range(2, 22)]])
+def test_pen_and_buttons_at_once(slides, tmp_path, seed):
+    rng = random.Random(seed)
+    failures = []
+    with Session(["a", "b"], config=CONFIG, autosave=True) as session:
+        session.status_changed.connect(lambda s: failures.append(s.details) if s.state == "failed" else None)
+        session.open(slides[0])
+        scribble(session)
+        surprises = stress(session, rng, 4, slides, tmp_path)
+        assert not surprises
+        assert not failures
+        session.resume()
+        session.stop()
+        session.open(slides[0])
+        scribble(session)
+        session.train(steps=1, wait=True)
+        labels, probabilities = session.predict((0, 0, 256, 256))
+        assert np.isfinite(probabilities).all()
+        assert labels.min() >= 1
+    assert not engine_threads()
+
+
+@pytest.mark.parametrize("seed", [*range(4), *[pytest.param(k, marks=pytest.mark.slow) for k in range(4, 60)]])
+def test_closing_at_any_moment(slides, tmp_path, seed):
+    """Whatever is going on, `close` returns, the thread ends and the strokes are on disk."""
+    rng = random.Random(seed)
+    session = Session(["a", "b"], config=CONFIG)
+    session.open(slides[0])
+    scribble(session)
+    session.save(tmp_path / "p")
+    session.train()
+    session.live_enabled = seed % 2 == 0
+    session.look_at((0, 0, 256, 256), 1.0)
+    time.sleep(rng.uniform(0, 1.5))
+    busy = threading.Thread(target=lambda: _quietly(lambda: session.predict((0, 0, 256, 256))))
+    busy.start()
+    time.sleep(rng.uniform(0, 0.05))
+    session.close()
+    busy.join(60)
+    assert not busy.is_alive()
+    assert not engine_threads()
+    with Session.load(tmp_path / "p.sparseseg") as again:
+        assert len(again.annotations.strokes) == 2
+        assert again.status.message == ""
+
+
+def _quietly(act):
+    try:
+        act()
+    except (SparseSegError, RuntimeError) as error:
+        assert isinstance(error, SparseSegError) or CLOSED in str(error)  # noqa: PT017 - both are refusals
+
+
+def test_closing_a_slide_while_it_is_trained_on(slides):
+    """The run goes on with the others."""
+    with Session(["a", "b"], config=CONFIG) as session:
+        for path in slides:
+            session.open(path)
+            scribble(session)
+        session.train()
+        end = time.monotonic() + 60
+        while session.status.step < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        session.set.remove(session.set.entries[1])
+        step = session.status.step
+        while session.status.step < step + 3 and session.status.state == "training" and time.monotonic() < end:
+            time.sleep(0.02)
+        assert session.status.state == "training", session.status.details
+        session.stop()
+
+
+def test_calls_that_race_with_close_are_answered():
+    for _ in range(200):
+        engine = Engine((), lambda error: None)
+        engine.call(lambda: None)
+        answers = []
+
+        def ask(engine=engine, answers=answers):
+            future = engine.submit(lambda: 1)
+            try:
+                answers.append(future.result(30))
+            except RuntimeError:
+                answers.append(0)
+
+        askers = [threading.Thread(target=ask) for _ in range(3)]
+        for t in askers:
+            t.start()
+        assert engine.close()
+        for t in askers:
+            t.join(40)
+        assert len(answers) == 3
+
+
+def test_a_listener_that_fails_does_not_end_the_engine():
+    armed, done = [True], threading.Event()
+
+    def worker():
+        if armed:
+            raise ValueError("work")
+        return False
+
+    def listen(error):
+        armed.clear()
+        done.set()
+        raise KeyError("listener")
+
+    engine = Engine((worker,), listen)
+    engine.wake()
+    assert done.wait(10)
+    assert engine.call(lambda: 5) == 5
+    assert engine.close()
+
+
+def test_two_threads_cannot_both_start_training(slides):
+    with Session(["a", "b"], config=CONFIG) as session:
+        session.open(slides[0])
+        scribble(session)
+        for _ in range(20):
+            started, barrier = [], threading.Barrier(4)
+
+            def start(started=started, barrier=barrier):
+                barrier.wait()
+                try:
+                    session.train(steps=10_000)
+                    started.append(1)
+                except TrainingError:
+                    pass
+
+            threads = [threading.Thread(target=start) for _ in range(4)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            assert len(started) == 1
+            session.pause()
+            run = session._loop.run
+            run.stopping = True
+            session.stop()
