@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from napari_sparseseg import recovery
 from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.slide_set import SlideEntry, SlideSet
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _one_at_a_time(
+    method: Callable[Concatenate[ProjectKeeper, _P], _T],
+) -> Callable[Concatenate[ProjectKeeper, _P], _T]:
+    """A slide that is opened while another thread saves must not be bound to the folder that is being left."""
+
+    @wraps(method)
+    def locked(self: ProjectKeeper, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with self._binding:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 class ProjectKeeper:
@@ -34,6 +51,7 @@ class ProjectKeeper:
     def __init__(self, slides: SlideSet, config: Callable[[], TrainConfig], *, autosave: bool) -> None:
         self._slides, self._config, self._autosave = slides, config, autosave
         self._lock = threading.RLock()  # the engine thread asks for `checkpoint_path`
+        self._binding = threading.RLock()  # never taken by the engine thread: signals are sent while it is held
         self.project: Project | None = None
         self.left_out: list[SlideRecord] = []
         """Slides of the project that are not open because they could not be; they stay listed."""
@@ -58,6 +76,7 @@ class ProjectKeeper:
         """Go on with a project; its slides count as left out until `on_open` is told of them."""
         self.project, self.left_out = project, list(project.state.slides)
 
+    @_one_at_a_time
     def on_open(self, entry: SlideEntry) -> None:
         """Keep a slide that was just opened or whose annotations were replaced, if this session keeps any."""
         if not self._autosave and self.project is None:
@@ -77,6 +96,7 @@ class ProjectKeeper:
         self.left_out = [r for r in self.left_out if r.annotations != record.annotations]
         self.write()
 
+    @_one_at_a_time
     def on_replaced(self, entry: SlideEntry) -> None:
         """Keep annotations that took the place of others."""
         if (self._autosave or self.project is not None) and not self.read_only:
@@ -84,6 +104,7 @@ class ProjectKeeper:
             self._move(entry, project, self._records(project)[entry.key])
             self.write()
 
+    @_one_at_a_time
     def save_as(self, path: Path) -> Project:
         """Move everything to the project at `path`, made where it does not exist."""
         path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
@@ -94,8 +115,10 @@ class ProjectKeeper:
             self.write()
             return before
         project = Project.open(path) if (path / "project.json").exists() else Project.create(path)
-        for entry, record in zip(self._slides.entries, self._records(project).values(), strict=True):
-            self._move(entry, project, record)
+        records = self._records(project)
+        for entry in self._slides.entries:
+            if entry.key in records:
+                self._move(entry, project, records[entry.key])
         names = {r.annotations for r in self._records(project).values()}
         stays = before is not None and (self.read_only or self.left_out)
         self.project, self.read_only = project, ""
