@@ -9,12 +9,17 @@ import numpy as np
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.slides import ArraySlide, Slide, open_slide
+from napari_sparseseg.slides.colour import RGB
 from napari_sparseseg.slides.opening import OPENSLIDE_SUFFIXES, ZARR_FILES
+from napari_sparseseg.slides.overview import check_overview, read_overview
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from os import PathLike
 
-    from napari.layers import Image
+    from napari.layers import Image, Layer
+
+    from napari_sparseseg.session import Session
 
 LayerData = tuple[Any, dict[str, Any], str]
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".qptiff", *(s for s in OPENSLIDE_SUFFIXES if s not in (".dcm", ".czi")))
@@ -61,9 +66,29 @@ def read_slide(path: str | Sequence[str]) -> list[LayerData]:
     Raises
     ------
     SlideOpenError
-        Where it cannot be opened; napari shows the text.
+        Where it cannot be opened, or not shown without minutes of work; napari shows the text.
     """
-    return layer_data(open_slide(path if isinstance(path, str) else path[0]))
+    slide = open_slide(path if isinstance(path, str) else path[0])
+    try:
+        check_overview(slide)
+        read_overview(slide)
+        return layer_data(slide)
+    except SlideError:
+        slide.close()
+        raise
+
+
+def open_in(session: Session, path: str | PathLike[str]) -> None:
+    """Open a slide in a session with what a viewer will read first: seconds for a slide without levels.
+
+    Raises
+    ------
+    SlideOpenError
+        Where it cannot be opened, or not shown without minutes of work.
+    """
+    with open_slide(path) as slide:
+        check_overview(slide)
+    read_overview(session.open(path))
 
 
 def layer_data(slide: Slide) -> list[LayerData]:
@@ -114,6 +139,35 @@ def _contrast_limits(slide: Slide) -> list[tuple[float, float]]:
     return out
 
 
+def layers_of_one_image(layer: Image, layers: Iterable[Layer]) -> list[Image]:
+    """The layers that show the same image as `layer`: those of our slide, or the channels that a reader made of a file.
+
+    Channels are grey layers of the same file, shape and type that are added up; so napari-ome-zarr shows even RGB.
+    """
+    slide, path = layer.metadata.get("slide"), layer.source.path
+
+    def is_one(other: Layer) -> bool:
+        if slide is not None or other is layer:
+            return other is layer or other.metadata.get("slide") is slide
+        channels = layer.blending == other.blending == "additive" and not layer.rgb and path is not None
+        alike = isinstance(other, type(layer)) and not other.rgb and other.dtype == layer.dtype
+        return bool(channels and alike and other.source.path == path and _shape(other) == _shape(layer))
+
+    return [other for other in layers if is_one(other)]
+
+
+def _shape(layer: Image) -> tuple[int, ...]:
+    return tuple((layer.data[0] if layer.multiscale else layer.data).shape)
+
+
+def show_in_pixels(layers: Iterable[Layer]) -> None:
+    """Put layers where a slide's layers are: level-0 pixels are world coordinates, for what is drawn is in pixels."""
+    for layer in layers:
+        n = layer.ndim
+        layer.affine, layer.rotate, layer.shear = np.eye(n + 1), np.eye(n), np.zeros(n * (n - 1) // 2)
+        layer.scale, layer.translate, layer.units = np.ones(n), np.zeros(n), "pixel"
+
+
 def slide_of_layers(layers: Sequence[Image]) -> Slide:
     """The slide that image layers show: ours where we opened it, else one over the layers' own arrays.
 
@@ -140,6 +194,8 @@ def slide_of_layers(layers: Sequence[Image]) -> Slide:
     else:
         levels = [list(parts) for parts in zip(*stacks, strict=False)]
         names = [layer.name for layer in layers]
+        if tuple(layer.colormap.name for layer in layers) == ("red", "green", "blue") and layers[0].dtype == np.uint8:
+            names = list(RGB)
     return ArraySlide(levels, mpp=_mpp(layers[0]), name=str(layers[0].source.path or layers[0].name), channels=names)
 
 

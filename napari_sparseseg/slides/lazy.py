@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides.level import Level
     from napari_sparseseg.slides.pyramid import Pyramid
 
-CHUNK = 1024
+CHUNK = 768
 
 
 class LevelSource:

@@ -130,17 +130,22 @@ class ReducedLevel(Level):
         return halve(self._read(box, plane * self.samples, self.samples))
 
 
+_SUM: dict[str, Any] = {"u1": np.uint16, "u2": np.uint32}
+"""The narrowest type that holds the sum of four."""
+
+
 def halve(pixels: Pixels) -> Pixels:
     """Mean of each 2 x 2 block of (h, w, C), rounded half up for integers; an odd last row or column counts twice."""
     h, w, _ = pixels.shape
     if h % 2 or w % 2:
         pixels = np.pad(pixels, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
-    wide: Any = np.uint32 if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2 else np.float64
+    wide: Any = _SUM.get(pixels.dtype.str[1:], np.float64)
     total: Any = pixels[0::2].astype(wide)
     total += pixels[1::2]
     total = total[:, 0::2] + total[:, 1::2]
-    if wide is np.uint32:
-        mean = (total + 2) >> 2
+    if wide is not np.float64:
+        total += wide(2)
+        mean = total >> wide(2)
     else:
         mean = np.floor(total / 4 + 0.5) if pixels.dtype.kind in "iu" else total / 4
     out: Pixels = mean.astype(pixels.dtype)

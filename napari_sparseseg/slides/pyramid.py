@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Pixels = np.ndarray[Any, np.dtype[Any]]
 SMALLEST = 1024
 """Levels are added until the longer side is at most this: napari reads the coarsest level whole."""
+LARGEST_STEP = 4.5
+"""Levels are added between two that lie further apart: a view just finer than a level 16 times smaller would hold 500
+million pixels."""
 _OWNERS = itertools.count()
 
 
@@ -62,7 +65,7 @@ class Pyramid:
     name
         How warnings and errors call the slide.
     levels
-        Finest first; every one smaller than the one before. Coarser ones are added here where they stop early.
+        Finest first; every one smaller than the one before. More are added here where they stop early or leave a gap.
     background
         Colour outside the slide, one value per channel.
     close
@@ -90,9 +93,12 @@ class Pyramid:
             if finer is not None and level.shape[0] * level.shape[1] >= finer.shape[0] * finer.shape[1]:
                 raise SlideError(f"{name}: level of {level.shape[:2]} px is not smaller than {finer.shape[:2]} px.")
         self.name, self.background, self.cache = name, background, cache
-        self.levels = list(levels)
-        while max(self.levels[-1].shape[:2]) > SMALLEST:
-            self.levels.append(ReducedLevel(self.levels[-1], self._reader(len(self.levels) - 1)))
+        self.levels: list[Level] = []
+        for level, coarser in itertools.zip_longest(levels, levels[1:]):
+            self.levels.append(level)
+            goal = SMALLEST if coarser is None else LARGEST_STEP * max(coarser.shape[:2])
+            while max(self.levels[-1].shape[:2]) > goal:
+                self.levels.append(ReducedLevel(self.levels[-1], self._reader(len(self.levels) - 1)))
         self.scales = scales(self.levels)
         self.bad_tiles: dict[tuple[int, int, int, int], str] = {}
         self._close, self._owner = close, next(_OWNERS)

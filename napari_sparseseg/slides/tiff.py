@@ -208,7 +208,8 @@ def _describe_channels(contents: Contents, page: Any, leading: int, facts: tiff_
 def _tiled_levels(
     path: str, file: PositionedFile, size: int, contents: Contents, series: Any, all_series: Sequence[Any]
 ) -> list[Level]:
-    found = series.levels if len(series.levels) > 1 else [series, *_loose_levels(series, all_series)]
+    found = [series, *series.levels[1:], *_loose_levels(series, all_series)]
+    found.sort(key=lambda part: -part.keyframe.imagelength)  # stable: equals stay in the file's order
     levels: list[Level] = []
     first, missing = series.keyframe, 0
     for k, part in enumerate(found):
@@ -237,7 +238,13 @@ def _tiled_levels(
 
 
 def _loose_levels(series: Any, all_series: Sequence[Any]) -> list[Any]:
-    """Smaller tiled images of the same shape, in files that do not mark them as levels."""
+    """Smaller tiled images of the same shape, in files that do not mark them as levels.
+
+    In an OME-TIFF every series is an image of its own, and other files that mark levels mark all of them; only of an
+    SVS tifffile takes the second image for the thumbnail, whatever it is.
+    """
+    if series.kind == "ome" or (len(series.levels) > 1 and series.kind != "svs"):
+        return []
     page = series.keyframe
     out = []
     for other in sorted(all_series, key=lambda s: -s.keyframe.imagelength):

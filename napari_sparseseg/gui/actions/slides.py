@@ -11,6 +11,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.binding import SlideBinding, slide_name
 from napari_sparseseg.gui.panels.slide import slide_facts
+from napari_sparseseg.gui.reader import layers_of_one_image, open_in, show_in_pixels, slide_of_layers
 from napari_sparseseg.recovery import recoverable, recovered
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class SlideActions(QObject):
     def open(self, path: str | Path) -> None:
         """Open a slide in the background and show it."""
         session = self._context.session
-        self._load(lambda: session.open(path), f"Opening {Path(path).name}")
+        self._load(lambda: open_in(session, path), f"Opening {Path(path).name}")
 
     def open_sample(self) -> None:
         """Open the sample slide with its scribbles."""
@@ -86,11 +87,7 @@ class SlideActions(QObject):
 
     def adopt(self, layer: Image) -> None:
         """Scribble on an image that napari shows already."""
-        from napari_sparseseg.gui.reader import slide_of_layers
-
-        slide = layer.metadata.get("slide")
-        together = [la for la in self._context.viewer.layers if isinstance(la, Image) and slide is not None
-                    and la.metadata.get("slide") is slide] or [layer]  # fmt: skip
+        together = layers_of_one_image(layer, self._context.viewer.layers)
 
         def take() -> None:
             made = slide_of_layers(together)
@@ -98,12 +95,15 @@ class SlideActions(QObject):
             if known is None:
                 self._adopting[made.fingerprint] = list(together)
                 self._context.session.add(made)
+                show_in_pixels(together)
 
         if self._context.attempt(take):
             self.sync()
 
     def adopt_ours(self) -> None:
         """Take over every slide that our reader has opened in this viewer."""
+        if self._context.closed:
+            return
         for layer in list(self._context.viewer.layers):
             if isinstance(layer, Image) and is_ours(layer) and not self._is_bound(layer):
                 self.adopt(layer)
@@ -226,9 +226,8 @@ class SlideActions(QObject):
         layer = event.value
         if not isinstance(layer, Image) or self._is_bound(layer):
             return
-        known = {id(e.slide) for e in self._context.session.set.entries}
-        if is_ours(layer) and id(layer.metadata["slide"]) not in known:
-            self.adopt(layer)
+        if is_ours(layer):
+            QTimer.singleShot(0, self.adopt_ours)  # its other channels are inserted right after it
         self._list_layers()
 
     def _on_layer_removed(self, event: Any) -> None:

@@ -138,5 +138,7 @@ def slide_facts(slide: Slide) -> str:
         parts.append(f"{slide.mpp[0]:.4g} µm/px")
         parts.append(f"{w * slide.mpp[1] / 1000:.3g} × {h * slide.mpp[0] / 1000:.3g} mm")
     parts.append(slide.contents.format)
+    if slide.mpp is None:
+        parts.append("µm per pixel not known, enter it below")
     kept = [part.replace(" ", "\u00a0") for part in parts]  # lines break between the parts only
     return "\n".join([" · ".join(kept), *slide.warnings])
