@@ -54,7 +54,7 @@ class ProjectState:
 
 
 class Project:
-    """A project folder; `state` is what is on disk."""
+    """A project folder; `state` is what was last read from disk or written to it."""
 
     def __init__(self, path: Path, state: ProjectState) -> None:
         self.path, self.state = path, state
@@ -96,10 +96,7 @@ class Project:
         folder = Path(path)
         file = folder / "project.json"
         try:
-            if file.stat().st_size > _MAX_JSON:
-                raise ProjectError(f"{file} has {file.stat().st_size} bytes; a project file has a few thousand.")
-            data = json.loads(file.read_text(encoding="utf-8"))
-            state = _state_from_json(data)
+            state = _read_state(file)
         except FileNotFoundError as error:
             raise ProjectError(f"{folder} is not a project: it has no project.json.") from error
         except OSError as error:
@@ -110,6 +107,15 @@ class Project:
                 "one by one from the annotations folder."
             ) from error
         return cls(folder.resolve(), state)
+
+    def listed_by_others(self) -> tuple[SlideRecord, ...]:
+        """Slides that another program has put into ``project.json`` since it was read or written here."""
+        try:
+            found = _read_state(self.path / "project.json")
+        except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError, ProjectError):
+            return ()  # away or damaged: it is replaced by what is known here
+        known = {r.annotations for r in self.state.slides}
+        return tuple(r for r in found.slides if r.annotations not in known)
 
     def write(self, state: ProjectState) -> None:
         """Replace ``project.json`` atomically."""
@@ -172,6 +178,12 @@ class Project:
         if record.relative:
             candidates.insert(0, self.path / record.relative)
         return next((c.resolve() for c in candidates if _exists(c)), None)
+
+
+def _read_state(file: Path) -> ProjectState:
+    if file.stat().st_size > _MAX_JSON:
+        raise ProjectError(f"{file} has {file.stat().st_size} bytes; a project file has a few thousand.")
+    return _state_from_json(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _write_text(path: Path, text: str) -> None:

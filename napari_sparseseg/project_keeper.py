@@ -134,7 +134,10 @@ class ProjectKeeper:
             project = self.project
             if project is None or self.read_only:
                 return
-            records = (*self._records(project).values(), *self.left_out)
+            ours = self._records(project).values()
+            known = {r.annotations for r in (*ours, *self.left_out)}
+            self.left_out += [r for r in project.listed_by_others() if r.annotations not in known]
+            records = (*ours, *self.left_out)
             state = ProjectState(records, self._slides.classes, self._config())
             if state != project.state or not (project.path / "project.json").exists():
                 project.write(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,30 @@ import pytest
 import tifffile
 from hypothesis import settings
 
+from tests.faults import report
+
 os.environ.setdefault("LP_NUM_THREADS", "1")
 # Machines differ and are shared: a slow example is no failure.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    outcome = yield
+    report.count(item, outcome)
+    return outcome
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of what was killed, filled, taken away, and what was lost."""
+    if report.ROWS:
+        path = Path(tempfile.gettempdir()) / "napari-sparseseg-faults.json"
+        report.write_json(path)
+        terminalreporter.write_sep("-", f"faults, also in {path}")
+        terminalreporter.write_line(report.markdown())
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,7 @@ class FileBacked(ClassEditing):
             try:
                 found = None if keeper.is_new else read_contents(target)
                 adopt = found is not None and found.token != self._token
+                keeper.tokens.update([found.token] if found is not None else [])
                 if found is not None and adopt:
                     self._require_adoptable(target, found)
                     self.adopt(found)

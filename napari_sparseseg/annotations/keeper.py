@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.annotations.store import (
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from napari_sparseseg.annotations.history import Edit
     from napari_sparseseg.annotations.state import State
 
+_BROKEN = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB)
+"""Errors after which a file has to be opened anew."""
+
 
 class FileKeeper:
     """Writes edits to an annotation file that it alone may write to until `close`.
@@ -51,30 +56,11 @@ class FileKeeper:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.is_new = not path.exists() or path.stat().st_size == 0
         self.problem: str | None = None
-        self._connection = connect(path, create=self.is_new)
-        try:
-            # Write-ahead where the file system can; the log is synced at every commit.
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            if not self.is_new and not is_blank(self._connection):
-                migrate(self._connection)
-            self._connection.execute("PRAGMA busy_timeout = 500")
-            self._connection.execute("BEGIN IMMEDIATE")
-            if is_blank(self._connection):  # killed while it was being made
-                self.is_new = True
-            if not self.is_new:  # a write, lest a file that cannot be written to is found out at the first stroke
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        except sqlite3.Error as error:
-            self._connection.close()
-            if "locked" in str(error):
-                raise FileInUseError(
-                    f"{path} is open for writing in another program or window. Close it there, or look at it with "
-                    "Annotations.load, which does not keep changes."
-                ) from error
-            kind = NotWritableError if isinstance(error, sqlite3.OperationalError) else AnnotationError
-            raise kind(f"cannot write to {path}: {error}.") from error
+        self.tokens: set[str] = set()
+        """Of all states that were written here: a file that holds one of them has nothing of anybody else's."""
+        self._connection, self.is_new = _open(path)
+        self._identity, self._broken = _identity(self.path), False
 
     def keep(self, state: State, edit: Edit, *, revert: bool) -> None:
         """Write an edit; what failed is said by `complain`, and everything is written again with the next edit."""
@@ -91,7 +77,7 @@ class FileKeeper:
             run("DELETE FROM strokes WHERE id = ?", [(s.id,) for s in gone])
             run(PUT_STROKE, [stroke_row(s) for s in come])
             self._finish(state)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, AnnotationError) as error:
             self._fail(error)
 
     def keep_classes(self, state: State) -> None:
@@ -101,34 +87,63 @@ class FileKeeper:
             return
         try:
             self._finish(state)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, AnnotationError) as error:
             self._fail(error)
 
     def _finish(self, state: State) -> None:
-        self._connection.executemany(PUT_META, state.contents(bare=True).meta())
+        contents = state.contents(bare=True)
+        self.tokens.add(contents.token)  # a commit that is said to have failed may have succeeded
+        self._connection.executemany(PUT_META, contents.meta())
         self._connection.execute("DELETE FROM classes")
         self._connection.executemany("INSERT INTO classes VALUES (?, ?, ?, ?)", class_rows(state.classes))
         self._connection.execute("COMMIT")
         self._connection.execute("BEGIN IMMEDIATE")
+        self._require_in_place()
 
     def keep_all(self, contents: Contents) -> None:
-        """Write everything; fails as `keep`."""
+        """Write everything, into the file opened anew where it was lost; fails as `keep`."""
         try:
+            if self.problem is not None and (self._broken or _identity(self.path) != self._identity):
+                self._reopen()
+            self.tokens.add(contents.token)
             self._leave()
             fill(self._connection, contents)
             self._connection.execute("BEGIN IMMEDIATE")
+            self._require_in_place()
             self.problem = None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError, AnnotationError) as error:
             self._fail(error)
 
-    def _leave(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+    def _require_in_place(self) -> None:
+        """SQLite does not notice that a file it writes to is no longer the one of that name."""
+        if _identity(self.path) != self._identity:
+            raise AnnotationError("the file was removed or replaced while it was open here")
 
-    def _fail(self, error: sqlite3.Error) -> None:
-        self.problem = str(error)
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+    def _reopen(self) -> None:
+        """After a share has come back, or the file was removed; never over what somebody else has written."""
+        self.close()
+        (file, log), now = self._identity, _identity(self.path)
+        if now[0] not in (None, file) and now[1] == log:  # our log belongs to the file that was there before
+            for tail in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + tail).unlink(missing_ok=True)
+        self._connection, is_new = _open(self.path)
+        self._identity, self._broken = _identity(self.path), False
+        if not is_new:
+            row = self._connection.execute("SELECT value FROM meta WHERE key = 'token'").fetchone()
+            if row is None or json.loads(row[0]) not in self.tokens:
+                self.close()
+                raise AnnotationError("another program put other annotations in its place")
+
+    def _leave(self) -> None:
+        with suppress(sqlite3.Error):  # a connection that is closed or dead has nothing to take back
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def _fail(self, error: Exception) -> None:
+        self.problem = str(error).rstrip(".")
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        self._broken = code in _BROKEN or isinstance(error, sqlite3.ProgrammingError | OSError | AnnotationError)
+        self._leave()
 
     def complain(self) -> None:
         """Raise what went wrong with the last write.
@@ -153,3 +168,43 @@ class FileKeeper:
         """Give the file free; the log is merged into it."""
         self._leave()
         self._connection.close()
+
+
+def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """A connection that holds the write lock, and whether the file has yet to be filled."""
+    is_new = not path.exists() or path.stat().st_size == 0
+    connection = connect(path, create=is_new, write=True)
+    try:
+        # Write-ahead where the file system can; the log is synced at every commit.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        if not is_new and not is_blank(connection):
+            migrate(connection)
+        connection.execute("PRAGMA busy_timeout = 500")
+        connection.execute("BEGIN IMMEDIATE")
+        if is_blank(connection):  # killed while it was being made
+            is_new = True
+        if not is_new:  # a write, lest a file that cannot be written to is found out at the first stroke
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    except sqlite3.Error as error:
+        connection.close()
+        if "locked" in str(error):
+            raise FileInUseError(
+                f"{path} is open for writing in another program or window. Close it there, or look at it with "
+                "Annotations.load, which does not keep changes."
+            ) from error
+        kind = NotWritableError if isinstance(error, sqlite3.OperationalError) else AnnotationError
+        raise kind(f"cannot write to {path}: {error}.") from error
+    return connection, is_new
+
+
+def _identity(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    """What tells a file and its log from others of the same names."""
+    out: list[tuple[int, int] | None] = []
+    for name in (path.name, path.name + "-wal"):
+        try:
+            found = path.with_name(name).stat()
+            out.append((found.st_dev, found.st_ino))
+        except OSError:
+            out.append(None)
+    return tuple(out)

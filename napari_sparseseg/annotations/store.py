@@ -7,9 +7,11 @@ write lock from one transaction to the next: a second program can read but not w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
+import stat
 import zlib
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -153,8 +155,11 @@ def read_chunk(row: tuple[Any, ...]) -> tuple[int, tuple[int, Key], bytes]:
     return layer, (int(level), (int(i), int(j))), data
 
 
-def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, create: bool = False, write: bool = False) -> sqlite3.Connection:
     """Open a file; for reading where it cannot be written.
+
+    The file is looked at through SQLite only: closing any other handle of it would drop the locks of this whole
+    process (POSIX), and another program could take the log away in which the next strokes are written.
 
     Raises
     ------
@@ -162,43 +167,65 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         Where it is no annotation file, or was written by a newer version.
     """
     if not create:
-        _require_ours(path)
+        _require_file(path)
     last: sqlite3.Error | None = None
-    modes = ["rwc"] if create else ["rw", "ro"]
-    if not create and not path.with_name(path.name + "-wal").exists():
-        # In a folder that may not be written to, the files of a log cannot be made; none is needed to read.
-        modes.append("ro&immutable=1")
-    for mode in modes:
+    for mode in ["rwc"] if create else _modes(path, write=write):
         try:
             uri = f"{path.resolve().as_uri()}?mode={mode}"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0, check_same_thread=False)
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
             connection.execute("PRAGMA schema_version").fetchone()
+            if not create:
+                _require_ours(path, connection)
         except sqlite3.Error as error:
             last = error
         else:
             return connection
     if create:
         raise NotWritableError(f"cannot write {path}: {last}. Is the folder there, and is it yours?") from last
+    if getattr(last, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
+        raise _foreign(path) from last
     raise DamagedFileError(path, str(last)) from last
 
 
-def _require_ours(path: Path) -> None:
+def _modes(path: Path, *, write: bool) -> list[str]:
+    if path.with_name(path.name + "-wal").exists():
+        # Somebody may be writing: who only reads cannot merge the log or take it away when it closes.
+        return ["rw", "ro"] if write else ["ro", "rw"]
+    # In a folder that may not be written to, the files of a log cannot be made; none is needed to read.
+    return ["rw", "ro", "ro&immutable=1"]
+
+
+def _foreign(path: Path) -> AnnotationError:
+    return AnnotationError(f"{path} is not an annotation file of this program; open a .sparseseg or .sqlite file.")
+
+
+def _require_file(path: Path) -> None:
     try:
-        with path.open("rb") as file:
-            head = file.read(100)
-    except OSError as error:
-        raise AnnotationError(f"cannot open {path}: {error.strerror or error}.") from error
-    if head[:16] != MAGIC or int.from_bytes(head[68:72], "big") not in (APPLICATION_ID, 0):
-        raise AnnotationError(
-            f"{path} is not an annotation file of this program; open a .sparseseg or .sqlite file of it."
-        )
-    schema = int.from_bytes(head[60:64], "big")
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise AnnotationError(f"cannot open {path}: {getattr(error, 'strerror', None) or error}.") from error
+    if not stat.S_ISREG(found.st_mode) or found.st_size == 0:
+        raise _foreign(path)
+    if not os.access(path, os.R_OK):
+        raise AnnotationError(f"cannot open {path}: {os.strerror(errno.EACCES)}.")
+
+
+def _require_ours(path: Path, connection: sqlite3.Connection) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] not in (APPLICATION_ID, 0):
+        connection.close()
+        raise _foreign(path)
+    schema = schema_of(connection)
     if schema > SCHEMA:
+        connection.close()
         raise AnnotationError(
             f"{path} was written by a newer version of napari-sparseseg (its format is {schema}, this one reads up to "
             f"{SCHEMA}); update napari-sparseseg."
         )
+
+
+def schema_of(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 class DamagedFileError(AnnotationError):
@@ -220,7 +247,7 @@ def is_blank(connection: sqlite3.Connection) -> bool:
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring an older file to the present schema."""
-    schema = connection.execute("PRAGMA user_version").fetchone()[0]
+    schema = schema_of(connection)
     for number, script in enumerate(MIGRATIONS[schema - 1 :], schema + 1):
         connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
 
@@ -237,7 +264,9 @@ def read_contents(path: Path) -> Contents:
         try:
             if is_blank(connection):
                 raise BlankFileError(f"nothing was ever drawn in {path}: a program was stopped while it made the file.")
-            migrate(connection)
+            if schema_of(connection) < SCHEMA:
+                with closing(connect(path, write=True)) as writer:
+                    migrate(writer)
             return contents_of(connection)
         except BlankFileError:
             raise

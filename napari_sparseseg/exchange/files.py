@@ -92,6 +92,8 @@ def _kind(path: Path) -> str:
         return "project" if is_project else "labels"
     if path.exists() and not path.is_file():  # opening a pipe waits for ever
         raise AnnotationError(f"{path} is no ordinary file; give an annotation file.")
+    if path.suffix.lower() in (".sparseseg", ".sqlite"):
+        return "own"  # and not opened here: `annotations.store.connect` says why
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -1,0 +1,229 @@
+"""Soak: painting, panning, training and predicting in the real window for a long time; whatever grows is a leak.
+
+Half a minute by default and ten minutes with ``-m slow``; an hour is
+``SPARSESEG_SOAK_SECONDS=3600 pytest -m slow tests/gui/test_soak.py -s``. The line that is printed has the figures.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from qtpy.QtCore import QPoint, QPointF, Qt, QTimer
+from qtpy.QtGui import QWheelEvent
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication
+
+from tests.gui.mouse import camera, line, look_at, pump, wait_until
+
+LONG = float(os.environ.get("SPARSESEG_SOAK_SECONDS", "600"))
+LEFT = Qt.MouseButton.LeftButton
+STROKES = 24
+"""So many strokes are drawn before half of them are taken back: what is drawn does not grow."""
+TICK_MS = 10
+MEGA = 1 << 20
+
+
+@dataclass
+class Sample:
+    """What the process has at one moment."""
+
+    seconds: float
+    memory_mb: float
+    threads: int
+    handles: int
+    objects: int
+    widgets: int
+    stall_ms: float
+    """95th percentile since the sample before: processor time of the GUI thread between two ticks of a timer."""
+    longest_ms: float
+    """The longest time between two ticks since the sample before, by the clock on the wall."""
+
+
+class Watch:
+    """Measures the process, and how long the event loop was busy between two ticks of a timer."""
+
+    def __init__(self) -> None:
+        self.process, self.samples, self.began = psutil.Process(), [], time.monotonic()
+        self._busy, self._gaps, self._last = [], [], None
+        self._timer = QTimer()
+        self._timer.setTimerType(Qt.TimerType.PreciseTimer)
+        self._timer.timeout.connect(self._tick)
+        self._timer.start(TICK_MS)
+
+    def _tick(self) -> None:
+        now = time.thread_time(), time.monotonic()
+        if self._last is not None:
+            self._busy.append(now[0] - self._last[0])
+            self._gaps.append(now[1] - self._last[1])
+        self._last = now
+
+    def sample(self) -> None:
+        gc.collect()
+        p = self.process
+        self.samples.append(
+            Sample(
+                round(time.monotonic() - self.began, 1),
+                round(p.memory_info().rss / MEGA, 1),
+                p.num_threads(),
+                p.num_fds() if hasattr(p, "num_fds") else p.num_handles(),
+                len(gc.get_objects()),
+                len(QApplication.allWidgets()),
+                round(float(np.percentile(self._busy or [0], 95)) * 1e3, 2),
+                round(max(self._gaps, default=0) * 1e3, 1),
+            )
+        )
+        self._busy.clear()
+        self._gaps.clear()
+        self._last = None  # measuring is no stall
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+    def series(self, name: str) -> np.ndarray:
+        """One figure over time, without the first quarter, in which caches and pools fill."""
+        values = np.array([getattr(s, name) for s in self.samples], float)
+        return values[len(values) // 4 :]
+
+    def slope(self, name: str) -> float:
+        """Change per minute: the median of all slopes between two samples (Theil and Sen), deaf to outliers."""
+        t, v = self.series("seconds") / 60, self.series(name)
+        i, j = np.triu_indices(len(t), 1)
+        return float(np.median((v[j] - v[i]) / (t[j] - t[i])))
+
+    def halves(self, name: str) -> tuple[float, float]:
+        """The median over the first and over the second half."""
+        values = self.series(name)
+        return float(np.median(values[: len(values) // 2])), float(np.median(values[len(values) // 2 :]))
+
+
+class Person:
+    """Somebody who does everything over and over, with mouse and keys."""
+
+    def __init__(self, viewer, panel, mouse, out: Path) -> None:
+        self.viewer, self.panel, self.mouse, self.out = viewer, panel, mouse, out
+        self.rng, self.turn, self.pannings = random.Random(0), 0, 0
+
+    def work(self) -> None:
+        """One turn: a stroke, a look around, and now and then a button."""
+        self.turn += 1
+        self.paint()
+        self.look_around()
+        if self.turn % 4 == 0:
+            self.press(self.panel.predict.next)
+        if self.turn % 5 == 0:
+            QTest.keyClick(self.panel.predict.what, Qt.Key.Key_Down if self.turn % 10 else Qt.Key.Key_Home)
+        if self.turn % 6 == 0 and not self.panel._context.jobs.names:
+            self.predict()
+        self.train_or_not()
+        pump(0.3)
+
+    def paint(self) -> None:
+        look_at(self.viewer, 512, 512, 0.7)
+        kind = self.rng.choice((1, 2))
+        self.mouse.key(str(kind))
+        x = self.rng.uniform(60, 420) if kind == 1 else self.rng.uniform(600, 960)
+        y = self.rng.uniform(60, 700)
+        self.mouse.drag(line(self.mouse.canvas(y, x), self.mouse.canvas(y + 250, x + 30), 20))
+        if len(self.panel.session.annotations.strokes) >= STROKES:
+            for _ in range(STROKES // 2):
+                self.mouse.key("Z", ctrl=True)
+
+    def look_around(self) -> None:
+        """Zoom by the wheel, pan with the space bar and the left button, as in napari."""
+        centre = QPointF(*(n / 2 for n in self.mouse.size))
+        canvas = self.mouse.widget
+        for step in (120, 120, 120, -120, -120, -120):
+            event = QWheelEvent(
+                centre, QPointF(canvas.mapToGlobal(centre.toPoint())), QPoint(), QPoint(0, step),
+                Qt.MouseButton.NoButton, Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase, False,
+            )  # fmt: skip
+            QApplication.sendEvent(canvas, event)
+            pump(0.03)
+        before = tuple(camera(self.viewer).center)
+        QTest.keyPress(canvas, Qt.Key.Key_Space)
+        pump(0.02)
+        x, y = self.mouse.size[0] / 2, self.mouse.size[1] / 2
+        end = x + self.rng.uniform(-200, 200), y + self.rng.uniform(-200, 200)
+        self.mouse.drag(line((x, y), end, 15))
+        QTest.keyRelease(canvas, Qt.Key.Key_Space)
+        pump(0.02)
+        self.pannings += tuple(camera(self.viewer).center) != before
+
+    def press(self, button) -> None:
+        if button.isEnabled():
+            QTest.mouseClick(button, LEFT)
+            pump(0.05)
+
+    def predict(self) -> None:
+        """The whole slide, over and over into new folders, of which the last is kept."""
+        if self.panel.session.model is None:
+            return
+        for old in self.out.iterdir():
+            shutil.rmtree(old, ignore_errors=True)
+        self.panel._prediction.predict_slide(str(self.out / f"{self.turn}.ome.zarr"))
+
+    def train_or_not(self) -> None:
+        """Pause and go on, stop and train again; three turns of four are spent training."""
+        if self.turn % 8 in (3, 4, 7):
+            self.press(self.panel.train.train)
+        elif self.turn % 8 == 6:
+            self.press(self.panel.train.stop)
+
+
+@pytest.mark.parametrize("seconds", [30.0, pytest.param(LONG, marks=pytest.mark.slow, id="long")])
+@pytest.mark.timeout(LONG + 600)
+def test_nothing_grows(viewer, mouse, tiny_slide, tmp_path, seconds):
+    _, panel = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    try:
+        panel.slides.open(tiny_slide)
+        wait_until(lambda: panel.slides.binding is not None and not panel._context.jobs.names, 30)
+        person = Person(viewer, panel, mouse, tmp_path)
+        for _ in range(4):
+            person.paint()
+        person.press(panel.train.train)
+        wait_until(lambda: panel.session.status.model_version > 0, 120)
+        for _ in range(6):  # everything was done once: torch is imported, pools and caches are there
+            person.work()
+        watch = Watch()
+        while time.monotonic() < watch.began + seconds:
+            person.work()
+            watch.sample()
+        watch.stop()
+        assert not panel.header.error.isVisible(), panel.header.error.text.text()
+        assert person.pannings > person.turn / 2
+        told = tell(watch, person, seconds)
+        slack = 1 if seconds > 300 else 12  # a short look at a busy process is noisy
+        assert told["MB per minute"] < 1.5 * slack
+        for name, most in (("threads", 2), ("handles", 4), ("widgets", 4)):
+            first, second = watch.halves(name)
+            assert second <= first + most, (name, first, second)
+        first, second = watch.halves("objects")
+        assert second <= first * (1.01 if seconds > 300 else 1.05)
+        first, second = watch.halves("stall_ms")
+        assert second <= 1.5 * first + 5, "the event loop is held up longer and longer"
+    finally:
+        panel.shut_down()
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("sparseseg")], 10)
+
+
+def tell(watch: Watch, person: Person, seconds: float) -> dict[str, float]:
+    """Print the figures and write all samples where the last run of the soak left its own."""
+    figures = {"seconds": seconds, "turns": person.turn, "MB per minute": round(watch.slope("memory_mb"), 3)}
+    for name in ("memory_mb", "threads", "handles", "objects", "widgets", "stall_ms", "longest_ms"):
+        figures[name] = watch.halves(name)
+    path = Path(tempfile.gettempdir()) / "napari-sparseseg-soak.json"
+    path.write_text(json.dumps({**figures, "samples": [asdict(s) for s in watch.samples]}, indent=1))
+    print(f"\nsoak: {figures}; all samples in {path}")
+    return figures
