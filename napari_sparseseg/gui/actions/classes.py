@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, Signal
 
+from napari_sparseseg.gui.panels.section import plain_tip
+
 if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.actions.slides import SlideActions
@@ -49,6 +51,7 @@ class ClassActions(QObject):
         panel.class_selected.connect(self._on_selected)
         panel.visibility_changed.connect(self._on_visibility)
         panel.protect_changed.connect(self._on_protect)
+        panel.table.locks_changed.connect(self._on_locks)
         context.annotated.connect(self.sync)
         context.slides_changed.connect(self.sync)
         context.session_replaced.connect(self._on_session)
@@ -115,7 +118,7 @@ class ClassActions(QObject):
     def _show_undo(self) -> None:
         self._panel.undo.setEnabled(bool(self._undo))
         what = f": {self._undo[-1].what}" if self._undo else ""
-        self._panel.undo.setToolTip(f"Take back the last change of this table{what}")
+        self._panel.undo.setToolTip(plain_tip(f"Take back the last change of this table{what}"))
 
     def _on_session(self) -> None:
         self._undo, self._known, self._statistics = [], (), None
@@ -131,6 +134,10 @@ class ClassActions(QObject):
     def _on_protect(self, on: bool) -> None:
         if self._layer is not None:
             self._layer.preserve_labels = on
+
+    def _on_locks(self) -> None:
+        if self._layer is not None:
+            self._layer.locked = self._panel.table.locked
 
     def _on_visibility(self) -> None:
         self._colour()
@@ -150,6 +157,7 @@ class ClassActions(QObject):
         if self._layer is None:
             return
         self._layer.preserve_labels = self._panel.protect.isChecked()
+        self._on_locks()
         known = [c.id for c in self._context.session.classes]
         if known and self._layer.selected_label not in known:
             self._layer.selected_label = known[0]

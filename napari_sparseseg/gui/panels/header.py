@@ -9,7 +9,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor, QGuiApplication, QPainter, QPixmap
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPlainTextEdit, QToolButton, QVBoxLayout, QWidget
 
-from napari_sparseseg.gui.panels.section import SPACING, ElidedLabel, button, row
+from napari_sparseseg.gui.panels.section import SPACING, ElidedLabel, button, plain_tip, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,7 +185,7 @@ class Header(QWidget):
     def show_saved(self, text: str, tip: str) -> None:
         """Whether what was drawn is on disk."""
         self.saved.setText(text)
-        self.saved.setToolTip(tip)
+        self.saved.setToolTip(plain_tip(tip))
 
     def show_next_step(self, text: str) -> None:
         """What the user can do now; empty when nothing needs saying."""

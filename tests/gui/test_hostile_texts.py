@@ -1,0 +1,60 @@
+"""Names and metadata of files from strangers are text in the window: no markup, no images, no formats."""
+
+from __future__ import annotations
+
+import html
+
+import pytest
+import tifffile
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QLabel, QWidget
+
+from tests.conftest import two_textures
+from tests.gui.mouse import pump, wait_until
+
+MARK = '<img src="file:///etc/hostname">'
+EVIL = f"{MARK}<b>bold</b> {{0.__class__}} %s %n"
+
+
+@pytest.fixture
+def panel(viewer, tmp_path):
+    path = tmp_path / ("%s {0} <b>&lt;" + "x" * 60 + "<img src=a>.tif")
+    tifffile.imwrite(
+        path, two_textures(256), tile=(256, 256), photometric="rgb", metadata=None, description=EVIL,
+        software=EVIL, resolution=(1e4, 1e4), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+    widget.slides.open(path)
+    wait_until(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
+    yield widget
+    widget.shut_down()
+
+
+def rendered(widget: QWidget) -> list[str]:
+    """What Qt would take for markup although it came from a file."""
+    found = []
+    for w in [widget, *widget.findChildren(QWidget)]:
+        tip = w.toolTip()
+        if "<img" in tip or (Qt.mightBeRichText(tip) and tip != f"<qt>{html.escape(html.unescape(tip[4:-5]))}</qt>"):
+            found.append(f"tooltip of {w}: {tip}")
+        if isinstance(w, QLabel) and w.textFormat() != Qt.TextFormat.PlainText and Qt.mightBeRichText(w.text()):
+            found.append(f"{w}: {w.text()}")
+    return found
+
+
+def test_names_and_metadata_are_text(panel):
+    session = panel.session
+    session.annotations.rename_class(1, EVIL)
+    session.annotations.add_class("<table width=9999><tr><td>" + "y" * 80, "#123456")
+    panel._context.problem.emit(f"cannot open {EVIL}", EVIL)
+    for section in panel.sections:
+        for _ in range(2):  # folded sections show a summary, open ones their body
+            section.heading.click()
+            pump(0.1)
+            assert not rendered(panel)
+    assert panel.header.error.text.text() == f"cannot open {EVIL}"
+    assert panel.classes.table.item(0, 2).text() == EVIL
+    assert panel.slide.slides.currentText().startswith("%s {0} <b>&lt;")
+    panel._classes._show_undo()
+    assert not rendered(panel)
+    assert "<img" not in panel.slide.facts.toolTip()
