@@ -87,13 +87,13 @@ class Head(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Scores (B, K, h, w) on the grid of the first map."""
         size = maps[0].shape[-2:]
-        total = self.bias.view(1, -1, 1, 1)
+        total = self.bias.view(1, -1, 1, 1)  # then in place: these are the largest tensors of a whole-slide run
         for values, project in zip(maps, self.projections, strict=True):
             part = project(values)
             if part.shape[-2:] != size:
                 part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
-            total = total + part
-        scores: torch.Tensor = self.scores(F.relu(total))
+            total = part.float().add_(total)
+        scores: torch.Tensor = self.scores(F.relu(total, inplace=True))
         return scores
 
     def rows(self, features: torch.Tensor) -> torch.Tensor:

@@ -88,10 +88,11 @@ class Decoder(nn.Module):
         if keep is not None:
             maps = [m * k for m, k in zip(maps, keep, strict=True)]
         for group, stage in zip(self.inputs, self.stages, strict=True):
-            parts = [maps[i] for i in group]
-            if x is not None:
-                parts.append(F.interpolate(x, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
-            x = stage(torch.cat(parts, dim=1))
+            size = maps[group[0]].shape[-2:]
+            before = [] if x is None else [F.interpolate(x, size=size, mode="bilinear", align_corners=False)]
+            x = torch.cat([*(maps[i] for i in group), *before], dim=1)
+            del before  # at the finest scale each of these is a tenth of the memory of a whole-slide run
+            x = stage(x)
         scores: torch.Tensor = self.scores(x)
         return scores
 
@@ -106,8 +107,8 @@ class _Stage(nn.Module):
         self.mix = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.norm(self.reduce(x)))
-        return x + F.relu(self.mix(x))
+        x = F.relu(self.norm(self.reduce(x)), inplace=True)
+        return x + F.relu(self.mix(x), inplace=True)
 
 
 class ChannelNorm(nn.Module):
@@ -166,7 +167,7 @@ class TwoSpeedNet(nn.Module):
         if self.decoder is None or not self.share:
             return probabilities
         fine = F.interpolate(self.decoder(maps), size=image.shape[-2:], mode="bilinear", align_corners=False)
-        return (1 - self.share) * probabilities + self.share * fine.float().softmax(1)
+        return probabilities.lerp(fine.float().softmax(1), self.share)
 
 
 class PlainUNet(nn.Module):
