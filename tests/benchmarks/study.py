@@ -43,7 +43,7 @@ OPEN = (
 
 def quick_grid(seeds: int) -> list[Run]:
     """Pretrained for 8 s on two tasks, and on one of them the U-Net from scratch, one seed, for 40 s."""
-    tasks, labels = ("synthetic 30", "ebhi 2"), ("sparse", "sparse+10", "dense")
+    tasks, labels = ("synthetic 10", "ebhi 2"), ("sparse", "sparse+10", "dense")
     runs = [
         Run(t, label, b, "pretrained", s, 8.0)
         for s, t, label, b in itertools.product(range(seeds), tasks, labels, BALANCINGS)
@@ -159,7 +159,7 @@ def attacks(controls: Sequence[dict[str, Any]], overlaps: Sequence[dict[str, Any
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--grid", choices=("smoke", "core", "full"), default="core")
+    parser.add_argument("--grid", choices=("smoke", "core", "scratch"), default="core")
     parser.add_argument("--seeds", type=int, help="default: 2 of the quick grid, else 3")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, help="of every run, instead of the grid's own")
