@@ -17,8 +17,10 @@ UNLABELLED = 0
 MAX_CLASS_ID = 255
 MAX_NAME = 500
 
-# Okabe & Ito (2008), the order most distinct on H&E first; distinguishable with every common colour blindness.
-PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
+# Okabe & Ito (2008): distinguishable with every common colour blindness. Their purple is eosin's own colour, their grey
+# is for what is no tissue: both come last.
+PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#999999", "#cc79a7")
+GREY = PALETTE[6]
 _BOUNDS: dict[str, tuple[type, float, float]] = {
     "patch_px": (int, 8, 4096),
     "batch_size": (int, 1, 256),
@@ -82,7 +84,7 @@ def make_classes(classes: Iterable[ClassDef | tuple[str, str] | str]) -> tuple[C
     return tuple(out)
 
 
-DEFAULT_CLASSES = make_classes([("tissue", PALETTE[0]), ("background", PALETTE[1])])
+DEFAULT_CLASSES = make_classes([("tissue", PALETTE[0]), ("background", GREY)])
 
 
 @dataclass(frozen=True, slots=True)

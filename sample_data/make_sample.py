@@ -33,8 +33,8 @@ CLASSES = (
     ("tumour glands", "#e69f00"),
     ("stroma", "#56b4e9"),
     ("lymphoid", "#009e73"),
-    ("necrosis", "#cc79a7"),
-    ("background", "#f0e442"),
+    ("necrosis", "#f0e442"),
+    ("background", "#999999"),
 )
 MPP = 0.5
 TRUTH_STEP = 4

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from napari_sparseseg.annotations.packing import Keep
     from napari_sparseseg.annotations.quadtree import LabelQuadtree
     from napari_sparseseg.config import ClassDef
 
@@ -38,7 +39,7 @@ class _Pen:
 
     kind: str
     class_id: int
-    keep: int | None
+    keep: Keep
     radius: float = 0.0
     points: list[tuple[float, float]] = field(default_factory=list)
     rings: list[int] = field(default_factory=list)
@@ -74,7 +75,7 @@ class Drawing(State):
         super().__init__(shape, classes)
         self._pen: _Pen | None = None
 
-    def begin_stroke(self, class_id: int, kind: str = "brush", keep: int | None = None) -> None:
+    def begin_stroke(self, class_id: int, kind: str = "brush", keep: Keep = None) -> None:
         """Put the pen down.
 
         Parameters
@@ -84,7 +85,7 @@ class Drawing(State):
         kind
             ``brush``, ``erase``, ``polygon`` or ``fill``.
         keep
-            Where given, only level-0 pixels with this label are written: 0 preserves what is labelled.
+            Where given, only level-0 pixels with this label (or one of these) are written: 0 preserves what is labelled.
 
         Raises
         ------
@@ -300,7 +301,7 @@ def stamp(
     ends: Sequence[Sequence[float]],
     radius: float,
     label: int,
-    keep: int | None = None,
+    keep: Keep = None,
     *,
     live: bool = False,
 ) -> Box | None:
@@ -325,7 +326,7 @@ def fill_rings(
     tree: LabelQuadtree,
     rings: Sequence[NDArray[np.float64]],
     label: int,
-    keep: int | None = None,
+    keep: Keep = None,
     *,
     live: bool = False,
 ) -> Box | None:
@@ -334,7 +335,7 @@ def fill_rings(
 
 
 def _fill_polygon(
-    tree: LabelQuadtree, polygon: Polygon, label: int, keep: int | None = None, *, live: bool = False
+    tree: LabelQuadtree, polygon: Polygon, label: int, keep: Keep = None, *, live: bool = False
 ) -> Box | None:
     box: Box | None = None
     for level, y0, x0, mask in polygon.pieces(Box(0, 0, *tree.shape), tree.top_level):

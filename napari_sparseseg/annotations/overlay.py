@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from napari_sparseseg.errors import AnnotationError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from napari_sparseseg.annotations.packing import Labels
+    from napari_sparseseg.annotations.packing import Keep, Labels
     from napari_sparseseg.annotations.pyramid import Key
 
     Mask = NDArray[np.bool_]
@@ -63,7 +64,7 @@ class Overlay:
     chunks: list[dict[Key, Labels | bytes | None]]
     pending: list[dict[Key, Mask]] = field(default_factory=list)
     """Per level: what was painted over existing finer chunks and has still to be written into them."""
-    ink: tuple[int, int | None] | None = None
+    ink: tuple[int, Keep] | None = None
     """(label, keep) of `pending`."""
     raw: int = 0
 
@@ -196,9 +197,20 @@ class OverlaidPyramid(LabelPyramid):
         return self._open
 
 
-def ink(chunk: Labels, mask: Mask, label: int, keep: int | None) -> None:
-    """Write `label` into a chunk where `mask` is true and, with `keep`, where the chunk holds that label."""
-    np.copyto(chunk, np.uint8(label), where=mask if keep is None else mask & (chunk == keep))
+def ink(chunk: Labels, mask: Mask, label: int, keep: Keep) -> None:
+    """Write `label` into a chunk where `mask` is true and, with `keep`, where the chunk holds (one of) those labels."""
+    if isinstance(keep, frozenset):
+        mask = mask & _table(keep)[chunk]
+    elif keep is not None:
+        mask = mask & (chunk == keep)
+    np.copyto(chunk, np.uint8(label), where=mask)
+
+
+@lru_cache(maxsize=8)
+def _table(labels: frozenset[int]) -> Mask:
+    table = np.zeros(256, bool)
+    table[list(labels)] = True
+    return table
 
 
 def zoomed(mask: Mask, key: Key, shift: int) -> Mask:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Labels = NDArray[np.uint8]
+    Keep = int | frozenset[int] | None
+    """Labels that may be painted over: one, some, or (None) all."""
 
 CHUNK = 256
 HALF = CHUNK // 2

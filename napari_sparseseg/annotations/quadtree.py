@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_sparseseg.annotations.packing import Keep
     from napari_sparseseg.annotations.pyramid import Key
 
     Mask = NDArray[np.bool_]
@@ -70,7 +71,7 @@ class LabelQuadtree(OverlaidPyramid):
         return self._open is not None
 
     def paint_mask(
-        self, level: int, y0: int, x0: int, mask: Mask, label: int, keep: int | None = None, *, live: bool = True
+        self, level: int, y0: int, x0: int, mask: Mask, label: int, keep: Keep = None, *, live: bool = True
     ) -> Box | None:
         """Write `label` where `mask` is true; a transaction must be open.
 
@@ -81,7 +82,7 @@ class LabelQuadtree(OverlaidPyramid):
         label
             0 to 255; 0 erases.
         keep
-            Where given, only level-0 pixels that hold this label are written.
+            Where given, only level-0 pixels that hold this label, or one of these, are written.
         live
             Whether coarser levels are to show it before `commit`.
 

@@ -1,15 +1,21 @@
-"""Class tables to begin with. Colours: Okabe & Ito first, then Paul Tol's muted set, both made for colour blindness."""
+"""Class tables to begin with.
+
+Colours: Okabe & Ito first, then Paul Tol's muted set, both made for colour blindness. Glass is grey in every table, so
+that it draws no eye, and nothing has the pink of eosin while other colours are left.
+"""
 
 from __future__ import annotations
 
-from napari_sparseseg.config import PALETTE, ClassDef, make_classes
+from napari_sparseseg.config import GREY, PALETTE, ClassDef, make_classes
 
-_MORE = ("#882255", "#44aa99", "#332288", "#ddcc77", "#117733", "#aa4499")
-COLOURS = (*PALETTE, *_MORE)
+_MORE = ("#332288", "#882255", "#44aa99", "#117733", "#ddcc77", "#aa4499")
+_VIVID = tuple(c for c in PALETTE if c != GREY)
+COLOURS = (*_VIVID[:-1], *_MORE, _VIVID[-1], GREY)
+BACKGROUND = "background"
 
 
 def _table(*names: str) -> tuple[ClassDef, ...]:
-    return make_classes(zip(names, COLOURS, strict=False))
+    return make_classes((name, GREY if name == BACKGROUND else COLOURS[i]) for i, name in enumerate(names))
 
 
 PRESETS: dict[str, tuple[ClassDef, ...]] = {

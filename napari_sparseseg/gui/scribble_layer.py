@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.annotations.packing import Keep
 
 DEFAULT_BRUSH_PX = 20
 CLASS_KEYS = range(1, 10)
@@ -68,6 +69,8 @@ class ScribbleLayer(LazyLabels):
 
     def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
         self._annotations = annotations
+        self.locked: frozenset[int] = frozenset()
+        """Ids of classes that no tool draws over or erases."""
         self._zoom = 1.0
         self._depth = 0  # nested groups of edits; the stroke ends with the outermost
         self._stroke = False  # a stroke is open in the annotations
@@ -152,19 +155,20 @@ class ScribbleLayer(LazyLabels):
 
     # ---- strokes
 
-    def _kept_label(self, label: int) -> int | None:
-        """With "preserve labels": the only label that may be replaced."""
+    def _kept(self, label: int) -> Keep:
+        """What drawing `label` may replace: all but locked classes; with "preserve labels" one label only."""
         if not self.preserve_labels:
-            return None
-        if label:
-            return 0
-        return self.selected_label if self._prev_selected_label is None else self._prev_selected_label
+            return frozenset(range(256)) - self.locked if self.locked else None
+        kept = 0
+        if not label:
+            kept = self.selected_label if self._prev_selected_label is None else self._prev_selected_label
+        return frozenset() if kept in self.locked else int(kept)
 
     def _open_stroke(self, label: int, kind: str) -> bool:
         if self._stroke or self._refused:
             return self._stroke
         try:
-            self._annotations.begin_stroke(int(label), kind=kind, keep=self._kept_label(label))
+            self._annotations.begin_stroke(int(label), kind=kind, keep=self._kept(label))
         except AnnotationError as error:
             self._refused = True
             show_warning(str(error))
@@ -257,8 +261,8 @@ class ScribbleLayer(LazyLabels):
         if tile is None or seed is None:
             return
         raw = self._slice.image.raw
-        old, keep = int(raw[seed]), self._kept_label(new_label)
-        if old == new_label or keep not in (None, old):
+        old, keep = int(raw[seed]), self._kept(new_label)
+        if old == new_label or not (old in keep if isinstance(keep, frozenset) else keep in (None, old)):
             return
         mask = flood(raw, seed, connectivity=1) if self.contiguous else raw == old
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

@@ -193,6 +193,7 @@ class SparseSegWidget(QWidget):
         colours = palette(self.viewer)
         self.header.paint(colours)
         self.train.curves.paint(colours)
+        self.classes.table.paint(colours)
         self.setStyleSheet(
             f'QLabel[muted="true"] {{ color: {colours.muted}; }}'
             f"QHeaderView::section {{ background: {colours.background}; color: {colours.muted}; border: none;"

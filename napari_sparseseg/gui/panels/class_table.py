@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QColor, QIcon, QPixmap
+from qtpy.QtCore import QRectF, Qt, Signal
+from qtpy.QtGui import QColor, QIcon, QPainter, QPen, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
 from napari_sparseseg.gui.panels.section import fit_rows, fix_rows
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.label_statistics import LabelStatistics
+    from napari_sparseseg.gui.theme import Palette
 
-VISIBLE, COLOUR, NAME, KEY, STROKES, SHARE = range(6)
-HEADINGS = ("", "", "Class", "Key", "Strokes", "Share")
+VISIBLE, LOCK, COLOUR, NAME, KEY, STROKES, SHARE = range(7)
+HEADINGS = ("", "", "", "Class", "Key", "Strokes", "Share")
 TIPS = (
     "Shown on the slide; unticked classes are hidden, not removed",
+    "Click (or L) to lock: a locked class is neither drawn over nor erased, so that careful work stays",
     "Double-click to choose another colour",
     "Click to draw with it, double-click to rename it",
     "Press this key over the slide to draw with the class",
     "Strokes drawn, on all training slides",
     "Share of all labelled pixels; how much it counts in training is shown below Train",
 )
-SWATCH = 16
+SWATCH, LOCK_WIDTH = 16, 24
 MOST_ROWS = 12
 """Rows shown before the table scrolls."""
 LAST_KEY = 9
@@ -45,19 +47,22 @@ class ClassTable(QTableWidget):
         Signal (class id, name).
     colour_requested
         Signal (class id): the user wants to choose a colour.
-    visibility_changed
-        Signal (): see `hidden`.
+    visibility_changed, locks_changed
+        Signals (): see `hidden` and `locked`.
     """
 
     class_selected = Signal(int)
     renamed = Signal(int, str)
     colour_requested = Signal(int)
     visibility_changed = Signal()
+    locks_changed = Signal()
 
     def __init__(self) -> None:
         super().__init__(0, len(HEADINGS))
         self._classes: tuple[ClassDef, ...] = ()
         self._showing = False
+        self._locked: frozenset[int] = frozenset()
+        self._ink = "#808080"
         self.setHorizontalHeaderLabels(HEADINGS)
         for i, tip in enumerate(TIPS):
             self.horizontalHeaderItem(i).setToolTip(tip)  # type: ignore[union-attr,unused-ignore]
@@ -77,7 +82,10 @@ class ClassTable(QTableWidget):
         for column in range(len(HEADINGS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(LOCK, QHeaderView.ResizeMode.Fixed)
+        self.setColumnWidth(LOCK, LOCK_WIDTH)
         self.itemChanged.connect(self._on_item_changed)
+        self.cellClicked.connect(self._on_click)
         self.itemSelectionChanged.connect(self._on_selection)
         self.cellDoubleClicked.connect(self._on_double_click)
 
@@ -87,6 +95,11 @@ class ClassTable(QTableWidget):
         return frozenset(
             c.id for r, c in enumerate(self._classes) if self.item(r, VISIBLE).checkState() != Qt.CheckState.Checked
         )
+
+    @property
+    def locked(self) -> frozenset[int]:
+        """Ids of the classes that are not to be drawn over."""
+        return self._locked & {c.id for c in self._classes}
 
     @property
     def selected(self) -> int | None:
@@ -105,13 +118,15 @@ class ClassTable(QTableWidget):
             visible.setCheckState(Qt.CheckState.Unchecked if c.id in hidden else Qt.CheckState.Checked)
             colour = _item("", f"{c.colour}. {TIPS[COLOUR]}")
             colour.setIcon(swatch(c.colour))
+            lock = _item("", TIPS[LOCK])
             name = _item(c.name, TIPS[NAME], editable=True)
             key = _item(str(c.id) if c.id <= LAST_KEY else "", TIPS[KEY], centre=True)
-            for column, item in ((VISIBLE, visible), (COLOUR, colour), (NAME, name), (KEY, key)):
+            for column, item in ((VISIBLE, visible), (LOCK, lock), (COLOUR, colour), (NAME, name), (KEY, key)):
                 self.setItem(r, column, item)
             for column in (STROKES, SHARE):
                 self.setItem(r, column, _item("–", TIPS[column], right=True))
         self._showing = False
+        self._show_locks()
         self.select_class(before if before in {c.id for c in classes} else None)
         fit_rows(self, MOST_ROWS)
 
@@ -123,6 +138,25 @@ class ClassTable(QTableWidget):
             share = statistics.pixel_share(c.id)
             self.item(r, STROKES).setText(str(strokes) if strokes else "–")
             self.item(r, SHARE).setText(percent(share) if share else "–")
+        self._showing = False
+
+    def toggle_lock(self, class_id: int) -> None:
+        """Lock a class, or unlock it."""
+        self._locked ^= {class_id}
+        self._show_locks()
+        self.locks_changed.emit()
+
+    def paint(self, palette: Palette) -> None:
+        """Take over the colours of a theme."""
+        self._ink = palette.text
+        self._show_locks()
+
+    def _show_locks(self) -> None:
+        self._showing = True
+        for r, c in enumerate(self._classes):
+            locked = c.id in self._locked
+            self.item(r, LOCK).setIcon(padlock(self._ink, locked=locked))
+            self.item(r, LOCK).setData(Qt.ItemDataRole.AccessibleTextRole, "locked" if locked else "not locked")
         self._showing = False
 
     def select_class(self, class_id: int | None) -> None:
@@ -144,11 +178,13 @@ class ClassTable(QTableWidget):
             self.editItem(self.item(row, NAME))
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
-        """Space shows or hides, Enter renames; the rest as in any table."""
+        """Space shows or hides, L locks, Enter renames; the rest as in any table."""
         item = self.item(self.currentRow(), VISIBLE)
         if event is not None and event.key() == Qt.Key.Key_Space and item is not None:
             on = item.checkState() == Qt.CheckState.Checked
             item.setCheckState(Qt.CheckState.Unchecked if on else Qt.CheckState.Checked)
+        elif event is not None and event.key() == Qt.Key.Key_L and self.selected is not None:
+            self.toggle_lock(self.selected)
         elif event is not None and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.selected is not None:
             self.edit_name(self.selected)
         else:
@@ -172,6 +208,10 @@ class ClassTable(QTableWidget):
         if not self._showing and self.selected is not None:
             self.class_selected.emit(self.selected)
 
+    def _on_click(self, row: int, column: int) -> None:
+        if column == LOCK:
+            self.toggle_lock(self._classes[row].id)
+
     def _on_double_click(self, row: int, column: int) -> None:
         if column == COLOUR:
             self.colour_requested.emit(self._classes[row].id)
@@ -184,6 +224,27 @@ def swatch(colour: str) -> QIcon:
     icon = QIcon(pixmap)
     icon.addPixmap(pixmap, QIcon.Mode.Selected)
     icon.addPixmap(pixmap, QIcon.Mode.Disabled)
+    return icon
+
+
+def padlock(colour: str, *, locked: bool) -> QIcon:
+    """A padlock, closed and full, or open and faint."""
+    pixmap = QPixmap(2 * SWATCH, 2 * SWATCH)
+    pixmap.setDevicePixelRatio(2.0)
+    pixmap.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(pixmap)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    painter.setOpacity(1.0 if locked else 0.4)
+    painter.setPen(QPen(QColor(colour), 1.6))
+    if locked:
+        painter.setBrush(QColor(colour))
+    painter.drawRoundedRect(QRectF(3, 7, 10, 7), 1, 1)
+    painter.setBrush(Qt.BrushStyle.NoBrush)
+    left = 5 if locked else 8  # an open shackle hangs over the side
+    painter.drawArc(QRectF(left, 2, 6, 10), 0, 180 * 16)
+    painter.end()
+    icon = QIcon(pixmap)
+    icon.addPixmap(pixmap, QIcon.Mode.Selected)
     return icon
 
 
