@@ -169,16 +169,19 @@ class Pyramid:
         if not inside.area:
             return out
         (th, tw), n = level.tile, level.samples
+        top, left, bottom, right = inside.y, inside.x, inside.y1, inside.x1
         for plane in range(first // n, -(-(first + count) // n)):
             c0, c1 = max(first, plane * n), min(first + count, (plane + 1) * n)
-            for row in range(inside.y // th, -(-inside.y1 // th)):
-                for column in range(inside.x // tw, -(-inside.x1 // tw)):
+            target = out if c1 - c0 == count else out[..., c0 - first : c1 - first]
+            for row in range(top // th, -(-bottom // th)):
+                y0, y1 = max(top, row * th), min(bottom, (row + 1) * th)
+                for column in range(left // tw, -(-right // tw)):
+                    x0, x1 = max(left, column * tw), min(right, (column + 1) * tw)
                     tile = self._tile(k, plane, row, column)
-                    y, x, h, w = inside.intersection(Box(row * th, column * tw, th, tw))
-                    part = tile[y - row * th : y - row * th + h, x - column * tw : x - column * tw + w]
-                    out[y - box.y : y - box.y + h, x - box.x : x - box.x + w, c0 - first : c1 - first] = (
-                        part if c1 - c0 == n else part[..., c0 - plane * n : c1 - plane * n]
-                    )
+                    part = tile[y0 - row * th : y1 - row * th, x0 - column * tw : x1 - column * tw]
+                    if c1 - c0 != n:
+                        part = part[..., c0 - plane * n : c1 - plane * n]
+                    target[y0 - box.y : y1 - box.y, x0 - box.x : x1 - box.x] = part
         return out
 
     def _tile(self, k: int, plane: int, row: int, column: int) -> Pixels:
@@ -189,18 +192,14 @@ class Pyramid:
                 return tile
         try:
             tile = level.decode(plane, row, column)
-            if not self._fits(level, tile, row, column):
+            _, _, h, w = level.extent(row, column)
+            if tile.shape[0] < h or tile.shape[1] < w or tile.shape[2] != level.samples:
                 raise TileError(f"decoded to {tile.shape} {tile.dtype}, expected up to {level.tile} {level.dtype}")
         except TileError as error:
             return self._bad_tile(key, error)
         if level.cached:
             self.cache.put(self._owner, key, tile)
         return tile
-
-    @staticmethod
-    def _fits(level: Level, tile: Pixels, row: int, column: int) -> bool:
-        _, _, h, w = level.extent(row, column)
-        return bool(tile.shape[0] >= h and tile.shape[1] >= w and tile.shape[2] == level.samples)
 
     def _bad_tile(self, key: tuple[int, int, int, int], error: TileError) -> Pixels:
         k, _, row, column = key
