@@ -85,7 +85,7 @@ class Drawing(State):
         kind
             ``brush``, ``erase``, ``polygon`` or ``fill``.
         keep
-            Where given, only level-0 pixels with this label (or one of these) are written: 0 preserves what is labelled.
+            Where given, only level-0 pixels with this label (or one of these) are written; 0 spares what is labelled.
 
         Raises
         ------

@@ -69,8 +69,7 @@ class ScribbleLayer(LazyLabels):
 
     def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
         self._annotations = annotations
-        self.locked: frozenset[int] = frozenset()
-        """Ids of classes that no tool draws over or erases."""
+        self.locked: frozenset[int] = frozenset()  # ids of classes that no tool draws over or erases
         self._zoom = 1.0
         self._depth = 0  # nested groups of edits; the stroke ends with the outermost
         self._stroke = False  # a stroke is open in the annotations
