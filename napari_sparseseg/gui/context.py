@@ -6,6 +6,7 @@ sections, on the GUI thread, at most every `INTERVAL_MS`.
 
 from __future__ import annotations
 
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.gui.jobs import Jobs
+from napari_sparseseg.inference import PredictionStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +62,8 @@ class Context(QObject):
         self.jobs = Jobs(self)
         self.jobs.failed.connect(self.report)
         self.closed = False
+        self.stop_prediction = threading.Event()
+        """Set it to end the whole-slide prediction under way; each run has a new one."""
         self._due: set[str] = set()
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
@@ -87,7 +91,9 @@ class Context(QObject):
         self.jobs.run(work, then, name=name)
 
     def report(self, error: Exception) -> None:
-        """Show an error: the message of our own, else a defect with its traceback to copy."""
+        """Show an error: the message of our own, else a defect with its traceback to copy; a cancel is none."""
+        if isinstance(error, PredictionStopped):
+            return
         details = "".join(traceback.format_exception(error))
         text = str(error)
         if not isinstance(error, (SparseSegError, OSError)):
@@ -112,6 +118,7 @@ class Context(QObject):
         self.closed = True
         self._timer.stop()
         self._disconnect()
+        self.stop_prediction.set()
         self.session.close()
 
     def _connect(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QColorDialog, QFileDialog
+from qtpy.QtWidgets import QColorDialog, QFileDialog, QMessageBox
 
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
@@ -50,3 +50,14 @@ def ask_colour(parent: QWidget, title: str, colour: str) -> str:
     """``#rrggbb``, or an empty string."""
     chosen = QColorDialog.getColor(QColor(colour), parent, title)
     return str(chosen.name()) if chosen.isValid() else ""
+
+
+def ask_yes(parent: QWidget, title: str, question: str, yes: str) -> bool:
+    """Whether the user presses `yes` rather than Cancel, which is the default."""
+    box = QMessageBox(QMessageBox.Icon.Question, title, question, QMessageBox.StandardButton.Cancel, parent)
+    agreed = box.addButton(yes, QMessageBox.ButtonRole.AcceptRole)
+    box.setDefaultButton(QMessageBox.StandardButton.Cancel)
+    box.exec()
+    pressed = box.clickedButton() is agreed
+    box.deleteLater()
+    return pressed

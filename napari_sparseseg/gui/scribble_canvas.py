@@ -39,7 +39,7 @@ class CanvasLayer(Labels):
 
     def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
         self._annotations = annotations
-        self.locked: frozenset[int] = frozenset()
+        self.locked_classes: frozenset[int] = frozenset()
         """Ids of classes that no tool draws over or erases."""
         self._view_zoom, self._centre, self._level = 1.0, (0.0, 0.0), 0
         self._origin = (0, 0)
@@ -106,7 +106,7 @@ class CanvasLayer(Labels):
                 mask = changed & (now == label)
                 rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
                 y, x = int(rows[0]), int(columns[0])
-                keep = frozenset(range(256)) - self.locked if self.locked else None
+                keep = frozenset(range(256)) - self.locked_classes if self.locked_classes else None
                 self._annotations.begin_stroke(int(label), kind="fill", keep=keep)
                 self._annotations.paint_mask(
                     self._level,

@@ -69,7 +69,7 @@ class ScribbleLayer(LazyLabels):
 
     def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
         self._annotations = annotations
-        self.locked: frozenset[int] = frozenset()  # ids of classes that no tool draws over or erases
+        self.locked_classes: frozenset[int] = frozenset()  # ids of classes that no tool draws over or erases
         self._zoom = 1.0
         self._depth = 0  # nested groups of edits; the stroke ends with the outermost
         self._stroke = False  # a stroke is open in the annotations
@@ -157,11 +157,11 @@ class ScribbleLayer(LazyLabels):
     def _kept(self, label: int) -> Keep:
         """What drawing `label` may replace: all but locked classes; with "preserve labels" one label only."""
         if not self.preserve_labels:
-            return frozenset(range(256)) - self.locked if self.locked else None
+            return frozenset(range(256)) - self.locked_classes if self.locked_classes else None
         kept = 0
         if not label:
             kept = self.selected_label if self._prev_selected_label is None else self._prev_selected_label
-        return frozenset() if kept in self.locked else int(kept)
+        return frozenset() if kept in self.locked_classes else int(kept)
 
     def _open_stroke(self, label: int, kind: str) -> bool:
         if self._stroke or self._refused:

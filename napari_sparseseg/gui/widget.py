@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QEvent, QSize, Qt
+from qtpy.QtCore import QEvent, QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.actions.classes import ClassActions
@@ -13,7 +13,9 @@ from napari_sparseseg.gui.actions.project import ProjectActions
 from napari_sparseseg.gui.actions.slides import SlideActions
 from napari_sparseseg.gui.actions.training import TrainActions
 from napari_sparseseg.gui.activity import Activity
+from napari_sparseseg.gui.commands import register_shortcuts
 from napari_sparseseg.gui.context import Context
+from napari_sparseseg.gui.dialogs import ask_yes
 from napari_sparseseg.gui.next_step import next_step, state_line
 from napari_sparseseg.gui.panels.classes import ClassesPanel
 from napari_sparseseg.gui.panels.header import Header
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
 
 HINTED_STROKES = 6
 """After so many the user knows the keys."""
+CLOSING = {
+    "training": "Training is running. It ends after the step at hand, and the model is written to disk.",
+    "paused": "Training is paused. It ends here, and the model is written to disk.",
+    "predicting": "A slide is being predicted. What is done is kept; the next run into the same file completes it.",
+}
 MIN_WIDTH, PREFERRED = 310, QSize(360, 860)
 
 
@@ -48,6 +55,7 @@ class SparseSegWidget(QWidget):
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         super().__init__()
+        register_shortcuts()
         self.viewer = napari_viewer
         self._context = Context(napari_viewer, Session(autosave=True), self)
         self.header = Header()
@@ -121,10 +129,23 @@ class SparseSegWidget(QWidget):
         """The window hides after it has agreed to close; before, the user may still cancel."""
         if watched is self._window and event is not None:
             if event.type() == QEvent.Type.Close:
+                if event.spontaneous() and self._is_busy():
+                    event.ignore()
+                    QTimer.singleShot(0, self._ask_to_close)
+                    return True
                 self._window_closing = True
             elif event.type() == QEvent.Type.Hide and self._window_closing:
                 self.shut_down()
         return False
+
+    def _is_busy(self) -> bool:
+        return not self._context.closed and self.session.status.state in CLOSING
+
+    def _ask_to_close(self) -> None:
+        """In place of napari's own question: closed by a call, the window asks no more."""
+        window = self._window
+        if window is not None and ask_yes(window, "Close napari?", CLOSING.get(self.session.status.state, ""), "Close"):
+            window.close()
 
     def _watch_window(self) -> None:
         window = self.window()

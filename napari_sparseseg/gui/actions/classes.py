@@ -137,7 +137,7 @@ class ClassActions(QObject):
 
     def _on_locks(self) -> None:
         if self._layer is not None:
-            self._layer.locked = self._panel.table.locked
+            self._layer.locked_classes = self._panel.table.locked
 
     def _on_visibility(self) -> None:
         self._colour()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,9 @@ class PredictActions(QObject):
     def predict_slide(self, out: str, **options: Any) -> None:
         """Predict the whole slide into a file, in the background."""
         session = self._context.session
+        stop = self._context.stop_prediction = threading.Event()
         self._context.in_background(
-            lambda: session.predict_slide(out, **options),
+            lambda: session.predict_slide(out, stop=stop, **options),
             lambda _: self._on_predicted(out),
             name="Predicting the slide",
         )
@@ -106,6 +108,7 @@ class PredictActions(QObject):
 
     def _on_status(self) -> None:
         self._panel.show_model(self._context.session.model is not None)
+        self._panel.show_predicting(self._context.session.status.state == "predicting")
 
     def _on_refreshed(self) -> None:
         if not self._timer.isActive():
@@ -136,11 +139,14 @@ class PredictActions(QObject):
         entry = self._context.entry
         if entry is None:
             return
+        if self._context.session.status.state == "predicting":
+            self._context.stop_prediction.set()
+            return
         folder = Path(entry.slide.path).parent
         suggestion = folder / f"{Path(entry.slide.path).name.split('.')[0]}.ome.zarr"
         out = dialogs.ask_save(self._panel, "Predict the whole slide into", str(suggestion), dialogs.RESULTS)
         if out:
-            self.predict_slide(out, overwrite=True)
+            self.predict_slide(out, overwrite=True, resume=True)  # a run that was cancelled goes on
 
     def _on_predicted(self, out: str) -> None:
         self._result = Path(out)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QCheckBox, QShortcut, QWidget
 
@@ -57,8 +57,8 @@ class ClassesPanel(QWidget):
         self.remove = button(
             "Remove", "Remove the selected class and all of its strokes; can be undone", self._on_remove
         )
-        self.up = button("↑", "Move the class up; its key stays", lambda: self._move(-1))
-        self.down = button("↓", "Move the class down; its key stays", lambda: self._move(1))
+        self.up = button("↑", "Move the class up (Alt+Up in the table); its key stays", lambda: self._move(-1))
+        self.down = button("↓", "Move the class down (Alt+Down in the table); its key stays", lambda: self._move(1))
         self.undo = button("Undo", "Take back the last change of this table", self.undo_requested.emit)
         for narrow in (self.up, self.down):
             narrow.setFixedWidth(26)
@@ -75,9 +75,11 @@ class ClassesPanel(QWidget):
         layout.addLayout(row(self.add, self.remove, self.up, self.down, self.undo, stretch=0))
         layout.addLayout(row(self.protect, self.presets, stretch=0))
         layout.addWidget(self.hint)
-        QShortcut(QKeySequence("Alt+Up"), self.table, lambda: self._move(-1))
-        QShortcut(QKeySequence("Alt+Down"), self.table, lambda: self._move(1))
-        QShortcut(QKeySequence("Delete"), self.table, self._on_remove)
+        # within the table only: over the slide these keys are napari's
+        here = Qt.ShortcutContext.WidgetWithChildrenShortcut
+        for keys, act in (("Alt+Up", partial(self._move, -1)), ("Alt+Down", partial(self._move, 1))):
+            QShortcut(QKeySequence(keys), self.table, act, context=here)
+        QShortcut(QKeySequence("Delete"), self.table, self._on_remove, context=here)
 
     def show_classes(self, classes: Sequence[ClassDef], *, can_undo: bool) -> None:
         """Show the session's table."""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.areas import Area
 
 CONTOUR_PX = 2
+PREDICT_SLIDE = "Predict slide…"
+PREDICT_SLIDE_TIP = "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile"
+CANCEL_TIP = "End it after the tile under way; what is done is kept and completed by the next run into the same file"
 HEADINGS = ("Class on screen", "mm²", "Share")
 
 
@@ -86,8 +89,8 @@ class PredictPanel(QWidget):
         self.empty = note("Areas of what is on screen appear here with the first prediction.")
         self.copy = button("Copy", "The table as CSV, to paste into a spreadsheet", self._on_copy)
         self.predict_slide = button(
-            "Predict slide…",
-            "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile",
+            PREDICT_SLIDE,
+            PREDICT_SLIDE_TIP,
             self.slide_requested.emit,
         )
         self.export = menu_button(
@@ -131,6 +134,14 @@ class PredictPanel(QWidget):
         """What needs a model is enabled only with one."""
         for widget in (self.next, self.predict_slide, self.what, self.contour):
             widget.setEnabled(present)
+
+    def show_predicting(self, running: bool) -> None:
+        """While the whole slide is predicted the button ends that."""
+        text = "Cancel prediction" if running else PREDICT_SLIDE
+        if self.predict_slide.text() != text:
+            self.predict_slide.setText(text)
+            self.predict_slide.setToolTip(CANCEL_TIP if running else PREDICT_SLIDE_TIP)
+        self.export.setEnabled(not running)
 
     def show_areas(self, areas: Sequence[Area]) -> None:
         """Fill the table."""

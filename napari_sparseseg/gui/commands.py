@@ -1,0 +1,137 @@
+"""What the panel's buttons do as commands: for napari's command palette, its menus and its shortcut editor.
+
+Every command presses the button that a mouse would, so that neither can do what the other cannot.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import napari
+from napari.components.viewer_model import ViewerModel
+from napari.settings import get_settings
+from napari.utils.action_manager import action_manager
+from napari.utils.notifications import show_info
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qtpy.QtWidgets import QAbstractButton
+
+    from napari_sparseseg.gui.widget import SparseSegWidget
+
+PLUGIN = "napari-sparseseg"
+
+
+def panel() -> SparseSegWidget:
+    """The panel of the window in front; opened where it is not."""
+    viewer = napari.current_viewer()
+    if viewer is None:
+        raise RuntimeError("no napari window is open.")
+    widget: SparseSegWidget = viewer.window.add_plugin_dock_widget(PLUGIN)[1]
+    return widget
+
+
+def train() -> None:
+    """Train, or pause or resume it."""
+    _press(lambda p: p.train.train)
+
+
+def stop() -> None:
+    """End training and write the model."""
+    _press(lambda p: p.train.stop)
+
+
+def next_region() -> None:
+    """Go where the model is least sure."""
+    _press(lambda p: p.predict.next)
+
+
+def toggle_live() -> None:
+    """Switch the live prediction on or off."""
+    _press(lambda p: p.predict.live)
+
+
+def toggle_outlines() -> None:
+    """Borders of the prediction, or its areas."""
+    _press(lambda p: p.predict.contour)
+
+
+def predict_slide() -> None:
+    """The whole slide into a file."""
+    _press(lambda p: p.predict.predict_slide)
+
+
+def add_class() -> None:
+    """One more class."""
+    _press(lambda p: p.classes.add)
+
+
+def open_slide() -> None:
+    """Choose slide files."""
+    _press(lambda p: p.slide.open)
+
+
+def save_project() -> None:
+    """Slides, scribbles, settings and model in one folder."""
+    _choose("Save project…")
+
+
+def open_project() -> None:
+    """Go on where a project was left."""
+    _choose("Open project…")
+
+
+def copy_as_python() -> None:
+    """A script of what was done."""
+    _choose("Copy as Python")
+
+
+def copy_as_command() -> None:
+    """Shell commands of what was done."""
+    _choose("Copy as command")
+
+
+def show_help() -> None:
+    """The documentation."""
+    _choose("Help")
+
+
+SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
+    "train": (train, "Train, pause or resume", "Shift+T"),
+    "next_region": (next_region, "Go to the next doubtful region", "Shift+N"),
+    "toggle_live": (toggle_live, "Switch live prediction on or off", "Shift+D"),
+    "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or areas", "Shift+O"),
+}
+"""What one does often while looking at the slide: command, description and key to begin with."""
+
+
+def register_shortcuts() -> None:
+    """Put the shortcuts into napari's editor (Preferences > Shortcuts, viewer); keys chosen there stay."""
+    chosen = get_settings().shortcuts.shortcuts
+    for name, (command, description, key) in SHORTCUTS.items():
+        action = f"{PLUGIN}:{name}"
+        action_manager.register_action(action, _on_key(command), f"Sparse segmentation: {description}", ViewerModel)
+        for chosen_key in chosen.get(action, [key]):
+            action_manager.bind_shortcut(action, chosen_key)
+
+
+def _on_key(command: Callable[[], None]) -> Callable[[Any], None]:
+    def run(viewer: Any) -> None:
+        command()
+
+    return run
+
+
+def _press(find: Callable[[SparseSegWidget], QAbstractButton]) -> None:
+    opened = panel()
+    button = find(opened)
+    if button.isEnabled():
+        button.click()
+    else:
+        reason = opened.header.next_step.text() or opened.header.state.whole_text()
+        show_info(f"{button.text()} is not possible now. {reason}")
+
+
+def _choose(text: str) -> None:
+    next(a for a in panel().header.menu.actions() if a.text() == text).trigger()
