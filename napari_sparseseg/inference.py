@@ -14,6 +14,7 @@ import numpy as np
 
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame, tiles
+from napari_sparseseg.slides.resample import apply, axis
 
 if TYPE_CHECKING:
     import threading
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from napari_sparseseg.config import ClassDef, Recipe
+    from napari_sparseseg.slides import Slide
+    from napari_sparseseg.slides.resample import Axis
 
 
 class Segmenter(Protocol):
@@ -60,6 +63,11 @@ class PredictionStopped(PredictionError):
     """A prediction ended early because it was asked to."""
 
 
+def model_frame(recipe: Recipe, slide: Slide, asked: Frame) -> Frame:
+    """What the model sees of a slide: the resolution it was trained at, where both say theirs, else the asked one."""
+    return asked if recipe.mpp is None or slide.mpp is None else slide.frame(recipe.mpp)
+
+
 def input_region(model: Segmenter, tile: Box) -> Box:
     """What has to be read to predict `tile`: with its halo, at the model's stride."""
     m = model.multiple
@@ -75,10 +83,41 @@ def predict_pixels(model: Segmenter, pixels: np.ndarray, source: Box, tile: Box)
     return probabilities[:, y : y + tile.height, x : x + tile.width]
 
 
-def predict_tile(model: Segmenter, slide: RegionReader, tile: Box, frame: Frame) -> np.ndarray:
-    """Probabilities of one tile of a frame, float32 (K, h, w); the tile may begin and end anywhere."""
-    source = input_region(model, tile)
-    return predict_pixels(model, slide.read_region(source, frame), source, tile)
+def predict_tile(
+    model: Segmenter, slide: RegionReader, tile: Box, frame: Frame, read_frame: Frame | None = None
+) -> np.ndarray:
+    """Probabilities of one tile of a frame, float32 (K, h, w); the tile may begin and end anywhere.
+
+    The model sees the slide in `read_frame` where that is given, and its answer is resampled to `frame`.
+    """
+    view = TileView(frame, read_frame or frame, tile)
+    source = input_region(model, view.needed)
+    return view.resampled(predict_pixels(model, slide.read_region(source, view.read_frame), source, view.needed))
+
+
+class TileView:
+    """A tile of the result's frame, and what of the frame that the model sees it takes to fill it.
+
+    Where the two frames differ, probabilities are averaged over each pixel of a coarser result and interpolated for a
+    finer one, in absolute coordinates: tiles agree however the slide is cut.
+    """
+
+    def __init__(self, frame: Frame, read_frame: Frame, tile: Box) -> None:
+        self.read_frame, self.needed = read_frame, tile
+        self._axes: tuple[Axis, Axis] | None = None
+        if read_frame != frame:
+            steps = [a / b for a, b in zip(frame.downsample, read_frame.downsample, strict=True)]
+            y, x = axis(tile.y, tile.y1, steps[0]), axis(tile.x, tile.x1, steps[1])
+            self._axes = y, x
+            (y0, y1), (x0, x1) = y.source, x.source
+            self.needed = Box(y0, x0, y1 - y0, x1 - x0)
+
+    def resampled(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities (K, h, w) of `needed`, as those of the tile."""
+        if self._axes is None:
+            return probabilities
+        moved = np.ascontiguousarray(probabilities.transpose(1, 2, 0))
+        return np.ascontiguousarray(apply(moved, *self._axes).transpose(2, 0, 1))
 
 
 def predict_region(
@@ -87,6 +126,7 @@ def predict_region(
     region: Box,
     frame: Frame,
     *,
+    read_frame: Frame | None = None,
     tile: int = 512,
     stop: threading.Event | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +141,9 @@ def predict_region(
     region
         Box in pixels of the frame.
     frame
-        The slide at the resolution that the model sees.
+        The slide at the resolution of the answer.
+    read_frame
+        The slide at the resolution that the model sees, see `model_frame`; None: that of the answer.
     tile
         Largest side of what the model gets at once, without halo; only time and memory depend on it.
     stop
@@ -129,7 +171,7 @@ def predict_region(
             raise PredictionStopped("the prediction was stopped.")
         part = cell.intersection(region)
         target = Box(part.y - region.y, part.x - region.x, part.height, part.width)
-        out[(slice(None), *target.slices())] = predict_tile(model, slide, part, frame)
+        out[(slice(None), *target.slices())] = predict_tile(model, slide, part, frame, read_frame)
     return labels_from(out, classes), out
 
 

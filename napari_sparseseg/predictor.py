@@ -77,11 +77,12 @@ class Predictor:
 
     def predict(self, box: tuple[int, int, int, int], mpp: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Labels and probabilities of a level-0 box; see `Session.predict`."""
-        from napari_sparseseg.inference import predict_region
+        from napari_sparseseg.inference import model_frame, predict_region
 
         model, slide = self.model(), self._slides.active.slide
         frame = slide.frame(mpp if mpp is not None else model.recipe.mpp)
-        return self._engine.call(lambda: predict_region(model, slide, frame.region(Box(*box)), frame))
+        seen = model_frame(model.recipe, slide, frame)
+        return self._engine.call(lambda: predict_region(model, slide, frame.region(Box(*box)), frame, read_frame=seen))
 
     def next_region(self) -> Suggestion | None:
         """The most doubtful unlabelled tissue; see `Session.next_region`."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.geometry import Box, Frame
@@ -80,6 +81,32 @@ def test_a_single_tile_equals_its_part_of_the_region():
     model, slide = SmoothModel(), ArraySlide(IMAGE)
     _, whole = predict_region(model, slide, Box(0, 0, 200, 248), Frame())
     np.testing.assert_array_equal(predict_tile(model, slide, Box(40, 50, 30, 20), Frame()), whole[:, 40:70, 50:70])
+
+
+@pytest.mark.parametrize("step", [2.0, 3.0, 0.5, 1.6])
+def test_a_model_sees_its_own_resolution_whatever_is_asked(step):
+    """Coarser pixels hold the mean of what the model says of their area, finer ones lie between its pixels."""
+    model = SmoothModel()
+    frame, seen = Frame((step, step)), Frame()
+    height, width = int(200 / step) - 1, int(248 / step) - 1
+    region = Box(1, 1, height - 1, width - 1)
+    _, found = predict_region(model, ArraySlide(IMAGE), region, frame, read_frame=seen, tile=37)
+    native = whole_slide_answer(model)
+    for y, x in ((0, 0), (height - 2, width - 2), (height // 2, 5)):
+        if step > 1:
+            weights = []
+            for i in (y + 1, x + 1):
+                edges = np.arange(249)
+                weights.append(np.clip(np.minimum(edges + 1, (i + 1) * step) - np.maximum(edges, i * step), 0, None))
+            expected = np.einsum("kyx,y,x->k", native, weights[0][:200], weights[1][:248]) / step**2
+        else:
+            cy, cx = ((i + 1.5) * step - 0.5 for i in (y, x))
+            expected = map_coordinates_each(native, cy, cx)
+        np.testing.assert_allclose(found[:, y, x], expected, atol=1e-5)
+
+
+def map_coordinates_each(images: np.ndarray, y: float, x: float) -> np.ndarray:
+    return np.array([ndimage.map_coordinates(image, [[y], [x]], order=1)[0] for image in images])
 
 
 def test_an_empty_region_is_empty():

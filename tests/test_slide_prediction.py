@@ -88,6 +88,19 @@ def test_known_blocks_come_out_as_drawn(tmp_path):
     assert sum(row.percent for row in result.table) == pytest.approx(100, abs=1e-3)
 
 
+@pytest.mark.parametrize(("mpp", "step"), [(2.0, 4), (1.0, 2)])
+def test_a_coarser_label_image_is_made_by_the_model_at_its_own_resolution(tmp_path, mpp, step):
+    """Pixels of 100 / step a side: the model, which was trained at 0.5 um per px, is right about all of them."""
+    slide = patches_slide((1000, 1200))
+    result = predict_slide(slide, SmoothModel(mpp=0.5, radius=0), tmp_path / "a.ome.zarr", mpp=mpp)
+    assert result.shape == (1000 // step, 1200 // step)
+    labels = level0(tmp_path / "a.ome.zarr")
+    np.testing.assert_array_equal(labels, slide.truth[step // 2 :: step, step // 2 :: step])
+    again = predict_slide(slide, SmoothModel(mpp=0.5, radius=0), tmp_path / "b.ome.zarr", mpp=mpp, tile=64, workers=2)
+    assert again.shape == result.shape
+    np.testing.assert_array_equal(level0(tmp_path / "b.ome.zarr"), labels)
+
+
 def test_both_formats_hold_the_same_image_and_scale(tmp_path):
     slide = patches_slide()
     predict_slide(slide, SmoothModel(), tmp_path / "a.ome.zarr", mpp=0.8, uncertainty=True)

@@ -84,14 +84,14 @@ class Decoder(nn.Module):
         """Scores (B, K, h, w) on the grid of the finest map; `keep`: factors (B, C_i, 1, 1) of a channel dropout."""
         x: torch.Tensor | None = None
         middle, spread = (torch.split(v.view(1, -1, 1, 1), self.channels, dim=1) for v in (self.mean, self.std))
-        maps = [(m - a) / b for m, a, b in zip(maps, middle, spread, strict=True)]
-        if keep is not None:
-            maps = [m * k for m, k in zip(maps, keep, strict=True)]
         for group, stage in zip(self.inputs, self.stages, strict=True):
-            size = maps[group[0]].shape[-2:]
-            before = [] if x is None else [F.interpolate(x, size=size, mode="bilinear", align_corners=False)]
-            x = torch.cat([*(maps[i] for i in group), *before], dim=1)
-            del before  # at the finest scale each of these is a tenth of the memory of a whole-slide run
+            parts = [(maps[i] - middle[i]) / spread[i] for i in group]
+            if keep is not None:
+                parts = [part * keep[i] for part, i in zip(parts, group, strict=True)]
+            if x is not None:
+                parts.append(F.interpolate(x, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
+            x = torch.cat(parts, dim=1)
+            del parts  # at the finest scale they are an eighth of the memory of a whole-slide run
             x = stage(x)
         scores: torch.Tensor = self.scores(x)
         return scores

@@ -31,7 +31,8 @@ class Options:
     """Keywords of `predict_slide`."""
 
     mpp: float | None = None
-    """Resolution in um per pixel; the model's own if not given."""
+    """Resolution of the label image in um per pixel; the model's own if not given. The model itself always sees the
+    slide at the resolution it was trained at, where it knows one; its answer is averaged or interpolated."""
     geojson: Path | None = None
     """Where to write objects for QuPath, in level-0 (x, y)."""
     csv: Path | None = None
@@ -117,7 +118,7 @@ class SlideResult:
     shards_resumed: int = 0
     """Shards that an earlier run had done."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by stage in this run."""
+    """Time by stage in this run, and ``wait``: how long of ``predict`` the network waited for pixels and files."""
     megapixels_per_second: float = 0.0
     tissue_share: float | None = None
     """Part of the slide that was taken for tissue, where only tissue was predicted."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.inference import model_frame
 from napari_sparseseg.results.ometiff import label_bands, read_record, write_ome_tiff
 from napari_sparseseg.results.omezarr import SHARD, PredictionStore, StoreLayout, create_store
 from napari_sparseseg.results.placement import Placement
@@ -15,8 +16,9 @@ from napari_sparseseg.slide_prediction.cluster import run_on_cluster
 from napari_sparseseg.slide_prediction.local import run_in_threads
 from napari_sparseseg.slide_prediction.measuring import Measurement
 from napari_sparseseg.slide_prediction.options import Options, Progress, SlideResult, Stage
-from napari_sparseseg.slide_prediction.shards import Control, ShardPredictor, ShardTask, shard_grid
+from napari_sparseseg.slide_prediction.shards import READ_CACHE, Control, ShardPredictor, ShardTask, shard_grid
 from napari_sparseseg.slide_prediction.workspace import Workspace, model_hash
+from napari_sparseseg.slides.cache import TILES
 from napari_sparseseg.tissue import TissueMask, detect_tissue
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ _REPORT_S = 0.1
 _INPUT_SIDE = 1088
 """What the network gets at once, halo included: larger wastes less on halos and needs more memory (about 250 MB per
 megapixel with the default encoder)."""
+
+_SMALLEST_TILE = 16
 
 
 @dataclass
@@ -68,7 +72,8 @@ class SlideRun:
         mpp = self._resolution()
         self._placement = Placement(slide.frame(mpp), slide.mpp)
         self._shape = self._placement.frame.shape(slide.shape)
-        self._tile = options.tile or default_tile(model)
+        self._read_frame = model_frame(model.recipe, slide, self._placement.frame)
+        self._tile = options.tile or self._fitting_tile()
         self._shards = list(enumerate(shard_grid(self._shape)))
         self._files = Workspace(out, [path for path in (options.geojson, options.csv) if path is not None])
         self._tissue: TissueMask | None = None
@@ -125,6 +130,7 @@ class SlideRun:
             "model": model_hash(files.model, recipe),
             "shape": list(self._shape),
             "downsample": list(self._placement.frame.downsample),
+            "read_downsample": list(self._read_frame.downsample),
             "mpp": None if self._slide.mpp is None else list(self._slide.mpp),
             "tile": self._tile,
             "tissue_only": options.tissue_only,
@@ -188,7 +194,9 @@ class SlideRun:
         else:
             count = min(options.workers or 1, len(todo))
             predictors = [self._predictor() for _ in range(count)]
-            run_in_threads(predictors, todo, self._control, journal.shard_done, on_pixels)
+            with TILES.limited(READ_CACHE):
+                run_in_threads(predictors, todo, self._control, journal.shard_done, on_pixels)
+            self._seconds["wait"] = sum(p.waited for p in predictors) / count
         seconds = time.monotonic() - self._stage_start
         self._seconds["predict"] = seconds
         self._speed = counter.todo / 1e6 / seconds
@@ -201,9 +209,16 @@ class SlideRun:
             store,
             self._placement.frame,
             tile=self._tile,
+            read_frame=self._read_frame,
             tissue=self._tissue,
             flips=self._options.flips,
         )
+
+    def _fitting_tile(self) -> int:
+        """The default tile, in pixels of the label image: what the model gets for it has the default size."""
+        ratio = max(a / b for a, b in zip(self._placement.frame.downsample, self._read_frame.downsample, strict=True))
+        tile = default_tile(self._model)
+        return tile if ratio <= 1 else max(_SMALLEST_TILE, int(tile / ratio))
 
     def _task(self) -> ShardTask:
         path = Path(self._slide.path)
@@ -215,6 +230,7 @@ class SlideRun:
             model=str(self._files.model.resolve()),
             store=str(self._files.store.resolve()),
             downsample=self._placement.frame.downsample,
+            read_downsample=self._read_frame.downsample,
             tile=self._tile,
             tissue_only=self._options.tissue_only,
             flips=self._options.flips,

@@ -7,6 +7,7 @@ network works on one tile the next is read, across shards too, so that it does n
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,15 @@ import numpy as np
 
 from napari_sparseseg.errors import PredictionError, SparseSegError
 from napari_sparseseg.geometry import Box, Frame, tiles
-from napari_sparseseg.inference import PredictionStopped, Segmenter, entropy, input_region, labels_from, predict_pixels
+from napari_sparseseg.inference import (
+    PredictionStopped,
+    Segmenter,
+    TileView,
+    entropy,
+    input_region,
+    labels_from,
+    predict_pixels,
+)
 from napari_sparseseg.results.omezarr import SHARD, PredictionStore
 
 if TYPE_CHECKING:
@@ -27,6 +36,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.tissue import TissueMask
 
 _READ_AHEAD = 2
+READ_CACHE = 64 << 20
+"""Bytes of decoded slide that a run keeps: enough for what neighbouring tiles share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,9 @@ class ShardTask:
     model: str
     store: str
     downsample: tuple[float, float]
+    """Of the label image."""
+    read_downsample: tuple[float, float]
+    """Of what the model sees."""
     tile: int
     tissue_only: bool
     flips: bool
@@ -78,6 +92,7 @@ class _Piece:
     index: int
     shard: Box
     tile: Box
+    view: TileView
     source: Box
     last: bool
     pixels: Future[np.ndarray] | None
@@ -92,8 +107,10 @@ class ShardPredictor:
         Open handles; slide and model may be shared between threads.
     frame
         The resolution of the label image.
+    read_frame
+        The resolution that the model sees; None: the same.
     tile
-        Side of what the model gets at once, without halo.
+        Side of a tile of the label image, without halo.
     tissue
         Where to predict; None: everywhere.
     flips
@@ -108,12 +125,15 @@ class ShardPredictor:
         frame: Frame,
         *,
         tile: int,
+        read_frame: Frame | None = None,
         tissue: TissueMask | None = None,
         flips: bool = False,
     ) -> None:
         self._slide, self._model, self._store = slide, model, store
-        self._frame, self._tile = frame, tile
+        self._frame, self._read_frame, self._tile = frame, read_frame or frame, tile
         self._tissue, self._flips = tissue, flips
+        self.waited = 0.0
+        """Seconds that the network waited for pixels and for the store."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,7 +161,9 @@ class ShardPredictor:
                     self._predict(piece, labels, uncertainty)
                 on_pixels(piece.tile.area)
                 if piece.last:
+                    begun = time.perf_counter()
                     self._store.write(piece.shard, labels, uncertainty if self._store.uncertainty else None)
+                    self.waited += time.perf_counter() - begun
                     yield piece.index
 
     def _pieces(self, shards: Iterable[tuple[int, Box]], reader: ThreadPoolExecutor) -> Iterator[_Piece]:
@@ -165,17 +187,21 @@ class ShardPredictor:
             shard = box.intersection(whole)
             cells = list(_cells(shard, self._tile))
             for number, tile in enumerate(cells, 1):
-                source = input_region(self._model, tile)
+                view = TileView(self._frame, self._read_frame, tile)
+                source = input_region(self._model, view.needed)
                 wanted = self._tissue is None or self._tissue.overlaps(tile, self._frame)
-                pixels = reader.submit(self._slide.read_region, source, self._frame) if wanted else None
-                yield _Piece(index, shard, tile, source, number == len(cells), pixels)
+                pixels = reader.submit(self._slide.read_region, source, self._read_frame) if wanted else None
+                yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
 
     def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:
         """Fill the tile's part of the shard; with a tissue mask, only where it says tissue."""
         if piece.pixels is None:
             return
+        begun = time.perf_counter()
+        pixels = piece.pixels.result()
+        self.waited += time.perf_counter() - begun
         predict = predict_flipped if self._flips else predict_pixels
-        probabilities = predict(self._model, piece.pixels.result(), piece.source, piece.tile)
+        probabilities = piece.view.resampled(predict(self._model, pixels, piece.source, piece.view.needed))
         found = labels_from(probabilities, self._model.recipe.classes)
         doubt = entropy(probabilities) if self._store.uncertainty else None
         if self._tissue is not None:
@@ -223,16 +249,24 @@ def open_task(task: ShardTask) -> ShardPredictor:
     """Open slide, model and store as a worker process does it: each for itself."""
     from napari_sparseseg.learning.model import load_model
     from napari_sparseseg.slides import open_slide
+    from napari_sparseseg.slides.cache import TILES
     from napari_sparseseg.tissue import detect_tissue
 
+    TILES.max_bytes = READ_CACHE
     slide = open_slide(task.slide)
     if task.mpp is not None:
         slide.mpp = task.mpp
     model = load_model(Path(task.model), device="auto")
     tissue = detect_tissue(slide) if task.tissue_only else None
-    frame = Frame(task.downsample)
     return ShardPredictor(
-        slide, model, PredictionStore(Path(task.store)), frame, tile=task.tile, tissue=tissue, flips=task.flips
+        slide,
+        model,
+        PredictionStore(Path(task.store)),
+        Frame(task.downsample),
+        tile=task.tile,
+        read_frame=Frame(task.read_downsample),
+        tissue=tissue,
+        flips=task.flips,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     import numpy as np
 
@@ -48,6 +49,16 @@ class TileCache:
         with self._lock:
             self._max_bytes = value
             self._evict()
+
+    @contextmanager
+    def limited(self, max_bytes: int) -> Iterator[None]:
+        """A lower limit for a while: work that passes over a slide once gains nothing from more."""
+        before = self._max_bytes
+        self.max_bytes = min(before, max_bytes)
+        try:
+            yield
+        finally:
+            self.max_bytes = before
 
     def get(self, owner: int, key: Hashable) -> Tile | None:
         """The tile, now the most recently used, or None."""
