@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=_positive, default=45.0, help="training time, default: %(default)s")
 
     info = _command(commands, "info", _info, "what is in a slide, and what is wrong with it")
-    info.add_argument("slide", type=Path)
+    info.add_argument("slide", help="a file, a folder of OME-Zarr, or its address")
 
     _add_train(commands)
     _add_predict(commands)

@@ -235,6 +235,27 @@ def test_share_gone(svs, monkeypatch):
         assert slide.bad_tiles == 0
 
 
+def test_shrunk_while_open(svs):
+    with open_slide(svs) as slide:
+        os.truncate(svs, 5000)
+        with pytest.warns(SlideWarning, match="ends behind the end of the file") as told:
+            got = slide.read((0, 0, *slide.shape))
+        assert len(told) == 1
+        assert slide.bad_tiles > 0
+        assert (got[-40:, -40:] == 128).all()
+
+
+def test_zarr_vanished_while_open(tmp_path):
+    path = tmp_path / "a.zarr"
+    write_zarr(path, PIXELS)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read((0, 0, 30, 30)), PIXELS[:30, :30])
+        path.rename(tmp_path / "b.zarr")
+        slide.pyramid.cache.forget(slide.pyramid._owner)
+        with pytest.raises(SlideError, match=r"cannot be read any more.*is gone"):
+            slide.read((0, 0, 30, 30))
+
+
 def test_bad_zarr(tmp_path):
     path = tmp_path / "a.zarr"
     path.mkdir()
@@ -266,6 +287,14 @@ def _readable(path):
         describe(slide)
 
 
+@pytest.fixture
+def bounded_memory():
+    """What all examples together add to the largest memory ever held."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
@@ -277,14 +306,15 @@ def seeds(tmp_path_factory):
     return [(p.suffix, p.read_bytes()) for p in sorted(folder.iterdir())], folder
 
 
+@pytest.mark.timeout(300)  # no file may hang
 @pytest.mark.filterwarnings("ignore::napari_sparseseg.slides.pyramid.SlideWarning")
 @settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
-    deadline=20_000,  # no file may hang
+    deadline=20_000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
-def test_fuzz_tiff(seeds, data):
+def test_fuzz_tiff(seeds, bounded_memory, data):
     """Bytes of sound files changed at random: directories first, they decide what is allocated."""
     files, folder = seeds
     suffix, original = data.draw(st.sampled_from(files))
@@ -300,22 +330,36 @@ def test_fuzz_tiff(seeds, data):
     _readable(path)
 
 
+@pytest.fixture(scope="module")
+def zarr_seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zarr")
+    write_zarr(folder / "4.zarr", texture(70, 90), "0.4")
+    write_zarr(folder / "5.zarr", texture(70, 90), "0.5")
+    write_zarr(folder / "shards.zarr", texture(70, 90, 2, np.uint16), "0.5", shards=True)
+    return sorted(p for p in folder.rglob("*") if p.is_file()), folder
+
+
+@pytest.mark.timeout(300)  # no file may hang
 @pytest.mark.filterwarnings("ignore::napari_sparseseg.slides.pyramid.SlideWarning")
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
-def test_fuzz_zarr_metadata(tmp_path, data):
-    path = tmp_path / "fuzz.zarr"
-    if not path.exists():
-        write_zarr(path, texture(70, 90))
-    name = data.draw(st.sampled_from(["zarr.json", "0/zarr.json"]))
-    target = path / name
+def test_fuzz_zarr(zarr_seeds, bounded_memory, data):
+    """Characters of the metadata, or bytes of a chunk or shard, changed at random."""
+    files, folder = zarr_seeds
+    target = data.draw(st.sampled_from(files))
     original = target.read_bytes()
     changed = bytearray(original)
-    for _ in range(data.draw(st.integers(1, 3))):
+    text = target.name.startswith(".z") or target.suffix == ".json"
+    value = st.sampled_from(list(b'0129",:{}[]-e')) if text else st.integers(0, 255)
+    for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(changed) - 1))
-        changed[at] = data.draw(st.sampled_from(list(b'0129",:{}[]-e')) | st.integers(0, 127))
+        changed[at] = data.draw(value | st.integers(0, 255))
     try:
         target.write_bytes(bytes(changed))
-        _readable(path)
+        _readable(folder / target.relative_to(folder).parts[0])
     finally:
         target.write_bytes(original)

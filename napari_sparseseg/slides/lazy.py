@@ -1,8 +1,8 @@
 """Levels as dask arrays, in the one form that costs nothing to build and little to slice.
 
 Measured on a 100,000 x 100,000 slide: `from_array(inline_array=True)` builds in 1 ms and slices a screen in 12 ms with
-chunks of 768 to 1024; not inline, each slice walks the whole graph (178 ms with the file's own tiles). So a channel gets
-arrays of its own too, instead of slices of the arrays of all channels.
+chunks of 768 to 1024; not inline, each slice walks the whole graph (178 ms with the file's own tiles). So a channel
+gets arrays of its own too, instead of slices of the arrays of all channels.
 """
 
 from __future__ import annotations

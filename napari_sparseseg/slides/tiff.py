@@ -24,7 +24,14 @@ from napari_sparseseg.slides.level import LazyPyramid, Level, Pixels
 from napari_sparseseg.slides.pyramid import SMALLEST
 from napari_sparseseg.slides.slide import Contents
 from napari_sparseseg.slides.tiff_guard import CUT_OFF, DAMAGED, Walker
-from napari_sparseseg.slides.tiff_level import DECODE_ERRORS, JPEG, MAX_TILE_BYTES, TiffLevel
+from napari_sparseseg.slides.tiff_level import (
+    BYTE_CODECS,
+    DECODE_ERRORS,
+    IMAGE_CODECS,
+    JPEG,
+    MAX_TILE_BYTES,
+    TiffLevel,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,6 +156,9 @@ def _check_page(path: str, page: Any) -> None:
         raise UnsupportedTiffError(path, "its colours are a palette", "Convert it to RGB.")
     if page.photometric == 6 and page.compression not in (*JPEG, 33003, 33005, 34712):
         raise UnsupportedTiffError(path, "its YCbCr pixels are not JPEG", "Convert it to RGB.")
+    if page.compression not in (*JPEG, *IMAGE_CODECS, *BYTE_CODECS):
+        name = getattr(page.compression, "name", page.compression)
+        raise UnsupportedTiffError(path, f"its pixels are compressed by {name}", "Convert it to JPEG or deflate.")
     if not page.is_tiled:
         return
     th, tw = page.tilelength, page.tilewidth

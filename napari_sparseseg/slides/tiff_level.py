@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 JPEG = (6, 7, 34892, 33007)
 """Compressions whose tiles share tables."""
+IMAGE_CODECS = (33003, 33004, 33005, 34712, 34933, 50001, 50002, 52546)
+"""JPEG 2000, PNG, WebP, JPEG XL: a tile says its own size, which is checked before it is decoded."""
+BYTE_CODECS = (1, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013)
+"""None, LZW, deflate, PackBits, LZMA, zstd: decoded into a buffer of the tile's size, whatever they hold."""
 MAX_TILE_BYTES = 256 * 2**20
 DECODE_ERRORS = (
     tifffile.TiffFileError,
@@ -65,6 +69,7 @@ class TiffLevel(Level):
         self._grid = (math.ceil(page.imagelength / page.tilelength), math.ceil(page.imagewidth / page.tilewidth))
         self._planes = page.samplesperpixel if page.planarconfig == 2 else 1
         self._decode = page.decode
+        self._sized, self._headless = page.compression in (*JPEG, *IMAGE_CODECS), page.jpegheader is not None
         self._extra = [
             {"jpegtables": p.jpegtables, "jpegheader": page.jpegheader} if page.compression in JPEG else {}
             for p in pages
@@ -103,7 +108,9 @@ class TiffLevel(Level):
         data = self._file.read(offset, count)
         if len(data) < count:
             raise TileError(f"it ends behind the end of the file, {count - len(data)} bytes are missing")
-        claimed = coded_size(data)
+        claimed = coded_size(data) if self._sized else self.tile
+        if claimed is None and not self._headless:
+            raise TileError("it does not say its size")
         if claimed and (claimed[0] > 2 * self.tile[0] or claimed[1] > 2 * self.tile[1]):
             raise TileError(f"it claims {claimed[1]} x {claimed[0]} px in a tile of {self.tile[1]} x {self.tile[0]}")
         try:
