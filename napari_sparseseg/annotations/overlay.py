@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sparseseg.annotations.packing import CHUNK, enlarge, pack, unpack
-from napari_sparseseg.annotations.pyramid import ZEROS, FrozenPyramid, LabelPyramid, quadrant
+from napari_sparseseg.annotations.packing import CHUNK, EMPTY, enlarge, pack, unpack
+from napari_sparseseg.annotations.pyramid import ZEROS, FrozenPyramid, LabelPyramid, leaf_counts, quadrant
 from napari_sparseseg.errors import AnnotationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from napari_sparseseg.annotations.packing import Keep, Labels
@@ -67,6 +69,8 @@ class Overlay:
     ink: tuple[int, Keep] | None = None
     """(label, keep) of `pending`."""
     raw: int = 0
+    exact: bool = True
+    """Whether the coarser levels hold what `commit` would make of them."""
 
 
 class OverlaidPyramid(LabelPyramid):
@@ -191,6 +195,22 @@ class OverlaidPyramid(LabelPyramid):
                 chunks[key] = pack(chunks[key])  # type: ignore[arg-type]  # raw by the line above
                 overlay.raw -= 1
 
+    def _count(self, where: set[tuple[int, Key]]) -> NDArray[np.int64]:
+        total = np.zeros(256, np.int64)
+        for level, key in where:
+            for label, n in leaf_counts(self.shape, self._packed, level, key):
+                total[label] += n
+        return total
+
+    def _replace(self, chunks: Mapping[tuple[int, Key], bytes | None]) -> None:
+        for (level, key), packed in chunks.items():
+            if packed is None:
+                self._packed[level].pop(key, None)
+            else:
+                self._packed[level][key] = packed
+            if level == self.top_level:
+                self._top_chunk(key)[...] = unpack(packed or EMPTY)
+
     def _transaction(self) -> Overlay:
         if self._open is None:
             raise AnnotationError("no stroke is open; begin one first.")
@@ -203,7 +223,10 @@ def ink(chunk: Labels, mask: Mask, label: int, keep: Keep) -> None:
         mask = mask & _table(keep)[chunk]
     elif keep is not None:
         mask = mask & (chunk == keep)
-    np.copyto(chunk, np.uint8(label), where=mask)
+    # Bits that differ are turned where the mask is true: ragged masks take `copyto` thirty times longer.
+    turned = mask.view(np.uint8) * np.uint8(255)
+    turned &= chunk ^ np.uint8(label)
+    chunk ^= turned
 
 
 @lru_cache(maxsize=8)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_sparseseg.annotations.overlay import OPEN_CHUNKS, OverlaidPyramid, Overlay, ink, zoomed
-from napari_sparseseg.annotations.packing import CHUNK, EMPTY, pack, pool, uniform_label, unpack
-from napari_sparseseg.annotations.pyramid import children, chunk_parts, cut, leaf_counts, quadrant
+from napari_sparseseg.annotations.overlay import OPEN_CHUNKS, OverlaidPyramid, Overlay, ink
+from napari_sparseseg.annotations.packing import CHUNK, EMPTY, enlarge, pack, pool, uniform_label, unpack
+from napari_sparseseg.annotations.pyramid import children, chunk_parts, cut, quadrant
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
@@ -105,6 +105,7 @@ class LabelQuadtree(OverlaidPyramid):
                 piece = mask[part.y - area.y : part.y1 - area.y, part.x - area.x : part.x1 - area.x]
                 if piece.any():
                     self._paint_chunk(level, key, part, piece)
+            overlay.exact &= live and (keep is None or not overlay.pending)
             if live:
                 self._show_coarser(level, area)
             if overlay.raw > OPEN_CHUNKS:
@@ -120,6 +121,7 @@ class LabelQuadtree(OverlaidPyramid):
         parts.sort()
         with self.lock:
             overlay = self._transaction()
+            overlay.exact = False
             self._flush_pending()
             for key, n, part in parts:
                 y0, x0, mask, label = pieces[n]
@@ -156,6 +158,7 @@ class LabelQuadtree(OverlaidPyramid):
         with self.lock:
             self._flush_pending()
             overlay = self._transaction()
+            overlay.exact = False
             for level, packed in enumerate(self._packed):
                 for key in {**packed, **overlay.chunks[level]}:
                     chunk = self._stored(level, key)
@@ -173,10 +176,14 @@ class LabelQuadtree(OverlaidPyramid):
                 self._push_down(level, key, mask)
 
     def _push_down(self, level: int, key: Key, mask: Mask) -> None:
+        """Write into the chunks below `key` what `mask`, which covers it with pixels of its level or coarser, has."""
         overlay = self._transaction()
         label, keep = overlay.ink or (0, None)
+        half = len(mask) // 2
         for child in children(key):
-            part = zoomed(mask, child, 1)
+            part = mask
+            if half:
+                part = mask[child[0] % 2 * half :, child[1] % 2 * half :][:half, :half]
             if not self._exists(level - 1, child) or not part.any():
                 continue
             if keep is None and part.all():
@@ -186,7 +193,8 @@ class LabelQuadtree(OverlaidPyramid):
             if level > 1:
                 self._push_down(level - 1, child, part)
             height, width = (max(0, n - k * CHUNK) for n, k in zip(self.valid(level - 1), child, strict=True))
-            ink(self._writable(level - 1, child)[:height, :width], part[:height, :width], label, keep)
+            fine = enlarge(part, (CHUNK // len(part)).bit_length() - 1)
+            ink(self._writable(level - 1, child)[:height, :width], fine[:height, :width], label, keep)
         if overlay.raw > 2 * OPEN_CHUNKS:
             self._spill(overlay)
 
@@ -224,11 +232,12 @@ class LabelQuadtree(OverlaidPyramid):
         if stored is None:
             return
         chunk = unpack(stored) if isinstance(stored, bytes) else stored
-        parent = (key[0] // 2, key[1] // 2)
-        block = pool(chunk)
-        above = self._stored(level + 1, parent)
-        if above is None or not np.array_equal(above[quadrant(key)], block):
-            self._writable(level + 1, parent)[quadrant(key)] = block
+        if not overlay.exact:
+            parent = (key[0] // 2, key[1] // 2)
+            block = pool(chunk)
+            above = self._stored(level + 1, parent)
+            if above is None or not np.array_equal(above[quadrant(key)], block):
+                self._writable(level + 1, parent)[quadrant(key)] = block
         height, width = (n - k * CHUNK for n, k in zip(self.valid(level), key, strict=True))
         has_finer = level > 0 and any(self._exists(level - 1, child) for child in children(key))
         if not has_finer and uniform_label(chunk[:height, :width]) is not None:
@@ -245,22 +254,6 @@ class LabelQuadtree(OverlaidPyramid):
                 if before != after:
                     out[level, key] = (before, after)
         return out
-
-    def _count(self, where: set[tuple[int, Key]]) -> NDArray[np.int64]:
-        total = np.zeros(256, np.int64)
-        for level, key in where:
-            for label, n in leaf_counts(self.shape, self._packed, level, key):
-                total[label] += n
-        return total
-
-    def _replace(self, chunks: Mapping[tuple[int, Key], bytes | None]) -> None:
-        for (level, key), packed in chunks.items():
-            if packed is None:
-                self._packed[level].pop(key, None)
-            else:
-                self._packed[level][key] = packed
-            if level == self.top_level:
-                self._top_chunk(key)[...] = unpack(packed or EMPTY)
 
     def abort(self) -> None:
         """Forget the open transaction."""
