@@ -120,9 +120,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to the same shape."""
-        width = x.shape[1]
-        moved = F.layer_norm(x.permute(0, 2, 3, 1), (width,), self.weight, self.bias, 1e-5)
+        moved = F.layer_norm(x.permute(0, 2, 3, 1), self.shape, self.weight, self.bias, 1e-5)
         return moved.permute(0, 3, 1, 2)
+        self.shape = (width,)  # not from the input: a traced size is no constant, and export to ONNX needs one
 
 
 class TwoSpeedNet(nn.Module):
