@@ -25,7 +25,7 @@ from napari_sparseseg.inference import PredictionStopped, predict_region
 from napari_sparseseg.results.omezarr import PredictionStore
 from napari_sparseseg.slide_prediction import predict_slide
 from napari_sparseseg.slide_prediction.journal import Journal
-from napari_sparseseg.slide_prediction.runner import default_tile
+from napari_sparseseg.slide_prediction.tile_size import default_tile
 from napari_sparseseg.slides import ArraySlide, open_slide
 from tests.smooth_model import CLASSES, SmoothModel, write_tall_slide
 

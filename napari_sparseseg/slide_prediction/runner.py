@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.inference import model_frame
 from napari_sparseseg.results.ometiff import label_bands, read_record, write_ome_tiff
-from napari_sparseseg.results.omezarr import SHARD, PredictionStore, StoreLayout, create_store
+from napari_sparseseg.results.omezarr import PredictionStore, StoreLayout, create_store
 from napari_sparseseg.results.placement import Placement
 from napari_sparseseg.slide_prediction.cluster import run_on_cluster
 from napari_sparseseg.slide_prediction.local import run_in_threads
 from napari_sparseseg.slide_prediction.measuring import Measurement
 from napari_sparseseg.slide_prediction.options import Options, Progress, SlideResult, Stage
 from napari_sparseseg.slide_prediction.shards import READ_CACHE, Control, ShardPredictor, ShardTask, shard_grid
+from napari_sparseseg.slide_prediction.tile_size import fitting_tile
 from napari_sparseseg.slide_prediction.workspace import Workspace, model_hash
 from napari_sparseseg.slides.cache import TILES
 from napari_sparseseg.tissue import TissueMask, detect_tissue
@@ -27,16 +28,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from napari_sparseseg.geometry import Box
-    from napari_sparseseg.inference import SavableSegmenter, Segmenter
+    from napari_sparseseg.inference import SavableSegmenter
     from napari_sparseseg.results.tables import AreaRow
     from napari_sparseseg.slides import Slide
 
 _REPORT_S = 0.1
-_INPUT_SIDE = 1088
-"""What the network gets at once, halo included: larger wastes less on halos and needs more memory (about 250 MB per
-megapixel with the default encoder)."""
-
-_SMALLEST_TILE = 16
 
 
 @dataclass
@@ -73,7 +69,7 @@ class SlideRun:
         self._placement = Placement(slide.frame(mpp), slide.mpp)
         self._shape = self._placement.frame.shape(slide.shape)
         self._read_frame = model_frame(model.recipe, slide, self._placement.frame)
-        self._tile = options.tile or self._fitting_tile()
+        self._tile = options.tile or fitting_tile(model, self._placement.frame, self._read_frame)
         self._shards = list(enumerate(shard_grid(self._shape)))
         self._files = Workspace(out, [path for path in (options.geojson, options.csv) if path is not None])
         self._tissue: TissueMask | None = None
@@ -214,12 +210,6 @@ class SlideRun:
             flips=self._options.flips,
         )
 
-    def _fitting_tile(self) -> int:
-        """The default tile, in pixels of the label image: what the model gets for it has the default size."""
-        ratio = max(a / b for a, b in zip(self._placement.frame.downsample, self._read_frame.downsample, strict=True))
-        tile = default_tile(self._model)
-        return tile if ratio <= 1 else max(_SMALLEST_TILE, int(tile / ratio))
-
     def _task(self) -> ShardTask:
         path = Path(self._slide.path)
         if not path.exists():
@@ -312,12 +302,3 @@ class SlideRun:
             tissue_share=self._tissue.share if self._tissue is not None else None,
             warnings=(*self._warnings, *self._slide.warnings),
         )
-
-
-def default_tile(model: Segmenter) -> int:
-    """Side of a tile: an even part of a shard such that tile and halo stay within what memory allows."""
-    for parts in range(1, 8):
-        part = -(-SHARD // (parts * model.multiple)) * model.multiple
-        if part + 2 * model.halo <= _INPUT_SIDE:
-            return part
-    return SHARD // 8

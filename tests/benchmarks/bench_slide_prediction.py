@@ -22,7 +22,7 @@ import tifffile
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.inference import input_region
 from napari_sparseseg.slide_prediction import predict_slide
-from napari_sparseseg.slide_prediction.runner import default_tile
+from napari_sparseseg.slide_prediction.tile_size import default_tile
 from napari_sparseseg.slides import open_slide
 from tests.conftest import DATA
 from tests.test_slide_prediction_network import network
