@@ -162,6 +162,7 @@ def test_kill_9_loses_at_most_the_stroke_under_the_pen(tmp_path):
     after.close()
 
 
+@pytest.mark.fault("disk full")
 def test_a_failed_write_is_told_and_made_up_for(drawn, tmp_path, monkeypatch):
     path = tmp_path / "a.sqlite"
     drawn.attach(path)

@@ -139,6 +139,7 @@ def test_pen_and_buttons_at_once(slides, tmp_path, seed):
     assert not engine_threads()
 
 
+@pytest.mark.fault("closed at any moment of training and predicting")
 @pytest.mark.parametrize("seed", [*range(4), *[pytest.param(k, marks=pytest.mark.slow) for k in range(4, 60)]])
 def test_closing_at_any_moment(slides, tmp_path, seed):
     """Whatever is going on, `close` returns, the thread ends and the strokes are on disk."""

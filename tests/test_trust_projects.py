@@ -66,6 +66,7 @@ def test_a_resolution_set_by_the_user_is_kept(project):
         assert [e.slide.mpp for e in session.set.entries] == [(0.25, 0.25), (1, 1), (0.5, 0.5)]
 
 
+@pytest.mark.fault("slide replaced, damaged or gone")
 @pytest.mark.parametrize("fate", ["damaged", "replaced", "gone", "annotations damaged"])
 def test_one_slide_in_trouble_leaves_the_others_and_stays_listed(project, slides, fate):
     second = slides[1]
@@ -154,6 +155,7 @@ def test_closing_recovered_work_whose_slide_is_gone_does_not_delete_it(slides):
         assert labelled(session) == ["a.tif"]
 
 
+@pytest.mark.fault("two viewers on one project")
 def test_looking_at_the_unsaved_work_of_a_running_session_does_not_delete_it(slides, tmp_path):
     with Session(autosave=True) as session:
         fingerprint = session.open(slides[0]).fingerprint
@@ -167,6 +169,7 @@ def test_looking_at_the_unsaved_work_of_a_running_session_does_not_delete_it(sli
         assert again.annotations.counts()[2] > 0
 
 
+@pytest.mark.fault("two viewers on one project")
 def test_a_reader_does_not_overwrite_the_writers_model(project):
     with Session.load(project) as session, Session.load(project) as reader:
         assert reader._keeper.checkpoint_path() is None
@@ -177,6 +180,7 @@ def test_a_reader_does_not_overwrite_the_writers_model(project):
         assert session._keeper.checkpoint_path() == project / "models" / "model.safetensors"
 
 
+@pytest.mark.fault("clock set back")
 def test_a_clock_that_goes_backwards_costs_no_unsaved_work(slides):
     folder = recovery_folder()
     for k in range(60):
@@ -230,6 +234,7 @@ with Session.load(sys.argv[2]) as session:
 """
 
 
+@pytest.mark.fault("read-only folder")
 def test_a_folder_that_may_not_be_written_to_is_opened_to_read(project, slides, tmp_path):
     if os.name == "nt":
         pytest.skip("permissions of Windows folders are not set by chmod")
@@ -328,6 +333,7 @@ def test_links_in_a_project_are_refused(project, tmp_path):
     assert target.read_text() == "secret"
 
 
+@pytest.mark.fault("slide removed while open")
 def test_a_slide_deleted_while_it_is_open(slides, tmp_path):
     """On Unix the open file lives on; on a share it fails. Strokes can be saved in any case."""
     with Session(["stripes", "dots"]) as session:
@@ -356,6 +362,7 @@ def test_fifty_slides_in_one_project(tmp_path):
         assert session.status.message == ""
 
 
+@pytest.mark.fault("kill -9 while loading a project")
 def test_kill_during_loading_forgets_no_slide(project, tmp_path):
     """A child is killed as soon as it has opened the first slide of three."""
     script = textwrap.dedent(

@@ -32,6 +32,7 @@ def child(script, *args, seconds=120):
     return ended.stdout.splitlines()
 
 
+@pytest.mark.fault("disk full")
 def test_full_disk_while_painting_saving_and_exporting(tmp_path):
     """Each is told, what was there before is whole, and all goes on when there is room again."""
     write_slide(tmp_path / "a.tif", two_textures(256))
@@ -87,6 +88,7 @@ def test_full_disk_while_painting_saving_and_exporting(tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith((".part", ".partial"))]
 
 
+@pytest.mark.fault("disk full")
 def test_full_disk_while_predicting(tmp_path):
     write_tall_slide(tmp_path / "tall.tif")
     lines = child(
@@ -117,6 +119,7 @@ def test_full_disk_while_predicting(tmp_path):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.ome.tif"), tifffile.imread(tmp_path / "b.ome.tif"))
 
 
+@pytest.mark.fault("disk full")
 def test_full_disk_when_training_ends(tmp_path):
     """The run says that its model could not be saved; the model is there and can be saved when there is room."""
     write_slide(tmp_path / "a.tif", two_textures(256))
@@ -320,6 +323,7 @@ def test_ten_thousand_strokes(tmp_path, count):
     assert again.counts() == annotations.counts()
 
 
+@pytest.mark.fault("out of memory")
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_out_of_memory_ends_the_run_and_nothing_else(session, monkeypatch, kind):
     import torch

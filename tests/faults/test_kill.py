@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import re
 import sqlite3
@@ -21,6 +22,10 @@ from tests.faults.jobs import CLASSES, SHAPE, replay, told
 from tests.faults.zygote import Zygote, moment
 from tests.smooth_model import write_tall_slide
 
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(os.name == "nt", reason="children are forked and killed by signals"),
+]
 FEW = {"paint": 4, "save": 3, "export": 2, "predict": 2, "train": 2}
 MANY = {"paint": 100, "save": 50, "export": 40, "predict": 40, "train": 24}
 
