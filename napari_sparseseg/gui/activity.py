@@ -1,4 +1,8 @@
-"""Long work in napari's activity dock, each with its cancel button."""
+"""A whole-slide prediction in napari's activity dock, with its cancel button.
+
+Training is not there: napari's activity indicator moves as long as there is a bar, and each of its frames composes the
+whole window anew (a quarter of a core with software OpenGL). It has its bar, Pause and Stop in the panel.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,6 @@ from napari.utils.progress import cancelable_progress
 from qtpy.QtCore import QObject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from napari_sparseseg.gui.context import Context
 
 STEPS = 1000
@@ -24,37 +26,27 @@ class _Bar(cancelable_progress):
 
 
 class Activity(QObject):
-    """Follows the session: a whole-slide prediction, and training, whose bar stands still where it has no end."""
+    """Follows ``session.status.progress``."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._context = context
-        self._bars: dict[str, _Bar] = {}
+        self._bar: _Bar | None = None
         context.status_changed.connect(self._on_status)
 
     def close(self) -> None:
-        """Take the bars away."""
-        for name in tuple(self._bars):
-            self._remove(name)
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _on_status(self) -> None:
         status, context = self._context.session.status, self._context
-        predicting = status.state == "predicting" and status.progress is not None
-        self._show("Predicting the slide", predicting, status.progress or 0.0, context.stop_prediction.set)
-        share = min(1.0, status.seconds / status.budget_seconds) if status.budget_seconds else 0.0
-        running = status.state in ("training", "paused")
-        self._show("Training", running, share, lambda: context.session.stop(wait=False))
-
-    def _show(self, name: str, present: bool, share: float, cancel: Callable[[], None]) -> None:
-        if not present:
-            self._remove(name)
+        if status.state != "predicting" or status.progress is None:
+            self.close()
             return
-        if name not in self._bars:
-            self._bars[name] = _Bar(total=STEPS, desc=name, cancel_callback=cancel)
-        bar, done = self._bars[name], round(STEPS * share)
-        if done > bar.n:
-            bar.update(done - bar.n)
-
-    def _remove(self, name: str) -> None:
-        if name in self._bars:
-            self._bars.pop(name).close()
+        if self._bar is None:
+            self._bar = _Bar(total=STEPS, desc="Predicting the slide", cancel_callback=context.stop_prediction.set)
+        done = round(STEPS * status.progress)
+        if done > self._bar.n:
+            self._bar.update(done - self._bar.n)

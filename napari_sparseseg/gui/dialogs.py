@@ -15,6 +15,7 @@ SLIDES = (
     "All files (*)"
 )
 ANNOTATIONS = "Annotations (*.geojson *.json *.xml *.sparseseg *.sqlite *.png *.tif *.tiff);;All files (*)"
+QUPATH_CLASSES = "QuPath (*.qpproj *.json *.geojson);;All files (*)"
 MODELS = "Models (*.safetensors)"
 RESULTS = "OME-Zarr (*.ome.zarr);;OME-TIFF (*.ome.tif)"
 

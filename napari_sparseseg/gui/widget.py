@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 from napari_sparseseg.gui.actions.classes import ClassActions
 from napari_sparseseg.gui.actions.prediction import PredictActions
 from napari_sparseseg.gui.actions.project import ProjectActions
+from napari_sparseseg.gui.actions.recent import RecentActions
 from napari_sparseseg.gui.actions.slides import SlideActions
 from napari_sparseseg.gui.actions.training import TrainActions
 from napari_sparseseg.gui.activity import Activity
@@ -69,6 +70,7 @@ class SparseSegWidget(QWidget):
         )
         self._lay_out()
         self.slides = SlideActions(self._context, self.slide, self.header)
+        self._recent = RecentActions(self._context, self.slide, self.slides)
         self._classes = ClassActions(self._context, self.classes, self.slides)
         self._training = TrainActions(self._context, self.train)
         self._prediction = PredictActions(self._context, self.predict, self.slides, self._classes)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, Signal
 
+from napari_sparseseg.exchange.qupath_classes import read_classes
+from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.panels.section import plain_tip
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class ClassActions(QObject):
         self._statistics: LabelStatistics | None = None
         panel.classes_changed.connect(self._on_wish)
         panel.undo_requested.connect(self._on_undo)
+        panel.import_requested.connect(self._on_import)
         panel.class_selected.connect(self._on_selected)
         panel.visibility_changed.connect(self._on_visibility)
         panel.protect_changed.connect(self._on_protect)
@@ -95,6 +98,17 @@ class ClassActions(QObject):
         if self._set(tuple(classes)):
             self._undo.append(_Step(before, what, self._versions() if removal else None))
         self._show_undo()
+
+    def _on_import(self) -> None:
+        path = dialogs.ask_open(self._panel, "Classes of QuPath", dialogs.QUPATH_CLASSES)
+        if path:
+            before = self._context.session.classes
+            # objects by the thousand take a while to read
+            self._context.in_background(
+                lambda: read_classes(path, before),
+                lambda classes: self._on_wish(classes, "classes of QuPath"),
+                name="Reading classes",
+            )
 
     def _versions(self) -> tuple[tuple[str, int], ...]:
         return tuple((e.key, e.annotations.version) for e in self._context.session.set.entries)

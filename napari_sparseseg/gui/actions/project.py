@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QObject, QUrl
-from qtpy.QtGui import QDesktopServices, QGuiApplication
+from qtpy.QtCore import QObject
+from qtpy.QtGui import QGuiApplication
 
 from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.help import show_documentation
 from napari_sparseseg.gui.recipes import as_command, as_python
 from napari_sparseseg.recovery import recovery_folder
 from napari_sparseseg.session import Session
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.panels.header import Header
     from napari_sparseseg.gui.panels.train import TrainPanel
-
-HELP = "https://github.com/napari-sparseseg/napari-sparseseg#readme"
 
 
 class ProjectActions(QObject):
@@ -35,7 +34,7 @@ class ProjectActions(QObject):
         header.add_action("Copy as Python", "A script that does what was done here", lambda: self._copy(as_python))
         header.add_action("Copy as command", "The same for a shell or a cluster", lambda: self._copy(as_command))
         header.menu.addSeparator()
-        header.add_action("Help", "The documentation, in the browser", self._on_help)
+        header.add_action("Help", "The documentation, in a window beside napari", self._on_help)
         context.annotated.connect(self.show_saved)
         context.slides_changed.connect(self.show_saved)
         context.session_replaced.connect(self.show_saved)
@@ -91,6 +90,5 @@ class ProjectActions(QObject):
         if self._context.attempt(copy):
             self._header.show_next_step("Copied to the clipboard.")
 
-    @staticmethod
-    def _on_help() -> None:
-        QDesktopServices.openUrl(QUrl(HELP))
+    def _on_help(self) -> None:
+        show_documentation(self._header)

@@ -30,7 +30,8 @@ TIPS = (
     "Strokes drawn, on all training slides",
     "Share of all labelled pixels; how much it counts in training is shown below Train",
 )
-SWATCH, LOCK_WIDTH = 16, 24
+SWATCH, ICON_WIDTH, CELL_MARGINS = 16, 26, 10
+WIDEST = {KEY: "Key", STROKES: "Strokes", SHARE: "100 %"}
 MOST_ROWS = 12
 """Rows shown before the table scrolls."""
 LAST_KEY = 9
@@ -49,6 +50,8 @@ class ClassTable(QTableWidget):
         Signal (class id): the user wants to choose a colour.
     visibility_changed, locks_changed
         Signals (): see `hidden` and `locked`.
+    move_requested, remove_requested
+        Signals (-1 up or 1 down), (): of the selected class, by keys.
     """
 
     class_selected = Signal(int)
@@ -56,6 +59,8 @@ class ClassTable(QTableWidget):
     colour_requested = Signal(int)
     visibility_changed = Signal()
     locks_changed = Signal()
+    move_requested = Signal(int)
+    remove_requested = Signal()
 
     def __init__(self) -> None:
         super().__init__(0, len(HEADINGS))
@@ -79,11 +84,13 @@ class ClassTable(QTableWidget):
         header.setMinimumSectionSize(20)
         header.setHighlightSections(False)
         header.setSectionsClickable(False)
-        for column in range(len(HEADINGS)):
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
+        for column, widest in WIDEST.items():
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
+            self.setColumnWidth(column, self.fontMetrics().horizontalAdvance(widest) + CELL_MARGINS)
+        for column in (VISIBLE, LOCK, COLOUR):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
+            self.setColumnWidth(column, ICON_WIDTH)
         header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
-        header.setSectionResizeMode(LOCK, QHeaderView.ResizeMode.Fixed)
-        self.setColumnWidth(LOCK, LOCK_WIDTH)
         self.itemChanged.connect(self._on_item_changed)
         self.cellClicked.connect(self._on_click)
         self.itemSelectionChanged.connect(self._on_selection)
@@ -178,17 +185,30 @@ class ClassTable(QTableWidget):
             self.editItem(self.item(row, NAME))
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
-        """Space shows or hides, L locks, Enter renames; the rest as in any table."""
+        """Space shows or hides, L locks, Enter renames, Alt with an arrow moves, Delete removes; the rest as ever."""
         item = self.item(self.currentRow(), VISIBLE)
-        if event is not None and event.key() == Qt.Key.Key_Space and item is not None:
+        if event is None or item is None or not self._on_key(event, self._classes[self.currentRow()].id, item):
+            super().keyPressEvent(event)
+
+    def _on_key(self, event: QKeyEvent, class_id: int, item: QTableWidgetItem) -> bool:
+        """Whether the key is one of ours, and then what it does."""
+        key = event.key()
+        if key in (Qt.Key.Key_Up, Qt.Key.Key_Down):
+            if not event.modifiers() & Qt.KeyboardModifier.AltModifier:
+                return False
+            self.move_requested.emit(-1 if key == Qt.Key.Key_Up else 1)
+        elif key == Qt.Key.Key_Space:
             on = item.checkState() == Qt.CheckState.Checked
             item.setCheckState(Qt.CheckState.Unchecked if on else Qt.CheckState.Checked)
-        elif event is not None and event.key() == Qt.Key.Key_L and self.selected is not None:
-            self.toggle_lock(self.selected)
-        elif event is not None and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.selected is not None:
-            self.edit_name(self.selected)
+        elif key == Qt.Key.Key_L:
+            self.toggle_lock(class_id)
+        elif key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            self.edit_name(class_id)
+        elif key == Qt.Key.Key_Delete:
+            self.remove_requested.emit()
         else:
-            super().keyPressEvent(event)
+            return False
+        return True
 
     def _on_item_changed(self, item: QTableWidgetItem) -> None:
         if self._showing:

@@ -6,9 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QCheckBox, QShortcut, QWidget
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QCheckBox, QWidget
 
 from napari_sparseseg.config import MAX_CLASS_ID, ClassDef
 from napari_sparseseg.gui.dialogs import ask_colour
@@ -27,8 +26,8 @@ class ClassesPanel(QWidget):
     ----------
     classes_changed
         Signal (tuple of ClassDef, what was done): the table the user wants.
-    undo_requested
-        Signal ().
+    undo_requested, import_requested
+        Signals ().
     class_selected
         Signal (class id): draw with it.
     visibility_changed
@@ -39,6 +38,7 @@ class ClassesPanel(QWidget):
 
     classes_changed = Signal(object, str)
     undo_requested = Signal()
+    import_requested = Signal()
     class_selected = Signal(int)
     visibility_changed = Signal()
     protect_changed = Signal(bool)
@@ -64,7 +64,10 @@ class ClassesPanel(QWidget):
             narrow.setFixedWidth(26)
         self.presets = menu_button(
             "Presets", "Class tables for common questions; they replace this one",
-            [(name, partial(self._wish, classes, f"preset {name}")) for name, classes in PRESETS.items()],
+            [
+                *((name, partial(self._wish, classes, f"preset {name}")) for name, classes in PRESETS.items()),
+                ("Add the classes of QuPath…", self.import_requested.emit),
+            ],
         )  # fmt: skip
         self.protect = QCheckBox("Protect what is labelled")
         self.protect.setToolTip("New strokes go only where nothing is labelled yet (napari: preserve labels)")
@@ -75,11 +78,8 @@ class ClassesPanel(QWidget):
         layout.addLayout(row(self.add, self.remove, self.up, self.down, self.undo, stretch=0))
         layout.addLayout(row(self.protect, self.presets, stretch=0))
         layout.addWidget(self.hint)
-        # within the table only: over the slide these keys are napari's
-        here = Qt.ShortcutContext.WidgetWithChildrenShortcut
-        for keys, act in (("Alt+Up", partial(self._move, -1)), ("Alt+Down", partial(self._move, 1))):
-            QShortcut(QKeySequence(keys), self.table, act, context=here)
-        QShortcut(QKeySequence("Delete"), self.table, self._on_remove, context=here)
+        self.table.move_requested.connect(self._move)
+        self.table.remove_requested.connect(self._on_remove)
 
     def show_classes(self, classes: Sequence[ClassDef], *, can_undo: bool) -> None:
         """Show the session's table."""

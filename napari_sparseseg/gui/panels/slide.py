@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QLabel, QWidget
 
-from napari_sparseseg.gui.panels.section import button, column, note, row
+from napari_sparseseg.gui.panels.section import button, column, menu_button, note, plain_tip, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ class SlidePanel(QWidget):
         Signal (role).
     mpp_entered
         Signal (float), um per pixel.
+    recent_chosen
+        Signal (path).
     """
 
     open_requested = Signal()
@@ -44,6 +47,7 @@ class SlidePanel(QWidget):
     slide_chosen = Signal(int)
     role_chosen = Signal(str)
     mpp_entered = Signal(float)
+    recent_chosen = Signal(str)
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,6 +60,7 @@ class SlidePanel(QWidget):
             "A small real slide with scribbles, to see how it works before your own",
             self.sample_requested.emit,
         )
+        self.recent = menu_button("Recent", "Slides opened lately, so that yesterday's work is one click away", ())
         self.slides = QComboBox()
         self.slides.setToolTip("Slides that are open; one class table and one model serve all of them")
         self.slides.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -85,7 +90,7 @@ class SlidePanel(QWidget):
         self.layers.setMinimumContentsLength(8)
         self.use_layer = button("Use layer", "Scribble on the image layer chosen here", self._on_use_layer)
         layout = column(self)
-        layout.addLayout(row(self.open, self.sample, stretch=0))
+        layout.addLayout(row(self.open, self.recent, self.sample, stretch=0))
         layout.addLayout(row(self.layers, self.use_layer, stretch=0))
         layout.addLayout(row(self.slides, self.close_slide, stretch=0))
         layout.addWidget(self.facts)
@@ -96,6 +101,17 @@ class SlidePanel(QWidget):
 
     def _on_use_layer(self) -> None:
         self.layer_chosen.emit(self.layers.currentIndex())
+
+    def show_recent(self, paths: Sequence[str]) -> None:
+        """Fill the menu; the button is there once there is something in it."""
+        menu = self.recent.menu()
+        menu.setToolTipsVisible(True)
+        menu.clear()
+        for path in paths:
+            action = menu.addAction(PurePath(path).name.replace("&", "&&"))
+            action.setToolTip(plain_tip(path))
+            action.triggered.connect(lambda _=False, path=path: self.recent_chosen.emit(path))
+        self.recent.setVisible(bool(paths))
 
     def show_layers(self, names: Sequence[str]) -> None:
         """Image layers that are no slide of the session yet; hidden where there is none."""
