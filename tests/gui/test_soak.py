@@ -97,15 +97,22 @@ class Watch:
         return values[len(values) // 4 :]
 
     def slope(self, name: str) -> float:
-        """Change per minute: the median of all slopes between two samples (Theil and Sen), deaf to outliers."""
+        """Change per minute in the half in which there was less of it: one step is no leak, a leak goes on.
+
+        Of each half the median of all slopes between two samples (Theil and Sen), deaf to outliers.
+        """
         t, v = self.series("seconds") / 60, self.series(name)
-        i, j = np.triu_indices(len(t), 1)
-        return float(np.median((v[j] - v[i]) / (t[j] - t[i])))
+        slopes = []
+        for half in np.array_split(np.arange(len(t)), 2):
+            i, j = half[np.stack(np.triu_indices(len(half), 1))]
+            slopes.append(float(np.median((v[j] - v[i]) / (t[j] - t[i]))))
+        return min(slopes)
 
     def halves(self, name: str) -> tuple[float, float]:
-        """The median over the first and over the second half."""
-        values = self.series(name)
-        return float(np.median(values[: len(values) // 2])), float(np.median(values[len(values) // 2 :]))
+        """The first and the second half: of stalls the median, of the rest the least, which jobs that run do not raise."""
+        middle = np.median if name.endswith("_ms") else np.min
+        first, second = np.array_split(self.series(name), 2)
+        return float(middle(first)), float(middle(second))
 
 
 class Person:
@@ -206,7 +213,7 @@ def test_nothing_grows(viewer, mouse, tiny_slide, tmp_path, seconds):
         told = tell(watch, person, seconds)
         slack = 1 if seconds > 300 else 12  # a short look at a busy process is noisy
         assert told["MB per minute"] < 1.5 * slack
-        for name, most in (("threads", 2), ("handles", 4), ("widgets", 4)):
+        for name, most in (("threads", 1), ("handles", 1), ("widgets", 2)):
             first, second = watch.halves(name)
             assert second <= first + most, (name, first, second)
         first, second = watch.halves("objects")
