@@ -390,5 +390,5 @@ def test_converting_there_and_back(drawn, tmp_path):
         convert(tmp_path / "a.xml", tmp_path / "d.geojson")
     convert(tmp_path / "a.xml", tmp_path / "d.geojson", (H, W))
     assert Annotations.from_geojson(tmp_path / "d.geojson", (H, W)).counts()[2] == 1200
-    with pytest.raises(AnnotationError, match=r"\.geojson or \.sparseseg"):
-        convert(tmp_path / "a.sparseseg", tmp_path / "e.xml")
+    with pytest.raises(AnnotationError, match=r"not written as e\.png; use one of \.geojson"):
+        convert(tmp_path / "a.sparseseg", tmp_path / "e.png")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
 
-# Raw chunks of an open transaction; beyond it the oldest are packed. 64 MB.
-OPEN_CHUNKS = 1024
+# Raw chunks of an open transaction; beyond it the oldest are packed. 32 MB.
+OPEN_CHUNKS = 512
 
 
 class LevelView:

@@ -53,7 +53,7 @@ def _runs(packed: bytes) -> tuple[NDArray[np.int64], Labels]:
     return lengths, np.frombuffer(packed, np.uint8, n, 1 + 2 * n)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def unpack(packed: bytes) -> Labels:
     """The read-only (256, 256) uint8 chunk of `packed`.
 

@@ -1,8 +1,9 @@
 """Annotations from and to the files of other programs."""
 
-from napari_sparseseg.exchange.asap import read_asap
-from napari_sparseseg.exchange.files import convert, find_annotations, load_annotations
+from napari_sparseseg.exchange.asap import read_asap, write_asap
+from napari_sparseseg.exchange.files import convert, find_annotations, load_annotations, save_as
 from napari_sparseseg.exchange.geojson import read_geojson, write_geojson
+from napari_sparseseg.exchange.label_images import write_labels
 from napari_sparseseg.exchange.labels import read_labels
 
 __all__ = [
@@ -12,5 +13,8 @@ __all__ = [
     "read_asap",
     "read_geojson",
     "read_labels",
+    "save_as",
+    "write_asap",
     "write_geojson",
+    "write_labels",
 ]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from napari_sparseseg.annotations import Annotations, renumbered
 from napari_sparseseg.annotations.store import MAGIC
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.exchange.asap import read_asap
+from napari_sparseseg.exchange.asap import read_asap, write_asap
 from napari_sparseseg.exchange.geojson import MARK, head_of, read_geojson, write_geojson
+from napari_sparseseg.exchange.label_images import TIFF_SUFFIXES, write_labels
 from napari_sparseseg.exchange.labels import read_labels
 from napari_sparseseg.exchange.shapes import ClassTable
 
@@ -136,10 +137,38 @@ def _with_table(found: Annotations, classes: Classes) -> Annotations:
     return renumbered(found, moved, table.classes)
 
 
+WRITTEN = (".geojson", ".json", ".xml", *OWN, *TIFF_SUFFIXES, ".zarr")
+"""Suffixes that `save_as` knows."""
+
+
+def save_as(annotations: Annotations, path: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
+    """Write annotations in the format of the suffix: GeoJSON, ASAP's XML, label image, or the program's own file.
+
+    Raises
+    ------
+    AnnotationError
+        Where the suffix is another, or the file cannot be written.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in WRITTEN:
+        raise AnnotationError(
+            f"annotations are written as .geojson, .sparseseg, .xml (ASAP), .tif or .ome.zarr, not as {target.name}."
+        )
+    if suffix in OWN:
+        annotations.save(target)
+    elif suffix == ".xml":
+        write_asap(annotations, target)
+    elif suffix in (".geojson", ".json"):
+        write_geojson(annotations, target)
+    else:
+        write_labels(annotations, target, progress=progress)
+
+
 def convert(
     source: str | os.PathLike[str], target: str | os.PathLike[str], shape: tuple[int, int] | None = None
 ) -> None:
-    """Read annotations of any known format and write them as ``.geojson`` or ``.sparseseg``, by the target's suffix.
+    """Read annotations of any known format and write them in any that `save_as` knows, by the target's suffix.
 
     Parameters
     ----------
@@ -152,14 +181,9 @@ def convert(
         Where the source cannot be read or the target's suffix is another.
     """
     path, out = Path(source), Path(target)
-    suffix = out.suffix.lower()
-    if suffix not in (".geojson", ".json", *OWN):
-        raise AnnotationError(f"annotations are written as .geojson or .sparseseg, not as {out.name}.")
-    annotations = load_annotations(path, shape or _own_shape(path))
-    if suffix in OWN:
-        annotations.save(out)
-    else:
-        write_geojson(annotations, out)
+    if out.suffix.lower() not in WRITTEN:
+        raise AnnotationError(f"annotations are not written as {out.name}; use one of {', '.join(WRITTEN)}.")
+    save_as(load_annotations(path, shape or _own_shape(path)), out)
 
 
 def _own_shape(path: Path) -> tuple[int, int]:

@@ -5,28 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.exchange import save_as
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from napari_sparseseg.annotations import Annotations
 
-SUFFIXES = (".sparseseg", ".geojson")
+SUFFIXES = (".sparseseg", ".geojson", ".xml")
+"""Saved by this plugin; images are left to napari's writers, or to `exchange.write_labels` where they are too large."""
 
 
 def save_annotations(annotations: Annotations, path: str | PathLike[str]) -> list[str]:
     """Save by suffix and return what was written; an unknown suffix is an `AnnotationError`."""
-    suffix = Path(path).suffix.lower()
-    if suffix == ".geojson":
-        annotations.to_geojson(path)
-    elif suffix == ".sparseseg":
-        annotations.save(path)
-    else:
-        raise AnnotationError(
-            f"cannot save scribbles as {suffix or 'a file without suffix'}; use .sparseseg or .geojson."
-        )
-    return [str(path)]
+    save_as(annotations, path)
+    return [str(Path(path))]
 
 
 def write_scribbles(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
