@@ -109,7 +109,7 @@ class Watch:
         return min(slopes)
 
     def halves(self, name: str) -> tuple[float, float]:
-        """The first and the second half: of stalls the median, of the rest the least, which jobs that run do not raise."""
+        """The first and the second half: of stalls the median, else the least, which jobs that run do not raise."""
         middle = np.median if name.endswith("_ms") else np.min
         first, second = np.array_split(self.series(name), 2)
         return float(middle(first)), float(middle(second))
