@@ -59,11 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("sparseseg-demo"), metavar="DIR", help="default: %(default)s")
     demo.add_argument("--seconds", type=_positive, default=45.0, help="training time, default: %(default)s")
 
-    info = _command(commands, "info", _info, "what is in a slide, and what is wrong with it")
-    info.add_argument("slide", help="a file, a folder of OME-Zarr, or its address")
+    info = _command(commands, "info", _info, "what is in a slide or a model, and what is wrong with it")
+    info.add_argument("slide", help="a file, a folder of OME-Zarr, its address, or a model file")
 
     _add_train(commands)
     _add_predict(commands)
+    export = _command(commands, "export", _export, "write a model for other programs: ONNX or bioimage.io")
+    export.add_argument("model", type=Path, metavar="MODEL")
+    export.add_argument("output", type=Path, metavar="OUT", help="OUT.onnx, or OUT.zip for a bioimage.io package")
     convert = _command(commands, "convert", _convert, "convert annotations between formats")
     convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN")
     convert.add_argument("target", type=Path, metavar="ANNOTATIONS_OUT")
@@ -105,6 +108,18 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--resume", action="store_true", help="finish an interrupted prediction")
     predict.add_argument("--overwrite", action="store_true", help="replace existing results")
     predict.add_argument("--tissue-only", action="store_true", help="leave glass unlabelled (0), which is faster")
+    predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
+    predict.add_argument(
+        "--flips", action="store_true", help="average over the eight flips and turns of each tile: eight times slower"
+    )
+    predict.add_argument(
+        "--min-area", type=_not_negative, default=100.0, metavar="UM2",
+        help="leave out smaller objects, um2; default: %(default)s",
+    )  # fmt: skip
+    predict.add_argument(
+        "--ome-zarr", choices=("0.4", "0.5"), default="0.4",
+        help="0.5 is sharded: far fewer files, but not every reader knows it; default: %(default)s",
+    )  # fmt: skip
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
     where = predict.add_mutually_exclusive_group()
     where.add_argument("--workers", type=_positive_int, help="threads on this machine")
@@ -122,6 +137,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or a positive number")
     return value
 
 
@@ -150,11 +172,32 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
 def _info(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.slides import describe, open_slide
 
+    if args.slide.endswith(".safetensors"):
+        return _model_info(args)
     with open_slide(args.slide) as slide:
         facts = {"shape": slide.shape, "mpp": slide.mpp, **describe(slide)}
     if not args.json:
         _print_facts(facts)
     return facts
+
+
+def _model_info(args: argparse.Namespace) -> dict[str, Any]:
+    """What a model file says of itself; read without torch."""
+    from napari_sparseseg.learning.model_file import read_recipe
+
+    recipe = read_recipe(args.slide)
+    if not args.json:
+        mpp = "level-0 pixels" if recipe.mpp is None else f"{recipe.mpp:g} um per px"
+        print(f"{args.slide}: model after {recipe.step} steps, {recipe.config.balancing} balancing")
+        print(f"  classes   {', '.join(f'{c.id} {c.name} {c.colour}' for c in recipe.classes)}")
+        print(f"  input     {mpp}, {recipe.dtype}, {', '.join(recipe.channels)}; encoder {recipe.encoder}")
+        for source in recipe.sources:
+            print(f"  slide     {source.get('name')}, {source.get('strokes')} strokes, {source.get('fingerprint')}")
+        if recipe.metrics.get("balanced_dice") is not None:
+            print(f"  held out  balanced Dice {recipe.metrics['balanced_dice']:.3f}")
+        for name, version in recipe.extra.get("versions", {}).items():
+            print(f"  made by   {name} {version}")
+    return recipe.to_json()
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
@@ -233,36 +276,76 @@ def _labelled(session: Session, class_id: int) -> int:
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.session import Session
+    from napari_sparseseg.slide_prediction.progress_line import ProgressLine
 
     folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
     if len(args.slides) > 1 and not folder:
         raise SparseSegError(f"--output {args.output} is one file, but there are {len(args.slides)} slides.")
     if len(args.slides) > 1 and (args.geojson or args.csv):
         raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
-    if folder:
-        args.output.mkdir(parents=True, exist_ok=True)
-    results = []
-    for path in args.slides:
-        with Session((), config=TrainConfig(device=args.device)) as session:
-            session.open(path)
-            session.load_model(args.model)
-            stem = path.name.split(".")[0]
-            out = args.output / f"{stem}.ome.zarr" if folder else args.output
-            several = folder and len(args.slides) > 1
-            outcome = session.predict_slide(
-                out,
-                mpp=args.mpp,
-                geojson=args.geojson or (args.output / f"{stem}.geojson" if several else None),
-                csv=args.csv or (args.output / f"{stem}.csv" if several else None),
-                resume=args.resume,
-                overwrite=args.overwrite,
-                tissue_only=args.tissue_only,
-                workers=args.workers,
-                scheduler=args.scheduler,
-            )
-            results.append(outcome.to_json())
-            _say(args, f"wrote {out}")
-    return results[0] if len(results) == 1 else {"slides": results}
+    options = {
+        "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": args.tissue_only,
+        "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
+        "workers": args.workers, "scheduler": args.scheduler,
+    }  # fmt: skip
+    with Session((), config=TrainConfig(device=args.device)) as session:
+        unreadable = _open_all(session, args.slides)
+        session.load_model(args.model)
+        try:
+            if len(args.slides) > 1:
+                return _predict_batch(session, args, unreadable, options)
+            out = args.output
+            if folder:
+                out.mkdir(parents=True, exist_ok=True)
+                out = out / f"{args.slides[0].name.split('.')[0]}.ome.zarr"
+            line = ProgressLine(args.slides[0].name)
+            result = session.predict_slide(out, geojson=args.geojson, csv=args.csv, progress=line, **options)
+        except KeyboardInterrupt:
+            print("what is done is kept: give the same command with --resume to go on", file=sys.stderr)
+            raise
+    _say(args, f"wrote {out}")
+    return result.to_json()
+
+
+def _open_all(session: Session, paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """Open slides; of several, those that cannot be opened are named and left out."""
+    unreadable = []
+    for path in paths:
+        try:
+            session.open(path, role="predict")
+        except SparseSegError as error:
+            if len(paths) == 1:
+                raise
+            unreadable.append((str(path), str(error)))
+    return unreadable
+
+
+def _predict_batch(
+    session: Session, args: argparse.Namespace, unreadable: list[tuple[str, str]], options: dict[str, Any]
+) -> dict[str, Any]:
+    from napari_sparseseg.slide_prediction.progress_line import ProgressLine
+
+    if not session.slides:
+        raise SparseSegError("none of the slides can be opened: " + "; ".join(why for _, why in unreadable))
+    batch = session.predict_project(args.output, progress=ProgressLine(f"{len(session.slides)} slides"), **options)
+    for result in batch.results:
+        _say(args, f"wrote {result.output}")
+    _say(args, f"wrote {batch.summary}")
+    failed = [*unreadable, *batch.failed]
+    if failed:
+        raise SparseSegError(f"{len(failed)} slides failed: " + "; ".join(f"{name}: {why}" for name, why in failed))
+    return batch.to_json()
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.learning.model import load_model
+
+    model = load_model(args.model, device="cpu")
+    from napari_sparseseg.learning.export import export_model
+
+    export_model(model, args.output)
+    _say(args, f"wrote {args.output}")
+    return {"output": str(args.output), "classes": [c.name for c in model.recipe.classes]}
 
 
 def _convert(args: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning_loop import LearningLoop
     from napari_sparseseg.live_worker import LiveWorker
     from napari_sparseseg.slide_prediction import SlideResult
+    from napari_sparseseg.slide_prediction.batch import BatchResult
     from napari_sparseseg.slide_set import SlideSet
+    from napari_sparseseg.slides import Slide
     from napari_sparseseg.tissue import TissueMask
 
 
@@ -75,6 +77,17 @@ class Predictor:
         self._slides.set_classes(classes)
         self._engine.call(lambda: self._loop.use_model(model.with_classes(channels)))
 
+    def export(self, path: Path) -> None:
+        """Write the model for other programs; see `Session.export_model`."""
+        model = self.model()
+
+        def export() -> None:
+            from napari_sparseseg.learning.export import export_model
+
+            export_model(model, path)
+
+        self._engine.call(export)
+
     def predict(self, box: tuple[int, int, int, int], mpp: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Labels and probabilities of a level-0 box; see `Session.predict`."""
         from napari_sparseseg.inference import model_frame, predict_region
@@ -104,11 +117,21 @@ class Predictor:
             visited.append(found.box)
         return found
 
-    def predict_slide(self, out: Path, **options: Any) -> SlideResult:
-        """The whole active slide into a file while training and the live view hold still."""
+    def predict_project(self, folder: Path, **options: Any) -> BatchResult:
+        """Every open slide; see `Session.predict_project`."""
+        from napari_sparseseg.slide_prediction.batch import predict_batch
+
+        def predict(slide: Slide, files: dict[str, Path]) -> SlideResult:
+            return self.predict_slide(**files, slide=slide, **options)
+
+        replace = bool(options.get("resume") or options.get("overwrite"))
+        return predict_batch([e.slide for e in self._slides.entries], folder, predict, replace=replace)
+
+    def predict_slide(self, out: Path, *, slide: Slide | None = None, **options: Any) -> SlideResult:
+        """A whole slide, by default the active one, into a file while training and the live view hold still."""
         from napari_sparseseg.slide_prediction import predict_slide
 
-        model, slide = self.model(), self._slides.active.slide
+        model, slide = self.model(), slide or self._slides.active.slide
         report = options.pop("progress", None)
 
         def progress(state: Any) -> None:

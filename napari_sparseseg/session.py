@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.live import LiveView
     from napari_sparseseg.slide_prediction import SlideResult
+    from napari_sparseseg.slide_prediction.batch import BatchResult
 
 
 class Session(SlideSession):
@@ -149,6 +150,10 @@ class Session(SlideSession):
         self._predictor.model()
         self._engine.call(lambda: self._loop.save(Path(path)))
 
+    def export_model(self, path: str | os.PathLike[str]) -> None:
+        """Write the present model for other programs: ``.onnx``, or a bioimage.io package ``.zip``."""
+        self._predictor.export(Path(path))
+
     def load_model(self, path: str | os.PathLike[str]) -> None:
         """Use a saved model: predict with it, and continue from it when training starts.
 
@@ -184,11 +189,15 @@ class Session(SlideSession):
         return self._predictor.next_region()
 
     def predict_slide(self, out: str | os.PathLike[str], **options: Any) -> SlideResult:
-        """Predict the whole active slide into ``OUT.ome.zarr`` or ``OUT.ome.tif``; training holds meanwhile.
-
-        Options are those of `slide_prediction.predict_slide` (geojson, csv, mpp, resume, workers, scheduler, ...).
-        """
+        """Predict the active slide into ``OUT.ome.zarr`` or ``.ome.tif``; options: `slide_prediction.predict_slide`."""
         return self._predictor.predict_slide(Path(out), **options)
+
+    def predict_project(self, folder: str | os.PathLike[str], **options: Any) -> BatchResult:
+        """Predict every open slide, whatever its role, into a folder: image, objects, table, and one ``summary.csv``.
+
+        A slide that fails keeps no other from being predicted. Options are those of `predict_slide`.
+        """
+        return self._predictor.predict_project(Path(folder), **options)
 
     # Live view
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.geometry import Box
 from napari_sparseseg.inference import model_frame
 from napari_sparseseg.results.ometiff import label_bands, read_record, write_ome_tiff
 from napari_sparseseg.results.omezarr import PredictionStore, StoreLayout, create_store
@@ -23,11 +24,11 @@ from napari_sparseseg.slides.cache import TILES
 from napari_sparseseg.tissue import TissueMask, detect_tissue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
 
-    from napari_sparseseg.geometry import Box
+    from napari_sparseseg.config import Recipe
     from napari_sparseseg.inference import SavableSegmenter
     from napari_sparseseg.results.tables import AreaRow
     from napari_sparseseg.slides import Slide
@@ -65,7 +66,7 @@ class SlideRun:
         self._report = report
         self._warnings: list[str] = []
         self._classes = model.recipe.classes
-        mpp = self._resolution()
+        mpp = _resolution(model.recipe, slide, options.mpp, self._warnings)
         self._placement = Placement(slide.frame(mpp), slide.mpp)
         self._shape = self._placement.frame.shape(slide.shape)
         self._read_frame = model_frame(model.recipe, slide, self._placement.frame)
@@ -95,25 +96,6 @@ class SlideRun:
             self._timed("write", lambda: self._write_image(store))
             files.place(files.tables)
         return self._result(table)
-
-    def _resolution(self) -> float | None:
-        """The mpp to predict at; raises where it cannot be had."""
-        recipe, slide, asked = self._model.recipe, self._slide, self._options.mpp
-        if len(slide.channels) != len(recipe.channels):
-            raise PredictionError(
-                f"the model was trained on {len(recipe.channels)} channels ({', '.join(recipe.channels)}), the slide "
-                f"has {len(slide.channels)} ({', '.join(slide.channels)}); train a model on such slides."
-            )
-        if slide.mpp is None and asked is not None:
-            raise PredictionError(
-                f"slide {slide.path} does not say its mpp, so {asked} um per px cannot be had; set it."
-            )
-        mpp = asked if asked is not None else recipe.mpp
-        if slide.mpp is None and mpp is not None:
-            self._warnings.append(
-                f"the model was trained at {mpp} um per px, but the slide does not say its mpp: predicted at level 0."
-            )
-        return mpp
 
     def _header(self) -> dict[str, Any]:
         """What decides the answer: a run with the same header may go on with this one's shards."""
@@ -168,7 +150,9 @@ class SlideRun:
             self._tissue = detect_tissue(self._slide)
         journal = self._files.journal
         todo = [(i, box) for i, box in self._shards if i not in journal.done]
-        counter = _Counter(self._area([box for _, box in self._shards]), self._area([box for _, box in todo]))
+        counter = _Counter(
+            _area([box for _, box in self._shards], self._shape), _area([box for _, box in todo], self._shape)
+        )
         self._stage_start = time.monotonic()
 
         def on_pixels(pixels: int) -> None:
@@ -184,7 +168,7 @@ class SlideRun:
 
             def on_shard(index: int) -> None:
                 journal.shard_done(index)
-                on_pixels(self._area([boxes[index]]))
+                on_pixels(_area([boxes[index]], self._shape))
 
             run_on_cluster(options.scheduler, task, list(boxes), self._control, on_shard)
         else:
@@ -225,9 +209,6 @@ class SlideRun:
             tissue_only=self._options.tissue_only,
             flips=self._options.flips,
         )
-
-    def _area(self, boxes: list[Box]) -> int:
-        return sum(max(0, min(b.y1, self._shape[0]) - b.y) * max(0, min(b.x1, self._shape[1]) - b.x) for b in boxes)
 
     def _measure(self, bands: Iterator[np.ndarray], wanted: list[Path]) -> list[AreaRow]:
         """Table and objects of the label image, those `wanted` as files that wait to be put in place."""
@@ -302,3 +283,25 @@ class SlideRun:
             tissue_share=self._tissue.share if self._tissue is not None else None,
             warnings=(*self._warnings, *self._slide.warnings),
         )
+
+
+def _resolution(recipe: Recipe, slide: Slide, asked: float | None, warnings: list[str]) -> float | None:
+    """The mpp of the label image; raises where it cannot be had."""
+    if len(slide.channels) != len(recipe.channels):
+        raise PredictionError(
+            f"the model was trained on {len(recipe.channels)} channels ({', '.join(recipe.channels)}), the slide "
+            f"has {len(slide.channels)} ({', '.join(slide.channels)}); train a model on such slides."
+        )
+    if slide.mpp is None and asked is not None:
+        raise PredictionError(f"slide {slide.path} does not say its mpp, so {asked} um per px cannot be had; set it.")
+    mpp = asked if asked is not None else recipe.mpp
+    if slide.mpp is None and mpp is not None:
+        warnings.append(
+            f"the model was trained at {mpp} um per px, but the slide does not say its mpp: predicted at level 0."
+        )
+    return mpp
+
+
+def _area(boxes: Iterable[Box], shape: tuple[int, int]) -> int:
+    whole = Box(0, 0, *shape)
+    return sum(box.intersection(whole).area for box in boxes)

@@ -1,0 +1,138 @@
+"""Many slides with one model, from Python and from the shell: a file each, one summary, an interrupted run goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+
+from napari_sparseseg.cli import main
+from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.results.omezarr import PredictionStore
+from napari_sparseseg.session import Session
+from napari_sparseseg.slide_prediction.options import Progress
+from napari_sparseseg.slide_prediction.progress_line import ProgressLine, time_left
+from tests.test_slide_prediction_network import network
+
+
+def write_slide(path, side, seed):
+    rng = np.random.default_rng(seed)
+    pixels = np.kron(rng.integers(90, 250, (side // 16, side // 16, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    network().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """Three slides in two folders, two of them with the same name."""
+    a, b = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")
+    return [
+        write_slide(a / "case.tif", 512, 1),
+        write_slide(b / "case.tif", 640, 2),
+        write_slide(b / "other.tif", 512, 3),
+    ]
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_summary_over_slides_that_are_trained_on_held_out_or_only_predicted(slides, model, tmp_path):
+    with Session() as session:
+        for path, role in zip(slides, ("train", "held-out", "predict"), strict=True):
+            session.open(path, role=role)
+        session.load_model(model)
+        batch = session.predict_project(tmp_path / "out")
+        with pytest.raises(PredictionError, match=r"summary\.csv exists"):
+            session.predict_project(tmp_path / "out")
+    assert [r.output.name for r in batch.results] == ["case.ome.zarr", "case-2.ome.zarr", "other.ome.zarr"]
+    assert batch.failed == ()
+    rows = rows_of(batch.summary)
+    assert len(rows) == 3 * 3
+    for result in batch.results:
+        labels = np.asarray(PredictionStore(result.output, "r").labels[0])
+        mine = rows[:3]
+        rows = rows[3:]
+        for row in mine:
+            pixels = int((labels == int(row["class_id"])).sum())
+            assert int(row["pixels"]) == pixels
+            assert float(row["mm2"]) == pytest.approx(pixels * 0.25e-6, abs=1e-9)
+            assert float(row["percent"]) == pytest.approx(100 * pixels / labels.size, abs=1e-3)
+
+
+def test_the_shell_names_slides_that_fail_and_predicts_the_others(slides, model, tmp_path, capsys):
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(b"II*\0nothing")
+    out = tmp_path / "out"
+    args = ["predict", str(broken), *map(str, slides), "--model", str(model), "--output", str(out)]
+    assert main([*args, "--uncertainty", "--ome-zarr", "0.5", "--min-area", "0"]) == 2
+    told = capsys.readouterr()
+    assert "1 slides failed" in told.err
+    assert "broken.tif" in told.err
+    assert "predict 100%" in told.err
+    assert len(rows_of(out / "summary.csv")) == 9
+    store = PredictionStore(out / "case-2.ome.zarr", "r")
+    assert store.uncertainty
+    assert main(["predict", *map(str, slides), "--model", str(model), "--output", str(out), "--json"]) == 2
+    capsys.readouterr()
+    assert main([*args[:1], *args[2:], "--overwrite", "--flips", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [s["objects"] is not None for s in answer["slides"]] == [True] * 3
+
+
+def test_ctrl_c_keeps_what_is_done(model, tmp_path):
+    """A real interrupt of a real command; the second run goes on with the first one's shards."""
+    slide = write_slide(tmp_path / "large.tif", 6144, 4)
+    out = tmp_path / "o.ome.zarr"
+    command = [sys.executable, "-m", "napari_sparseseg", "predict", slide, "--model", model, "--output", out, "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    journal = tmp_path / "o.ome.zarr.partial" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (journal.exists() and '"shard"' in journal.read_text()):
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert not out.exists()
+    assert journal.read_text().count('"shard"') >= 1
+
+
+def test_progress_is_a_line_in_a_terminal_and_lines_in_a_log():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    half, whole = (Progress("predict", n, 100, 10.0, 2.5, 100.0 - n) for n in (50, 100))
+    log, terminal = io.StringIO(), Terminal()
+    for stream in (log, terminal):
+        line = ProgressLine("a.svs", stream)
+        for progress in (half, half, whole, Progress("write", 1, 1, 0.1)):
+            line(progress)
+    assert log.getvalue().splitlines() == [
+        "a.svs: predict 50%, 2.50 MP/s, 50 s left",
+        "a.svs: predict 100%, 2.50 MP/s",
+        "a.svs: write 100%",
+    ]
+    assert terminal.getvalue().count("\n") == 1
+    assert terminal.getvalue().count("\r") == 4
+    assert [time_left(s) for s in (59, 61, 7260)] == ["59 s", "1 min 1 s", "2 h 1 min"]
