@@ -199,8 +199,6 @@ class Session(SlideSession):
         """
         return self._predictor.predict_project(Path(folder), **options)
 
-    # Live view
-
     @property
     def live(self) -> LiveView | None:
         """The live prediction of the active slide; None before there is a model."""
@@ -266,8 +264,6 @@ class Session(SlideSession):
             run.done.wait(timeout=5.0)
         self._engine.close()
         super().close()
-
-    # Inside
 
     def _wait(self, run: Run) -> None:
         while not run.done.wait(0.2):

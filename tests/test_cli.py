@@ -41,7 +41,7 @@ def qupath(path, shapes):
 
 
 def test_help_of_every_command(capsys):
-    for command in ("demo", "info", "train", "predict", "convert"):
+    for command in ("demo", "info", "train", "predict", "export", "convert"):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0
