@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.settings import get_settings
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.slides import ArraySlide, Slide, open_slide
@@ -44,6 +45,19 @@ def napari_get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerDa
             return None
         path = path[0]
     return read_slide if _is_ours(path) else None
+
+
+def prefer_for_slides() -> None:
+    """Let napari open files that can only be slides by this reader, where the user has said nothing else.
+
+    napari's own reader claims them too (it shows one page of them), readers have no rank, and without a preference
+    napari asks at every file.
+    """
+    plugins = get_settings().plugins
+    wanted = {f"*{suffix}": "napari-sparseseg" for suffix in SLIDE_SUFFIXES}
+    new = {pattern: name for pattern, name in wanted.items() if pattern not in plugins.extension2reader}
+    if new:
+        plugins.extension2reader = {**plugins.extension2reader, **new}
 
 
 def _is_ours(path: str) -> bool:
@@ -142,16 +156,16 @@ def _contrast_limits(slide: Slide) -> list[tuple[float, float]]:
 def layers_of_one_image(layer: Image, layers: Iterable[Layer]) -> list[Image]:
     """The layers that show the same image as `layer`: those of our slide, or the channels that a reader made of a file.
 
-    Channels are grey layers of the same file, shape and type that are added up; so napari-ome-zarr shows even RGB.
+    Channels are grey layers of the same file, shape and type; so napari-ome-zarr shows even RGB.
     """
     slide, path = layer.metadata.get("slide"), layer.source.path
 
     def is_one(other: Layer) -> bool:
         if slide is not None or other is layer:
             return other is layer or other.metadata.get("slide") is slide
-        channels = layer.blending == other.blending == "additive" and not layer.rgb and path is not None
-        alike = isinstance(other, type(layer)) and not other.rgb and other.dtype == layer.dtype
-        return bool(channels and alike and other.source.path == path and _shape(other) == _shape(layer))
+        if path is None or layer.rgb or not isinstance(other, type(layer)) or other.rgb:
+            return False
+        return bool(other.source.path == path and other.dtype == layer.dtype and _shape(other) == _shape(layer))
 
     return [other for other in layers if is_one(other)]
 

@@ -40,6 +40,9 @@ MAX_SIDE = 2**20
 MAX_TILE_SIDE = 4096
 MAX_IN_MEMORY = 200_000_000
 """Pixels of an image without tiles; it is decoded whole."""
+MAX_UNPROVED = 64 * 2**20
+MAX_RATIO = 2000
+"""Bytes of an image without tiles above which it must not be that much smaller in the file; deflate reaches 1032."""
 CONVERT = (
     "Convert it to a tiled pyramid, for instance: vips tiffsave in.tif out.tif --tile --pyramid --compression jpeg"
 )
@@ -299,6 +302,10 @@ def _in_memory(path: str, contents: Contents, page: Any, pages: Sequence[Any]) -
     needed = math.ceil(h / page.rowsperstrip) * (page.samplesperpixel if page.planarconfig == 2 else 1)
     if len(page.dataoffsets) != needed and not page.is_tiled and len(page.dataoffsets) != 1:
         raise SlideOpenError(path, f"{h} rows need {needed} strips, and it lists {len(page.dataoffsets)}", DAMAGED)
+    stored = sum(int(n) for n in page.databytecounts) * len(pages)
+    claimed = h * w * channels * page.dtype.itemsize
+    if claimed > MAX_UNPROVED and claimed > MAX_RATIO * stored:
+        raise SlideOpenError(path, f"its {w} x {h} px are said to lie in {stored} bytes, which cannot be", DAMAGED)
     numbers = [p.index for p in pages]
     finish, dtype = _finisher(contents, page), page.dtype.newbyteorder("=")
 

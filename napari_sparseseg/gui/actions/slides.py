@@ -11,7 +11,13 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.binding import SlideBinding, slide_name
 from napari_sparseseg.gui.panels.slide import slide_facts
-from napari_sparseseg.gui.reader import layers_of_one_image, open_in, show_in_pixels, slide_of_layers
+from napari_sparseseg.gui.reader import (
+    layers_of_one_image,
+    open_in,
+    prefer_for_slides,
+    show_in_pixels,
+    slide_of_layers,
+)
 from napari_sparseseg.recovery import recoverable, recovered
 
 if TYPE_CHECKING:
@@ -51,6 +57,7 @@ class SlideActions(QObject):
         self._offered: set[str] = set()
         self._loading = 0
         self.binding: SlideBinding | None = None
+        prefer_for_slides()
         panel.open_requested.connect(self._on_open)
         panel.sample_requested.connect(self.open_sample)
         panel.import_requested.connect(self._on_import)
