@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -234,6 +235,47 @@ def test_hostile_geojson_is_refused_or_harmless(tmp_path, name):
         assert again.counts() == found.counts()
     except SparseSegError as error:
         assert len(str(error)) < 1000  # noqa: PT017 - either is right
+
+
+VERTICES = """
+    import resource, sys
+    from napari_sparseseg import Annotations
+    from napari_sparseseg.errors import SparseSegError
+    from napari_sparseseg.exchange.geojson import MAX_MEMORY
+    from tests.faults.limits import limit_memory
+    limit_memory(MAX_MEMORY + (1 << 30))
+    try:
+        print(sum(Annotations.from_geojson(sys.argv[1], (9000, 9000)).counts().values()))
+    except SparseSegError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc")
+@pytest.mark.parametrize(
+    "text", [pytest.param("points", marks=pytest.mark.slow), pytest.param("lists", marks=pytest.mark.slow), "few lists"]
+)
+def test_memory_of_geojson_is_bounded(tmp_path, text):
+    """10^7 vertices of one outline; 10^8 empty lists, which take twenty times the room of their file."""
+    path = tmp_path / "a.geojson"
+    with path.open("w") as file:
+        if text == "points":
+            file.write('{"type": "Polygon", "coordinates": [[[0, 0]')
+            for k in range(1000):
+                file.write("".join(f",[{(k * 9 + j % 9)},{(k * 7919 + j * 31) % 9000}]" for j in range(10_000)))
+            file.write(",[0, 0]]]}")
+        else:
+            count = 100_000_000 if text == "lists" else 40_000_000
+            file.write("[" + "[]," * count + "[]]")
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(VERTICES), str(path)],
+        capture_output=True, text=True, timeout=280, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    if text != "points":
+        assert "more than 4 GB of memory" in ended.stdout
+    else:
+        assert ended.stdout.strip().isdigit() or "split" in ended.stdout or "polygon" in ended.stdout
 
 
 @pytest.fixture

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 MARK = "napari-sparseseg"
 MAX_DEPTH = 20
+MAX_MEMORY = 4 << 30
+"""Bytes that a parsed file may take; counted before it is parsed."""
 _MEMBERS = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
 _NAMESPACE = uuid.UUID("8a9a7b1e-6f0c-5a9e-9a4b-2f2d7c1f5e10")
 
@@ -79,13 +81,22 @@ def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise AnnotationError(f"the file is larger than {MAX_BYTES >> 30} GB; split it.")
-        return json.loads(path.read_bytes(), parse_constant=_no_constant)
+        text = path.read_bytes()
+        if _memory_of(text) > MAX_MEMORY:
+            raise AnnotationError(f"it would take more than {MAX_MEMORY >> 30} GB of memory to read it; split it.")
+        return json.loads(text, parse_constant=_no_constant)
     except OSError as error:
         raise AnnotationError(f"it cannot be opened: {error.strerror or error}.") from error
     except RecursionError as error:
         raise AnnotationError("it is nested far too deeply for GeoJSON.") from error
     except ValueError as error:
         raise AnnotationError(f"it is not valid JSON: {error}.") from error
+
+
+def _memory_of(text: bytes) -> int:
+    """What Python takes for parsed JSON, at most: lists, dictionaries and values by their separators."""
+    lists, tables, commas = (text.count(mark) for mark in (b"[", b"{", b","))
+    return 88 * lists + 232 * tables + 40 * (lists + tables + commas)
 
 
 def _no_constant(text: str) -> float:
