@@ -129,7 +129,7 @@ def _add_predict(commands: Any) -> None:
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, silent=False)
     return parser
 
 
@@ -155,6 +155,8 @@ def _positive_int(text: str) -> int:
 
 
 def _say(args: argparse.Namespace, text: str) -> None:
+    if args.silent:
+        return
     print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
@@ -217,6 +219,16 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
+    """Alone, or as one of the processes that torchrun started: then the first one speaks and writes."""
+    from napari_sparseseg.learning.distributed import join
+
+    with join(args.device) as (mine, args.device):
+        if not mine.first:
+            args.silent, args.json = True, False
+        return _train_here(args)
+
+
+def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.exchange import find_annotations
     from napari_sparseseg.session import Session
@@ -242,7 +254,8 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
         seconds = args.seconds if args.seconds or args.steps else 60.0
         _say(args, f"training on {len(args.slides)} slide(s), classes: {', '.join(c.name for c in session.classes)}")
         _run_training(session, args, seconds)
-        session.save_model(args.model)
+        if not args.silent:
+            session.save_model(args.model)
         status = session.status
         result = {
             "model": str(args.model), "steps": status.step, "loss": status.loss, "seconds": round(status.seconds, 1),
@@ -264,7 +277,8 @@ def _run_training(session: Session, args: argparse.Namespace, seconds: float | N
         session.train(seconds=seconds, steps=args.steps, wait=True)
     except KeyboardInterrupt:
         session.stop()
-        session.save_model(args.model)
+        if not args.silent:
+            session.save_model(args.model)
         _say(args, f"interrupted; what was learned so far is in {args.model}")
         raise
 

@@ -147,10 +147,11 @@ class LearningLoop:
         run = self._run
         if run is None:
             return False
-        if run.finished(self.status.step):
+        learning = self._learner is not None and self._learner.model is not None
+        if self._ending(run, learning):
             self._finish(run)
             return True
-        if run.paused or self._learner is None or self._learner.model is None:
+        if run.paused or self._learner is None or not learning:
             return False
         started = time.monotonic()
         report = self._learner.step()
@@ -159,6 +160,16 @@ class LearningLoop:
         self._set(replace(status, message=report.message or self._learner.problem))
         self._take_model()
         return True
+
+    def _ending(self, run: Run, learning: bool) -> bool:
+        """Whether a run ends now; of several ranks all end together, as the next batch tells them."""
+        from napari_sparseseg.learning.distributed import ranks
+
+        mine = ranks()
+        mine.leaving = mine.leaving or (mine.world > 1 and run.finished(self.status.step))
+        if mine.world > 1 and learning:
+            return mine.ended
+        return run.finished(self.status.step)
 
     def fail(self, error: Exception) -> None:
         """End the run with an error that the user sees; the rest of the session goes on (engine thread).
