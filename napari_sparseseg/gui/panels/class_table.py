@@ -187,6 +187,8 @@ class ClassTable(QTableWidget):
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
         """Space shows or hides, L locks, Enter renames, Alt with an arrow moves, Delete removes; the rest as ever."""
         item = self.item(self.currentRow(), VISIBLE)
+        if self.state() == QAbstractItemView.State.EditingState:  # the name's editor passes Return on
+            item = None
         if event is None or item is None or not self._on_key(event, self._classes[self.currentRow()].id, item):
             super().keyPressEvent(event)
 
