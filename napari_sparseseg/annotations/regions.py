@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from napari_sparseseg.annotations.drawing import Drawing, around, fill_rings
 from napari_sparseseg.annotations.history import Edit
+from napari_sparseseg.annotations.raster import Polygon, as_points
 from napari_sparseseg.annotations.strokes import Stroke
 from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
@@ -14,7 +15,7 @@ from napari_sparseseg.geometry import Box
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from napari_sparseseg.annotations.quadtree import Change
 
@@ -24,18 +25,34 @@ if TYPE_CHECKING:
 class RegionEditing(Drawing):
     """Adding and removing dense regions."""
 
-    def remove_dense_region(self, region_id: int) -> None:
-        """Undeclare the dense region with that `id`; scribbles in it stay.
+    def remove_dense_region(self, *region_ids: int) -> None:
+        """Undeclare the dense regions with those `id`s, as one step of the history; scribbles in them stay.
 
         Raises
         ------
         AnnotationError
             Where there is none.
         """
+        self._change_regions([], tuple(self._region(region_id) for region_id in dict.fromkeys(region_ids)))
+
+    def reshape_dense_region(self, region_id: int, points_yx: ArrayLike) -> None:
+        """Give a dense region other corners (N, 2), level 0; its rest class stays. Holes are lost.
+
+        Raises
+        ------
+        AnnotationError
+            Where there is none, or the new outline lies outside the slide.
+        """
+        region, ring = self._region(region_id), as_points(points_yx, least=3)
+        if Polygon([ring]).box.intersection(Box(0, 0, *self.shape)).area == 0:
+            raise AnnotationError("the dense region would lie outside the slide.")
+        self._change_regions([(region.class_id, [ring])], (region,))
+
+    def _region(self, region_id: int) -> Stroke:
         region = self._regions.get(region_id)
         if region is None:
             raise AnnotationError(f"there is no dense region {region_id}.")
-        self._change_regions([], (region,))
+        return region
 
     def _change_regions(self, new: list[tuple[int, Rings]], removed: tuple[Stroke, ...]) -> None:
         with self._lock:

@@ -1,7 +1,8 @@
 """Dense regions, shown apart from the scribbles and drawn with napari's rectangle and polygon tools.
 
-A region that the user draws here becomes `Annotations.fill_polygon(..., dense=True)`; the layer itself always shows
-what the annotations hold, so undo, import and other windows need no care.
+A region that the user draws here becomes `Annotations.fill_polygon(..., dense=True)`; one that is selected and deleted,
+moved or reshaped with napari's own tools is removed or changed there. The layer itself always shows what the
+annotations hold, so undo, import and other windows need no care.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from napari_sparseseg.gui.scribble_display import PIXEL_CENTRE, UNKNOWN_COLOUR
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from napari_sparseseg.annotations import Annotations
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.annotations import Annotations, DenseRegion
 
 EDGE_SCREEN_PX = 3.0
 FILL_ALPHA = 0.15
@@ -47,6 +50,8 @@ class DenseRegionLayer(Shapes):
         self._zoom, self._drawn_zoom = 1.0, 1.0
         self._shown: tuple[Any, ...] | None = None  # what the shapes were made from
         self._showing = False
+        self._ids: list[int | None] = []  # of the region behind each shape; None: just drawn
+        self._moved: set[int] = set()
         super().__init__(ndim=2, name=name, opacity=1.0, edge_width=EDGE_SCREEN_PX)
         self.bind_key("Control-Z", lambda layer: layer.undo(), overwrite=True)
         self.bind_key("Control-Shift-Z", lambda layer: layer.redo(), overwrite=True)
@@ -94,6 +99,8 @@ class DenseRegionLayer(Shapes):
 
     def show_regions(self) -> None:
         """Show what the annotations hold now."""
+        if self._showing:
+            return
         state = (self._annotations.dense_regions, self._annotations.classes)
         if state != self._shown:
             self._shown = state
@@ -107,6 +114,7 @@ class DenseRegionLayer(Shapes):
         try:
             self.selected_data: set[int] = set()
             self.data: list[Any] = []
+            self._ids, self._moved = [region.id for region in regions], set()
             if regions:
                 self.add(
                     [np.asarray(region.points, dtype=float) - PIXEL_CENTRE for region in regions],
@@ -119,26 +127,49 @@ class DenseRegionLayer(Shapes):
             self._showing = False
 
     def _on_data(self, event: Any) -> None:
+        action = str(getattr(event, "action", "")).lower()
+        if self._showing or not action.endswith(("added", "changed", "removed")):
+            return
+        indices = [int(k) % max(1, len(self._ids)) for k in getattr(event, "data_indices", ())]
+        if action.endswith("removed"):
+            self._ids = [number for k, number in enumerate(self._ids) if k not in indices]
+        elif action.endswith("changed"):
+            self._moved.update(number for k in indices if k < len(self._ids) and (number := self._ids[k]) is not None)
         # napari is still in the middle of its own bookkeeping here
-        done = str(getattr(event, "action", "")).lower().endswith(("added", "changed", "removed"))
-        if done and not self._showing:
-            QTimer.singleShot(0, self._take_over)
+        QTimer.singleShot(0, self._take_over)
 
     def _take_over(self) -> None:
-        """Turn what the user drew into regions, and undo what cannot be kept."""
+        """Turn what the user drew, moved or deleted into changes of the annotations, and undo what cannot be kept."""
         if self._showing:
             return
-        known = len(self._annotations.dense_regions)
-        drawn = list(zip(self.data, self.shape_type, strict=True))[known:]
-        if not drawn:
-            self._rebuild()
-            return
-        for points, kind in drawn:
-            if kind not in ("rectangle", "polygon"):
-                show_info("A dense region is drawn as a rectangle or a polygon.")
-                continue
-            try:
-                self._annotations.fill_polygon(points[:, -2:] + PIXEL_CENTRE, self._rest_class(), dense=True)
-            except AnnotationError as error:
-                show_warning(str(error))
-        self._rebuild()
+        shapes = list(zip(self.data, self.shape_type, strict=True))
+        kept, drawn, moved = list(self._ids[: len(shapes)]), shapes[len(self._ids) :], set(self._moved)
+        regions = {region.id: region for region in self._annotations.dense_regions}
+        self._showing = True  # shown once, when all is done
+        try:
+            gone = [number for number in regions if number not in kept]
+            if gone:
+                self._annotations.remove_dense_region(*gone)
+            for number, (points, _) in zip(kept, shapes, strict=False):
+                if number in moved and number in regions:
+                    self._reshape(regions[number], points[:, -2:] + PIXEL_CENTRE)
+            for points, kind in drawn:
+                self._declare(points[:, -2:] + PIXEL_CENTRE, kind)
+        except AnnotationError as error:
+            show_warning(str(error))
+        finally:
+            self._showing = False
+            self._shown = None
+            self.show_regions()
+
+    def _reshape(self, region: DenseRegion, points: NDArray[Any]) -> None:
+        if len(region.parts()) > 1:
+            show_info("A dense region with holes keeps its shape; delete it and draw it anew.")
+        else:
+            self._annotations.reshape_dense_region(region.id, points)
+
+    def _declare(self, points: NDArray[Any], kind: str) -> None:
+        if kind in ("rectangle", "polygon"):
+            self._annotations.fill_polygon(points, self._rest_class(), dense=True)
+        else:
+            show_info("A dense region is drawn as a rectangle or a polygon.")
