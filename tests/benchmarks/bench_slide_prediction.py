@@ -1,31 +1,43 @@
-"""Whole-slide prediction against the bare network; prints figures, makes no claims about the machine.
+"""Whole-slide prediction against the bare network, each figure with its target.
 
-    python -m tests.benchmarks.bench_slide_prediction [--side 4096] [--mpp 2] [--tile N] [--processes]
+    python -m tests.benchmarks.bench_slide_prediction [--side 20480] [--megapixels 33] [--decoder] [--processes]
 
-The slide is made of real tissue where the shared data is there (its small slide, mirrored to the wanted size), stored
-as a tiled JPEG pyramid. All ratios come from one run: the network alone on the very tiles (read before, halo included),
-then the whole run by threads, with time by stage, then, if asked, two processes of a local cluster.
+The slide is of real tissue where the shared data is there (its small slide, mirrored to the wanted size), stored as a
+tiled JPEG pyramid at 0.5 um per px; the model reads it at 1.0. All ratios come from one run: first the bare forward
+pass (`Model.net` on float tensors that lie ready, under inference mode, of the very tiles a run uses, halos included),
+then the run by the command's defaults, each in a process of its own so that memory is that process's. On the large slide
+the run is stopped after `--megapixels` of the label image; a smaller one is predicted whole, with its tables.
+Both throughputs are in label pixels of the same tiles, so the halo costs both the same; what share of the pixels that
+the network gets is label pixels in the end is printed beside them (`useful_share`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import tifffile
 
+from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.inference import input_region
 from napari_sparseseg.slide_prediction import predict_slide
+from napari_sparseseg.slide_prediction.journal import Journal
 from napari_sparseseg.slide_prediction.tile_size import default_tile
 from napari_sparseseg.slides import open_slide
 from tests.conftest import DATA
-from tests.test_slide_prediction_network import network
+
+MPP = 1.0
+CLASSES = 5
 
 
 def make_slide(path: Path, side: int) -> Path:
@@ -61,79 +73,168 @@ def make_slide(path: Path, side: int) -> Path:
     return path
 
 
-def bare_speed(model, slide, mpp: float | None, tile: int, count: int = 6) -> tuple[float, float]:
-    """Label megapixels per second, and those of the input with halos, of the network on tiles that are in memory."""
-    frame = slide.frame(mpp)
-    h, w = frame.shape(slide.shape)
-    boxes = [Box(y, x, tile, tile) for y in range(0, h - tile + 1, tile) for x in range(0, w - tile + 1, tile)][:count]
-    ready = [(source := input_region(model, box), slide.read_region(source, frame)) for box in boxes]
-    model.probabilities(ready[0][1], origin=ready[0][0][:2])
-    started = time.perf_counter()
-    for source, pixels in ready:
-        model.probabilities(pixels, origin=source[:2])
-    seconds = time.perf_counter() - started
-    return len(boxes) * tile * tile / 1e6 / seconds, sum(s.area for s, _ in ready) / 1e6 / seconds
+def save_model(path: Path, *, decoder: bool) -> None:
+    """The default network with arbitrary weights behind the encoder: all of the arithmetic, some answer."""
+    import torch
+
+    from napari_sparseseg.learning.encoders import Encoder
+    from napari_sparseseg.learning.features import FeatureMaps, InputScale
+    from napari_sparseseg.learning.head import Head
+    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.network import Decoder, TwoSpeedNet
+
+    torch.manual_seed(0)
+    maps = FeatureMaps(Encoder("tf_efficientnet_lite0", 3), 5)
+    fine = Decoder(maps.channels, maps.strides, (64, 48, 32, 24), CLASSES) if decoder else None
+    net = TwoSpeedNet(maps, Head(maps.channels, 32, CLASSES), fine, 0.5)
+    Model(Recipe(make_classes("abcde"), MPP, "tf_efficientnet_lite0"), net, InputScale.for_rgb()).save(path)
 
 
-class PeakMemory:
-    """Largest resident and largest private memory of this process while it runs, in MB."""
+def peak_mb(name: str = "VmHWM") -> float:
+    """Largest resident memory of this process so far, shared libraries included, in MB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"/proc/self/status has no {name}")
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self.resident = self.private = 0.0
-        self.before = self._process.memory_info().rss / 1e6
 
-    def __call__(self, _=None) -> None:
-        info = self._process.memory_info()
-        self.resident = max(self.resident, info.rss / 1e6)
-        self.private = max(self.private, (info.rss - getattr(info, "shared", 0)) / 1e6)
+def bare(slide_path: Path, model_path: Path, count: int) -> dict[str, float]:
+    """Megapixels per second that go through the network, and the share of them that is label pixels."""
+    import torch
+
+    from napari_sparseseg.learning.model import load_model
+
+    model = load_model(model_path)
+    tile = default_tile(model)
+    with open_slide(slide_path) as slide, torch.inference_mode():
+        frame = slide.frame(MPP)
+        boxes = [Box(0, i * tile, tile, tile) for i in range(count)]
+        sources = [input_region(model, box) for box in boxes]
+        ready = [model.scale.unit(slide.read_region(s, frame)[None]) for s in sources]
+        ready = [x.contiguous(memory_format=torch.channels_last) for x in ready]
+        model.net(ready[0])
+        begun = time.perf_counter()
+        for x in ready:
+            model.net(x)
+        seconds = time.perf_counter() - begun
+        memory = peak_mb()
+    given = sum(s.area for s in sources) / 1e6
+    return {
+        "input_mp_s": given / seconds, "label_mp_s": count * tile * tile / 1e6 / seconds, "peak_mb": memory,
+        "tile": tile, "halo": model.halo, "useful_share": count * tile * tile / 1e6 / given,
+    }  # fmt: skip
+
+
+def run(slide_path: Path, model_path: Path, out: Path, megapixels: float, scheduler: str | None) -> dict[str, float]:
+    """A run by the defaults, stopped after so many megapixels, or whole with its tables."""
+    from napari_sparseseg.learning.model import load_model
+
+    model, stop, seen = load_model(model_path), threading.Event(), [0.0, 0.0]
+    before = peak_mb()
+
+    def progress(state) -> None:
+        if state.stage == "predict":
+            seen[:] = state.done / 1e6, state.seconds
+            if megapixels and seen[0] >= megapixels:
+                stop.set()
+
+    with open_slide(slide_path) as slide:
+        try:
+            result = predict_slide(
+                slide, model, out, progress=progress, stop=stop, scheduler=scheduler,
+                geojson=out.with_suffix(".geojson"), csv=out.with_suffix(".csv"),
+            )  # fmt: skip
+        except PredictionError:
+            if not stop.is_set():
+                raise
+            return {"label_mp_s": seen[0] / seen[1], "peak_mb": peak_mb(), "start_mb": before}
+    seconds = result.seconds
+    return {
+        "label_mp_s": result.megapixels_per_second, "peak_mb": peak_mb(), "start_mb": before,
+        "io_share": (seconds.get("wait", 0.0) + seconds["write"] + seconds["pyramid"]) / total(seconds),
+        "measure_share": seconds["measure"] / total(seconds), "objects": result.objects,
+    }  # fmt: skip
+
+
+def total(seconds: dict[str, float]) -> float:
+    """Wall time of all stages; ``wait`` is a part of ``predict``."""
+    return sum(v for k, v in seconds.items() if k != "wait")
+
+
+def cluster_speed(slide_path: Path, model_path: Path, out: Path) -> float:
+    """Megapixels per second by two single-threaded processes of a local cluster, their start not counted."""
+    from distributed import LocalCluster
+
+    from napari_sparseseg.learning.model import load_model
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        model = load_model(model_path)
+        with open_slide(slide_path) as slide:
+            predict_slide(slide, model, out.with_name("warm.ome.zarr"), scheduler=cluster.scheduler_address)
+            result = predict_slide(slide, model, out, scheduler=cluster.scheduler_address)
+    return result.megapixels_per_second
+
+
+def redone_after_kill(slide_path: Path, model_path: Path, out: Path) -> int:
+    """Shards that a run begun again had to do twice, after kill -9 between its first and its second shard."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=run, args=(slide_path, model_path, out, 0, None))
+    process.start()
+    journal = out.with_name(out.name + ".partial") / "journal.jsonl"
+    while process.is_alive() and not (journal.exists() and '"shard"' in journal.read_text()):
+        time.sleep(0.02)
+    time.sleep(1.0)
+    process.kill()
+    process.join()
+    done = len(Journal(journal).done)
+    from napari_sparseseg.learning.model import load_model
+
+    with open_slide(slide_path) as slide:
+        result = predict_slide(slide, load_model(model_path), out, resume=True)
+    kept = result.shards_resumed
+    return done - kept + 1  # and the one under way when it was killed
+
+
+def alone(function, *args):
+    """What a function returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--side", type=int, default=4096)
-    parser.add_argument("--mpp", type=float, default=None)
-    parser.add_argument("--tile", type=int, default=None)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--side", type=int, default=20480)
+    parser.add_argument("--megapixels", type=float, default=33.0, help="of the large slide's label image")
+    parser.add_argument("--small", type=int, default=8192, help="side of the slide that is predicted whole")
+    parser.add_argument("--decoder", action="store_true")
     parser.add_argument("--processes", action="store_true")
     args = parser.parse_args()
-    model = network()
-    with tempfile.TemporaryDirectory() as folder_name:
-        folder = Path(folder_name)
-        with open_slide(make_slide(folder / "slide.tif", args.side)) as slide:
-            slide.mpp = 0.5
-            tile = args.tile or default_tile(model)
-            memory = PeakMemory()
-            bare, with_halo = bare_speed(model, slide, args.mpp, tile)
-            started = time.perf_counter()
-            result = predict_slide(
-                slide, model, folder / "a.ome.zarr", mpp=args.mpp, tile=args.tile, workers=args.workers,
-                geojson=folder / "a.geojson", csv=folder / "a.csv", progress=memory,
-            )  # fmt: skip
-            total = time.perf_counter() - started
-            figures = {
-                "label_px": list(result.shape), "tile": tile, "halo": model.halo,
-                "bare_mp_s": round(bare, 3), "bare_input_mp_s": round(with_halo, 3),
-                "run_mp_s": result.megapixels_per_second, "run_vs_bare": round(result.megapixels_per_second / bare, 3),
-                "seconds": result.seconds, "total_seconds": round(total, 2),
-                "measure_share": round(result.seconds["measure"] / total, 4), "objects": result.objects,
-                "peak_rss_mb": round(memory.resident), "peak_private_mb": round(memory.private),
-                "rss_before_mb": round(memory.before),
-            }  # fmt: skip
-            if args.processes:
-                figures["two_processes_mp_s"] = cluster_speed(slide, model, folder, args)
-        print(json.dumps(figures, indent=1))
-
-
-def cluster_speed(slide, model, folder: Path, args: argparse.Namespace) -> float:
-    """Megapixels per second by two single-threaded processes of a local cluster, their start not counted."""
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        result = predict_slide(
-            slide, model, folder / "b.ome.zarr", mpp=args.mpp, tile=args.tile, scheduler=cluster.scheduler_address
-        )
-    return result.megapixels_per_second
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, large, small = folder / "m.safetensors", folder / "large.tif", folder / "small.tif"
+        save_model(model, decoder=args.decoder)
+        make_slide(large, args.side)
+        make_slide(small, args.small)
+        base = alone(bare, large, model, 8)
+        part = alone(run, large, model, folder / "large.ome.zarr", args.megapixels, None)
+        shutil.rmtree(folder / "large.ome.zarr.partial")
+        whole = alone(run, small, model, folder / "small.ome.zarr", 0, None)
+        figures = {
+            "bare": base, "large_slide": part, "whole_small_slide": whole,
+            "throughput, run / bare (target >= 0.9)": part["label_mp_s"] / base["label_mp_s"],
+            "input and output, share of wall (target <= 0.1)": whole["io_share"],
+            "vectorisation, share of wall (target <= 0.1)": whole["measure_share"],
+            "peak resident MB on the large slide (target <= 1000)": part["peak_mb"],
+            "of that on top of the bare forward pass": part["peak_mb"] - base["peak_mb"],
+            "shards done twice after kill -9, one worker (target <= 1)": redone_after_kill(
+                small, model, folder / "killed.ome.zarr"
+            ),
+        }  # fmt: skip
+        if args.processes:
+            two = alone(cluster_speed, small, model, folder / "cluster.ome.zarr")
+            figures["two processes / one process with two threads (target >= 1.0)"] = two / whole["label_mp_s"]
+    print(json.dumps(figures, indent=1, default=float))
 
 
 if __name__ == "__main__":
