@@ -5,7 +5,7 @@
 The slide is of real tissue where the shared data is there (its small slide, mirrored to the wanted size), stored as a
 tiled JPEG pyramid at 0.5 um per px; the model reads it at 1.0. All ratios come from one run: first the bare forward
 pass (`Model.net` on float tensors that lie ready, under inference mode, of the very tiles a run uses, halos included),
-then the run by the command's defaults, each in a process of its own so that memory is that process's. On the large slide
+then the run by the defaults, each in a process of its own so that memory is that process's. On the large slide
 the run is stopped after `--megapixels` of the label image; a smaller one is predicted whole, with its tables.
 Both throughputs are in label pixels of the same tiles, so the halo costs both the same; what share of the pixels that
 the network gets is label pixels in the end is printed beside them (`useful_share`).
