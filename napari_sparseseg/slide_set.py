@@ -99,12 +99,14 @@ class SlideSet:
 
     def open(self, path: str | os.PathLike[str], role: Role = "train") -> SlideEntry:
         """Open a slide and make it active; one that is open already is only made active."""
+        address = str(path) if "://" in str(path) else ""  # which a Path would change
         resolved = Path(path).expanduser()
         for i, entry in enumerate(self.entries):
-            if Path(entry.slide.path).resolve() == resolved.resolve():
+            same = entry.slide.path == address if address else Path(entry.slide.path).resolve() == resolved.resolve()
+            if same:
                 self._activate(i)
                 return entry
-        return self.add(open_slide(resolved), role)
+        return self.add(open_slide(address or resolved), role)
 
     def add(self, slide: Slide, role: Role = "train") -> SlideEntry:
         """Add an opened slide with empty annotations and make it active."""

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from napari_sparseseg import Session
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.slides import ArraySlide, describe, open_slide
@@ -292,13 +293,120 @@ def test_zarr_over_http(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with open_slide(f"http://127.0.0.1:{server.server_port}/a.zarr") as slide:
+        address = f"http://127.0.0.1:{server.server_port}/a.zarr"
+        with open_slide(address) as slide:
             np.testing.assert_array_equal(slide.read((0, 0, 211, 187)), TEXTURE)
+            assert slide.mpp == (0.5, 0.25)
+        with Session() as session:
+            slide = session.open(address)
+            assert session.open(address) is slide
+            np.testing.assert_array_equal(slide.read((0, 0, 40, 50)), TEXTURE[:40, :50])
         with pytest.raises(SlideOpenError, match="cannot be read as OME-Zarr"):
             open_slide(f"http://127.0.0.1:{server.server_port}/b.zarr")
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_zarr_in_an_object_store():
+    """fsspec's store in memory stands for S3: the same keys, no folders, no files."""
+    write_zarr("memory://bucket/a.zarr", TEXTURE, "0.5", shards=True)
+    with open_slide("memory://bucket/a.zarr") as slide:
+        assert slide.contents.format == "OME-Zarr 0.5"
+        np.testing.assert_array_equal(slide.read((0, 0, 211, 187)), TEXTURE)
+    with pytest.raises(SlideOpenError, match="cannot be read as OME-Zarr"):
+        open_slide("memory://bucket/b.zarr")
+
+
+def test_nothing_is_asked_of_the_network_unless_an_address_is_given(tmp_path, monkeypatch):
+    import socket
+
+    def refuse(*_):
+        raise AssertionError("network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    write_svs(tmp_path / "a.svs", TEXTURE)
+    write_zarr(tmp_path / "a.zarr", TEXTURE)
+    for name in ("a.svs", "a.zarr"):
+        with open_slide(tmp_path / name) as slide:
+            slide.read((0, 0, 50, 50))
+            describe(slide)
+
+
+def test_qptiff(tmp_path):
+    """Akoya's layout: full size by channel, thumbnail, then every level by channel; names and colours in XML."""
+    pixels, names = texture(600, 900, 2, np.uint16), ["DAPI", "CD8"]
+    colours = ["0,0,255", "255,128,0"]
+    path = tmp_path / "a.qptiff"
+
+    def xml(kind, k):
+        return (
+            f'<?xml version="1.0" encoding="utf-16"?><PerkinElmer-QPI-ImageDescription><ImageType>{kind}</ImageType>'
+            f"<Name>{names[k]}</Name><Color>{colours[k]}</Color><Objective>20x</Objective>"
+            "</PerkinElmer-QPI-ImageDescription>"
+        ).encode()
+
+    options = {
+        "tile": (128, 128), "photometric": "minisblack", "metadata": None, "software": "PerkinElmer-QPI",
+        "resolution": (20000, 20000), "resolutionunit": "centimeter", "compression": "lzw",
+    }  # fmt: skip
+    with tifffile.TiffWriter(path) as tif:
+        for part, kind in ((pixels, "FullResolution"), (mean2(pixels), "ReducedResolution")):
+            for k in range(2):
+                tif.write(part[..., k], description=xml(kind, k), **options)
+            if kind == "FullResolution":
+                tif.write(
+                    texture(50, 70), photometric="rgb", metadata=None, software="PerkinElmer-QPI",
+                    description=xml("Thumbnail", 0),
+                )  # fmt: skip
+    with open_slide(path) as slide:
+        assert slide.contents.format == "PerkinElmer / Akoya QPTIFF"
+        assert slide.channels == ("DAPI", "CD8")
+        assert slide.contents.colours == ("#0000ff", "#ff8000")
+        assert slide.mpp == pytest.approx((0.5, 0.5))
+        assert slide.downsamples == (1, 2)
+        np.testing.assert_array_equal(slide.read((0, 0, 600, 900)), pixels)
+        np.testing.assert_array_equal(slide.levels[1].compute(), mean2(pixels))
+
+
+def test_philips_missing_tiles_are_background(tmp_path):
+    """Philips leaves out tiles without tissue: they are white, and no damage."""
+    pixels = texture(512, 512)
+    path = tmp_path / "a.tiff"
+    spacing = '<Attribute Name="DICOM_PIXEL_SPACING">"0.00025" "0.0005"</Attribute>'
+    text = f'<?xml version="1.0"?><DataObject ObjectType="DPUfsImport">{spacing}</DataObject>'
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(pixels, tile=(256, 256), photometric="rgb", metadata=None, description=text, software="Philips DP v1")
+    with tifffile.TiffFile(path) as tif:
+        tag = tif.pages[0].tags[325]
+    with path.open("r+b") as file:
+        file.seek(tag.valueoffset)
+        file.write(bytes(tag.valuebytecount // 4))
+    with open_slide(path) as slide:
+        assert slide.contents.format == "Philips TIFF"
+        assert slide.mpp == pytest.approx((0.25, 0.5))
+        got = slide.read((0, 0, 512, 512))
+        assert (got[:256, :256] == 255).all()
+        np.testing.assert_array_equal(got[256:], pixels[256:])
+        assert slide.bad_tiles == 0
+        assert not any("grey" in w for w in slide.warnings)
+
+
+def test_gaps_between_levels_are_filled(tmp_path):
+    """A file with 1:1 and 1:16: what napari would read of level 0 to show 1:15 is 200 times the screen."""
+    pixels = texture(1600, 2400)
+    path = tmp_path / "a.tif"
+    small = pixels
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(pixels, tile=(256, 256), photometric="rgb", metadata=None)
+        for _ in range(4):
+            small = mean2(small)
+        tif.write(small, tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None)
+    with open_slide(path) as slide:
+        assert slide.downsamples == (1, 2, 4, 16)
+        assert [level.added for level in slide.pyramid.levels] == [False, True, True, False]
+        assert np.abs(slide.levels[2].compute().astype(int) - mean2(mean2(pixels))).max() <= 2  # halves are rounded otherwise
+        np.testing.assert_array_equal(slide.levels[3].compute(), small)
 
 
 def test_zarr_plate_is_refused(tmp_path):
