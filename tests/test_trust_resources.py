@@ -22,7 +22,7 @@ from tests.smooth_model import write_tall_slide
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
 
 
-def child(script, *args, seconds=120):
+def child(script, *args, seconds=250):
     """Run a script in a process of its own; its lines of output."""
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
