@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning import encoders
-from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights, encoder_info
+from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights, encoder_info, permitted
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +113,69 @@ def test_vision_transformer_features_work():
     encoder = Encoder("vit_tiny_patch16_224", load=False).eval()
     assert encoder.strides[-1] == 16
     assert encoder(torch.rand(1, 3, 224, 224))[-1].shape[2:] == (14, 14)
+
+
+VIT = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(("name", "strides"), [(VIT, (16, 16)), ("vit_small_patch14_dinov2", (16, 16))])
+def test_vision_transformers_take_any_size_on_the_common_grid(name, strides):
+    encoder = Encoder(name, load=False).eval()
+    assert encoder.strides == strides
+    with torch.no_grad():
+        for h, w in ((224, 224), (128, 192)):
+            assert encoder(torch.rand(1, 3, h, w))[-1].shape[2:] == (h // 16, w // 16)
+
+
+@pytest.mark.parametrize("name", [VIT, "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_local_checkpoints_of_whole_networks_are_read(name, ending, tmp_path):
+    torch.manual_seed(3)
+    net = timm.create_model(name, pretrained=False)
+    path = tmp_path / f"weights.{ending}"
+    if ending == "pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, path)
+    else:
+        save_file(net.state_dict(), path)
+    encoder = Encoder(f"{name}@{path}", channels=3)
+    theirs = {k.replace(".", "_"): v for k, v in net.state_dict().items()}
+    for key, value in encoder.net.state_dict().items():
+        assert torch.equal(value, theirs[key.removeprefix("model.").replace(".", "_")]), key
+
+
+class Evil:
+    def __reduce__(self):
+        return (pytest.fail, ("code in a checkpoint was run",))
+
+
+def test_a_checkpoint_with_code_is_refused_unrun(tmp_path):
+    torch.save({"state_dict": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"Give a \.safetensors"):
+        Encoder(f"resnet18@{tmp_path / 'w.pth'}")
+    torch.save([1, 2], tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="no table of tensors"):
+        Encoder(f"resnet18@{tmp_path / 'w.pth'}")
+
+
+def test_only_arguments_that_shape_a_network_are_taken_from_a_file():
+    hostile = {"checkpoint_path": "/x.pth", "pretrained_cfg_overlay": {"url": "http://x"}, "depth": 10**9}
+    assert permitted({**hostile, "init_values": 1e-5, "no_embed_class": True}) == {
+        "init_values": 1e-5,
+        "no_embed_class": True,
+    }
+
+
+def test_a_model_on_a_transformer_comes_back(tmp_path):
+    from napari_sparseseg.config import Recipe, make_classes
+    from napari_sparseseg.learning.features import FeatureMaps, InputScale
+    from napari_sparseseg.learning.head import Head
+    from napari_sparseseg.learning.model import Model, load_model
+    from napari_sparseseg.learning.network import TwoSpeedNet
+
+    maps = FeatureMaps(Encoder(VIT, load=False, arguments={"depth": 4, "init_values": 0.1}), 3)
+    recipe = Recipe(make_classes(["a", "b"]), 1.0, VIT)
+    model = Model(recipe, TwoSpeedNet(maps, Head(maps.channels, 8, 2)), InputScale.for_rgb())
+    model.save(tmp_path / "m.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 112, 3), np.uint8)
+    again = load_model(tmp_path / "m.safetensors", device="cpu")
+    np.testing.assert_array_equal(again.probabilities(pixels), model.probabilities(pixels))

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from _pickle import UnpicklingError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import conv2d_same
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, load_model_config_from_hf
 from torch import nn
 
 from napari_sparseseg.errors import ModelError
@@ -31,6 +32,27 @@ BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 UNKNOWN_REACH = 96
 """Taken for encoders whose reach is not known; tiles may then differ a little along their edges."""
 _LARGEST_STRIDE = 16
+_BLOCKS = (-4, -1)
+"""Of a vision transformer."""
+_SHAPING = frozenset(
+    [
+        "patch_size",
+        "img_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "init_values",
+        "reg_tokens",
+        "no_embed_class",
+        "class_token",
+        "qkv_bias",
+        "pre_norm",
+        "final_norm",
+        "fc_norm",
+    ]
+)
+_MOST = 8192
 _WEIGHTS, _SHA256 = "model.safetensors", re.compile("[0-9a-f]{64}")
 
 
@@ -59,6 +81,8 @@ class Encoder(nn.Module):
         Input channels; for other than 3 the first convolution is adapted (averaged and repeated).
     load
         ``False`` builds it with random weights and without any download, for a state dict that follows.
+    arguments
+        Of the timm network beside its name.
 
     Attributes
     ----------
@@ -66,8 +90,8 @@ class Encoder(nn.Module):
         Per feature map.
     reach : int
         How many pixels beside its own area a value of the coarsest map depends on, at most.
-    architecture : str
-        timm name that rebuilds the network offline.
+    architecture, arguments : str, dict
+        timm name that rebuilds the network offline, and what it takes beside that.
 
     Raises
     ------
@@ -75,12 +99,20 @@ class Encoder(nn.Module):
         When the name is unknown or its weights cannot be read.
     """
 
-    def __init__(self, name: str = DEFAULT_ENCODER, channels: int = 3, *, load: bool = True) -> None:
+    def __init__(
+        self,
+        name: str = DEFAULT_ENCODER,
+        channels: int = 3,
+        *,
+        load: bool = True,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         base, _, file = name.partition("@")
         default = base == DEFAULT_ENCODER
-        net: Any = _create(base, channels, download=load and not default and not file)
+        self.arguments = permitted(arguments or {}) or _stated_arguments(base)
+        net: Any = _create(base, channels, permitted(arguments or {}), download=load and not default and not file)
         if load and (default or file):
             _load(net, _read_local(Path(file)) if file else bundled_weights(), name, channels)
         config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
@@ -90,6 +122,10 @@ class Encoder(nn.Module):
         self.channels: tuple[int, ...] = LiteTrunk.CHANNELS if default else tuple(info.channels())
         self.strides: tuple[int, ...] = LiteTrunk.STRIDES if default else tuple(info.reduction())
         self.reach = LiteTrunk.REACH if default else UNKNOWN_REACH
+        # A transformer with tokens of 14 px sees the image at 14/16 of its size, so that its cells are those of all.
+        self._token = self.strides[-1] if _LARGEST_STRIDE % self.strides[-1] and self.strides[-1] < 16 else 0
+        if self._token:
+            self.strides = (_LARGEST_STRIDE,) * len(self.strides)
         # The bundled weights were trained on (x - 127) / 128; timm's entry would say 127.5.
         mean, std = ((127 / 255,) * 3, (128 / 255,) * 3) if default else _normalisation(config)
         self.register_buffer("mean", _per_channel(mean, channels))
@@ -109,7 +145,11 @@ class Encoder(nn.Module):
         -------
         Maps (B, channels[i], H / strides[i], W / strides[i]).
         """
-        maps: list[torch.Tensor] = self.net((image - self.mean).div_(self.std))
+        values = (image - self.mean).div_(self.std)
+        if self._token:
+            size = [side * self._token // _LARGEST_STRIDE for side in image.shape[-2:]]
+            values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+        maps: list[torch.Tensor] = self.net(values)
         return maps
 
 
@@ -234,9 +274,32 @@ def encoder_info(name: str) -> EncoderInfo:
     return EncoderInfo(name, str(config.get("license") or "not stated"), size, file or str(address))
 
 
-def _create(base: str, channels: int, *, download: bool) -> nn.Module:
-    """A ``features_only`` network with the maps of stride 2 to 16 (those the architecture has)."""
-    options: dict[str, Any] = {"pretrained": download, "in_chans": channels, "features_only": True}
+def _stated_arguments(base: str) -> dict[str, Any]:
+    """What a repository on the hub says that its network takes beside its name."""
+    if not base.startswith("hf-hub:"):
+        return {}
+    try:
+        _, _, found = load_model_config_from_hf(base.removeprefix("hf-hub:"))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error)[:300]
+        raise ModelError(f"encoder {base!r} cannot be looked up: {reason}. Check name and network.") from error
+    return permitted(dict(found or {}))
+
+
+def permitted(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that shape a network, with sane values: others could make timm download or read what a file names."""
+    return {
+        k: v for k, v in arguments.items()
+        if k in _SHAPING and isinstance(v, (bool, int, float)) and (isinstance(v, bool) or 0 <= v <= _MOST)
+    }  # fmt: skip
+
+
+def _create(base: str, channels: int, arguments: Mapping[str, Any], *, download: bool) -> nn.Module:
+    """A ``features_only`` network with the maps of stride 2 to 16 (those the architecture has).
+
+    A vision transformer has one stride; of its blocks the last and one before are taken, for images of any size.
+    """
+    options: dict[str, Any] = {**arguments, "pretrained": download, "in_chans": channels, "features_only": True}
     try:
         if download:
             options["pretrained_cfg_overlay"] = {"file": str(_download(base)), "source": ""}
@@ -245,10 +308,12 @@ def _create(base: str, channels: int, *, download: bool) -> nn.Module:
             net = timm.create_model(base, **options, out_indices=(0, 1, 2, 3))
         except (IndexError, AssertionError, ValueError):
             net = timm.create_model(base, **options)
+        if len(set(net.feature_info.reduction())) == 1 and hasattr(net, "model"):
+            return cast(nn.Module, timm.create_model(base, **options, dynamic_img_size=True, out_indices=_BLOCKS))
         wanted = [i for i, s in enumerate(net.feature_info.reduction()) if s <= _LARGEST_STRIDE]
         if wanted and len(wanted) < len(net.feature_info.reduction()):
             net = timm.create_model(base, **options, out_indices=tuple(wanted))
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"encoder {base!r} cannot be built: {str(error)[:300]}. Use a name from timm.list_models(), NAME@FILE, or "
             f"{DEFAULT_ENCODER}, which needs no download."
@@ -285,8 +350,10 @@ def _load(net: nn.Module, weights: Mapping[str, torch.Tensor], name: str, channe
     """Copy what the network has from `weights`; every entry must be there and fit, but for the adapted stem."""
     own = net.state_dict()
     taken: dict[str, torch.Tensor] = {}
+    # As a network of features timm calls them otherwise: stages_0.x or model.blocks.0 for stages.0.x, blocks.0.
+    known = {key.replace(".", "_"): value for key, value in weights.items()}
     for key, value in own.items():
-        found = weights.get(key)
+        found = known.get(key.removeprefix("model.").replace(".", "_"))
         if found is not None and found.ndim == 4 and found.shape[1] == 3 != channels == value.shape[1]:
             found = adapt_input_conv(channels, found)
         if found is None or found.shape != value.shape:
@@ -303,10 +370,18 @@ def _read_local(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        weights: dict[str, torch.Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"encoder weights {path} cannot be read: {error}. Give a .safetensors file.") from error
-    return weights
+        if path.suffix not in (".pth", ".pt", ".bin"):
+            weights: dict[str, torch.Tensor] = load_file(path)
+            return weights
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise ModelError(f"encoder weights {path} cannot be read: {reason}. Give a .safetensors file.") from error
+    for key in ("state_dict", "model"):
+        found = found.get(key, found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise ModelError(f"encoder weights {path} hold no table of tensors. Give a .safetensors file.")
+    return {str(k).removeprefix("module."): v for k, v in found.items()}
 
 
 def _normalisation(config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
