@@ -89,6 +89,7 @@ def _add_train(commands: Any) -> None:
     budget = train.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=_positive, help="training time, default: 60")
     budget.add_argument("--steps", type=_positive_int, help="training steps instead of time")
+    train.add_argument("--yes", action="store_true", help="download the encoder named without a question")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--resume", action="store_true", help="go on from the model file where it exists")
@@ -242,6 +243,7 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     if not args.model.resolve().parent.is_dir():
         raise TrainingError(f"the folder of --model {args.model} does not exist; make it first.")
     init = args.model if args.resume and args.model.exists() else args.init
+    _agree_to_download(args)
     config = TrainConfig(
         balancing=args.balancing, mpp=args.mpp, encoder=args.encoder, device=args.device, seed=args.seed
     )
@@ -264,6 +266,20 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         }  # fmt: skip
     _say(args, f"wrote {args.model} after {result['steps']} steps, {result['seconds']} s on {result['device']}")
     return result
+
+
+def _agree_to_download(args: argparse.Namespace) -> None:
+    """Licence and size of an encoder that is not bundled, before its weights are fetched."""
+    if "@" in args.encoder or args.encoder == "tf_efficientnet_lite0":
+        return
+    from napari_sparseseg.learning.encoders import encoder_info
+
+    info = encoder_info(args.encoder)
+    about = f"encoder {info.name}: {info.megabytes:,.0f} MB from {info.source}, licence: {info.licence}"
+    _say(args, about)
+    asked = sys.stdin.isatty() and not args.silent and not args.yes
+    if not args.yes and not (asked and input("Download where it is not here yet? [y/N] ").lower().startswith("y")):
+        raise TrainingError(f"{about}. It is used only after consent: give --yes.")
 
 
 def _recipe_classes(model: Path) -> tuple[Any, ...]:

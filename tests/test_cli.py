@@ -12,6 +12,7 @@ import tifffile
 
 from napari_sparseseg import Annotations, open_slide
 from napari_sparseseg.cli import main
+from tests.test_model import model_of, two_speed
 
 
 def run(*args, **kwargs):
@@ -71,6 +72,26 @@ def test_a_users_mistake_is_one_clear_line_and_exit_2(args, tmp_path):
     assert ended.stderr.startswith("napari-sparseseg: ")
     assert len(ended.stderr.strip().splitlines()) == 1
     assert "Traceback" not in ended.stderr
+
+
+def test_an_encoder_is_fetched_only_after_consent(tiny_slide, tmp_path, capsys):
+    """Licence and size are told first; without a terminal only --yes is consent."""
+    marks = qupath(tmp_path / "m.geojson", [("stripes", (50, 50, 200, 60)), ("dots", (700, 500, 200, 60))])
+    args = ["train", str(tiny_slide), "--annotations", str(marks), "--model", str(tmp_path / "m.safetensors")]
+    assert main([*args, "--encoder", "resnet18"]) == 2
+    told = capsys.readouterr().err
+    assert "47 MB from timm/" in told
+    assert "licence: apache-2.0" in told
+    assert "--yes" in told
+
+
+def test_info_of_a_model_file(tmp_path, capsys):
+    model_of(two_speed()).save(tmp_path / "m.safetensors")
+    assert main(["info", str(tmp_path / "m.safetensors")]) == 0
+    told = capsys.readouterr().out
+    assert "3 gland #e69f00, 200 stroma #56b4e9" in told
+    assert "after 17 steps, instance balancing" in told
+    assert "torch 2." in told
 
 
 def test_bad_option_exits_2(tmp_path):

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning import encoders
-from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights, encoder_info, permitted
+from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights, encoder_info
+from napari_sparseseg.learning.hub import permitted
 
 
 @pytest.fixture(scope="module")

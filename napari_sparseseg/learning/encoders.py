@@ -19,10 +19,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import conv2d_same
-from timm.models import adapt_input_conv, load_model_config_from_hf
+from timm.models import adapt_input_conv
 from torch import nn
 
 from napari_sparseseg.errors import ModelError
+from napari_sparseseg.learning.hub import permitted, stated_arguments, stated_licence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,25 +35,6 @@ UNKNOWN_REACH = 96
 _LARGEST_STRIDE = 16
 _BLOCKS = (-4, -1)
 """Of a vision transformer."""
-_SHAPING = frozenset(
-    [
-        "patch_size",
-        "img_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "init_values",
-        "reg_tokens",
-        "no_embed_class",
-        "class_token",
-        "qkv_bias",
-        "pre_norm",
-        "final_norm",
-        "fc_norm",
-    ]
-)
-_MOST = 8192
 _WEIGHTS, _SHA256 = "model.safetensors", re.compile("[0-9a-f]{64}")
 
 
@@ -111,7 +93,7 @@ class Encoder(nn.Module):
         self.name = name
         base, _, file = name.partition("@")
         default = base == DEFAULT_ENCODER
-        self.arguments = permitted(arguments or {}) or _stated_arguments(base)
+        self.arguments = permitted(arguments or {}) or stated_arguments(base)
         net: Any = _create(base, channels, permitted(arguments or {}), download=load and not default and not file)
         if load and (default or file):
             _load(net, _read_local(Path(file)) if file else bundled_weights(), name, channels)
@@ -270,28 +252,11 @@ def encoder_info(name: str) -> EncoderInfo:
     config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
     if base == DEFAULT_ENCODER and not file:
         return EncoderInfo(name, "apache-2.0", size, "bundled")
-    address = config.get("hf_hub_id") or config.get("url") or "unknown"
-    return EncoderInfo(name, str(config.get("license") or "not stated"), size, file or str(address))
-
-
-def _stated_arguments(base: str) -> dict[str, Any]:
-    """What a repository on the hub says that its network takes beside its name."""
-    if not base.startswith("hf-hub:"):
-        return {}
-    try:
-        _, _, found = load_model_config_from_hf(base.removeprefix("hf-hub:"))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error)[:300]
-        raise ModelError(f"encoder {base!r} cannot be looked up: {reason}. Check name and network.") from error
-    return permitted(dict(found or {}))
-
-
-def permitted(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that shape a network, with sane values: others could make timm download or read what a file names."""
-    return {
-        k: v for k, v in arguments.items()
-        if k in _SHAPING and isinstance(v, (bool, int, float)) and (isinstance(v, bool) or 0 <= v <= _MOST)
-    }  # fmt: skip
+    address = str(config.get("hf_hub_id") or config.get("url") or "unknown")
+    licence = config.get("license")
+    if base.startswith("hf-hub:"):
+        licence = stated_licence(address)
+    return EncoderInfo(name, str(licence or "not stated"), size, file or address)
 
 
 def _create(base: str, channels: int, arguments: Mapping[str, Any], *, download: bool) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ class Model:
         remembered, slides = to_tensors(self.memory)
         recipe = self.recipe.to_json()
         recipe["extra"]["memory"] = slides
+        recipe["extra"]["versions"] = {name: version(name) for name in ("napari-sparseseg", "torch", "timm")}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
         tensors.update(remembered)
         metadata = {"format": FORMAT, "version": str(VERSION), "recipe": json.dumps(recipe)}

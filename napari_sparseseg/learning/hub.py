@@ -1,0 +1,51 @@
+"""What repositories on the Hugging Face hub say of their encoders; asked only for names that the user typed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from timm.models import load_model_config_from_hf
+
+from napari_sparseseg.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SHAPING = frozenset(
+    ("patch_size", "img_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "reg_tokens")
+) | frozenset(("no_embed_class", "class_token", "qkv_bias", "pre_norm", "final_norm", "fc_norm"))
+_MOST = 8192
+
+
+def stated_licence(repository: str) -> str | None:
+    """What the card of a repository on the hub says, with where to read it."""
+    from huggingface_hub import HfApi
+
+    try:
+        card = HfApi().model_info(repository.partition("@")[0]).card_data
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{repository} cannot be looked up on the hub: {str(error)[:200]}. Check the name.") from error
+    if card is None:
+        return None
+    found = card.get("license_name") or card.get("license")
+    return None if found is None else f"{found}, {card.get('license_link') or 'see its page'}"
+
+
+def stated_arguments(base: str) -> dict[str, Any]:
+    """What a repository on the hub says that its network takes beside its name."""
+    if not base.startswith("hf-hub:"):
+        return {}
+    try:
+        _, _, found = load_model_config_from_hf(base.removeprefix("hf-hub:"))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error)[:300]
+        raise ModelError(f"encoder {base!r} cannot be looked up: {reason}. Check name and network.") from error
+    return permitted(dict(found or {}))
+
+
+def permitted(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that shape a network, with sane values: others could make timm download or read what a file names."""
+    return {
+        k: v for k, v in arguments.items()
+        if k in _SHAPING and isinstance(v, (bool, int, float)) and (isinstance(v, bool) or 0 <= v <= _MOST)
+    }  # fmt: skip
