@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -12,6 +13,7 @@ from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.inference import predict_region
+from napari_sparseseg.learning.comparison import SHARES, Turns
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.model import load_model
 from napari_sparseseg.learning.sources import Source
@@ -106,17 +108,22 @@ def test_a_correction_is_followed_and_undone(slide):
     assert learner.model_version >= 3
 
 
-def test_fine_steps_compare_and_never_serve_a_worse_share(slide, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.learner.FIRST_COMPARISON", 4)
+def test_fine_steps_compare_and_never_serve_a_worse_share(slide):
     learner = fitted(slide, annotated())
-    learner._next_comparison = 4
+    learner._turns = Turns(first=4)
     found = []
     while len(found) < 1:
         report = learner.step()
         if report.validation:
             found.append(report.validation)
-    shares = {float(k): v for k, v in found[0]["shares"].items()}
-    assert shares[found[0]["share"]] >= shares[0.0]
+    shares = found[0]["shares"]
+    assert set(shares) == {"instant", "0.0", *map(str, SHARES)}
+    assert found[0]["balanced_dice"] == pytest.approx(max(shares["instant"], shares["0.0"]), abs=1e-4) or (
+        shares[str(found[0]["share"])] > max(shares["instant"], shares["0.0"])
+    )
+    before = learner.model
+    learner.step()
+    assert learner.model is not before
     assert learner.metrics == found[0]
     assert learner.model.net.share == found[0]["share"]
     assert set(found[0]["classes"]) == {"stripes", "dots"}
@@ -185,11 +192,41 @@ def test_a_seed_gives_one_result(slide):
     runs = []
     for _ in range(2):
         learner = fitted(slide, annotated())
-        learner._next_comparison = 10**9
+        learner._turns = Turns(first=10**9)
         steps(learner, 2)
         runs.append([p.clone() for p in learner._trainer.averaged.parameters()])
     for p, q in zip(*runs, strict=True):
-        np.testing.assert_allclose(p.numpy(), q.numpy(), atol=1e-6)
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+
+
+def test_later_the_decoder_is_trained_with_an_encoder_of_its_own(slide, monkeypatch, tmp_path):
+    monkeypatch.setattr("napari_sparseseg.learning.learner.UNFREEZE_AFTER", 2)
+    learner = fitted(slide, annotated())
+    learner._turns = Turns(first=4)
+    steps(learner, 2)
+    frozen = [p.clone() for p in learner._features.parameters()]
+    while not learner.step().validation:
+        pass
+    tuned = learner._trainer.averaged.tuned
+    assert learner.step_count >= 4
+    moved = [float((p - q).abs().max()) for p, q in zip(tuned.parameters(), frozen, strict=True)]
+    assert 0 < max(moved) < 1e-3
+    for p, q in zip(learner._features.parameters(), frozen, strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+    learner._share = 0.5
+    learner.checkpoint(tmp_path / "c.safetensors")
+    pixels = slide.read((100, 100, 128, 128))
+    loaded = load_model(tmp_path / "c.safetensors", device="cpu")
+    np.testing.assert_array_equal(loaded.probabilities(pixels), learner.model.probabilities(pixels))
+    shared = copy.deepcopy(loaded.net)
+    shared.decoder.tuned = None
+    image = loaded.scale.unit(pixels[None])
+    assert float((shared(image) - loaded.net(image)).detach().abs().max()) > 0
+    again = Learner.resume(tmp_path / "c.safetensors", device="cpu")
+    again.set_sources(sources(slide, annotated()))
+    again.refit()
+    steps(again, 1)
+    assert again._trainer.averaged.tuned is not None
 
 
 def test_plain_unet_learns_from_scratch(slide):

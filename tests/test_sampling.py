@@ -15,7 +15,7 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import SparseSegError, TrainingError
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.learning.sampling import PatchSampler, Prefetcher, Source
+from napari_sparseseg.learning.sampling import PatchSampler, ReadAhead, Source
 from napari_sparseseg.learning.sources import (
     find_pixel,
     held_labels,
@@ -317,43 +317,25 @@ def test_nothing_to_train_on_is_an_error(source):
             PatchSampler(none_left, CONFIG)
 
 
-def test_prefetched_batches_are_the_same_in_the_same_order(source):
+def test_batches_read_ahead_are_the_same_in_the_same_order(source):
     plain = PatchSampler([source], CONFIG, seed=2)
-    ahead = PatchSampler([source], CONFIG, seed=2)
-    before = threading.active_count()
-    with Prefetcher(lambda: ahead.draw(4)) as batches:
-        for _ in range(5):
-            np.testing.assert_array_equal(batches.next().origins, plain.draw(4).origins)
-        assert threading.active_count() == before + 1
-    assert threading.active_count() == before
-    batches.close()
-    with pytest.raises(TrainingError, match="closed"):
-        batches.next()
+    ahead = ReadAhead(PatchSampler([source], CONFIG, seed=2))
+    for _ in range(5):
+        np.testing.assert_array_equal(ahead.draw(4).origins, plain.draw(4).origins)
+    mine = [t for t in threading.enumerate() if t.name.startswith("sparseseg-read-ahead")]
+    ahead.close()
+    for thread in mine:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_a_failed_read_reaches_the_consumer(source):
-    sampler = PatchSampler([source], CONFIG)
+    ahead = ReadAhead(PatchSampler([source], CONFIG))
     source.slide.close()
-    with Prefetcher(lambda: sampler.draw(2)) as batches:
+    for _ in range(2):
         with pytest.raises(SparseSegError, match="closed"):
-            batches.next()
-        with pytest.raises(TrainingError, match="failed"):
-            batches.next()
-
-
-def test_prefetching_stays_bounded_while_nobody_takes():
-    made, full = [], threading.Event()
-
-    def make():
-        made.append(len(made))
-        if len(made) == 4:
-            full.set()
-        return made[-1]
-
-    with Prefetcher(make, ahead=3) as numbers:
-        assert full.wait(30)
-        assert numbers.next() == 0
-        assert len(made) <= 5
+            ahead.draw(2)
+    ahead.close()
 
 
 def test_sampling_and_validation_load_no_torch():

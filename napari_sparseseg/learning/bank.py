@@ -192,11 +192,15 @@ class FeatureBank:
         self._maps.move_to_end(key)
         return maps
 
-    def encode_patches(self, pixels: NDArray[Any]) -> list[torch.Tensor]:
+    def maps_by(self, features: FeatureMaps, source: Source, region: Box) -> list[torch.Tensor]:
+        """The same by other features, and not kept: those of a tuned encoder change with every step."""
+        return self.encode_patches(source.read_pixels(region.grown(MARGIN))[None], features)
+
+    def encode_patches(self, pixels: NDArray[Any], features: FeatureMaps | None = None) -> list[torch.Tensor]:
         """Maps of patches (B, h, w, C) with sides that are multiples of the largest stride, on the device."""
         image = self.scale.unit(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            maps: list[torch.Tensor] = self.features(image)
+            maps: list[torch.Tensor] = (features or self.features)(image)
         return maps
 
     def _keep(self, key: CellKey, maps: list[torch.Tensor]) -> None:

@@ -25,14 +25,47 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.sources import Source, Unit
     from napari_sparseseg.learning.validation import HeldOut, Window
 
-SHARES = (0.0, 0.5, 0.8)
+SHARES = (0.3, 0.5, 0.8)
 """Shares of the decoder that are compared. Never 1: the head has seen the newest stroke, the decoder may not have."""
+FIRST = 10
+"""Fine steps before the first comparison."""
+TIME_SHARE = 0.1
+"""Share of the fine part's time that the next ones take."""
+LEAST_STEPS = 10
+"""Between two comparisons."""
+SWAP_AFTER = 12
+"""Comparisons until other strokes are held out, so that the decoder learns from those too."""
+INSTANT = "instant"
 CLEARLY = 0.005
 """Balanced Dice by which a larger share must win: it is dearer to compute and slower to follow a stroke."""
 
 
+class Turns:
+    """When to compare, and when to hold out others: comparing keeps to `TIME_SHARE` of the time."""
+
+    def __init__(self, first: int = FIRST) -> None:
+        self.training = self.comparing = 0.0
+        self._next, self._comparisons = first, 0
+
+    def due(self, steps: int) -> bool:
+        """Whether to compare after this many steps."""
+        return steps >= self._next and self.comparing <= TIME_SHARE * self.training
+
+    def begun(self, steps: int) -> None:
+        """A comparison begins."""
+        self._next = steps + LEAST_STEPS
+
+    def swap(self) -> bool:
+        """Count a comparison that is done; whether it is time to hold out others."""
+        self._comparisons += 1
+        return self._comparisons % SWAP_AFTER == 0
+
+
 class Comparison:
     """One comparison; call `advance` until it says that it is done.
+
+    Candidates are the head as it is without any training (``instant``), the head that learned from augmented patches
+    too, and mixtures of that with the decoder. Whatever scores below the first on what is held out is not served.
 
     Parameters
     ----------
@@ -46,15 +79,20 @@ class Comparison:
         Averaged weights; belongs to the comparison.
     settings
         Class table and config.
-    extra
-        Further rows for the head: augmented patches, remembered slides.
+    rows
+        Further rows for the heads: (of remembered slides, of augmented patches).
+    most
+        Largest share that may win. After a swap the decoder has been trained on what is held out now, the heads have
+        not: it can keep its share then, but not gain.
 
     Attributes
     ----------
     best_share : float
         Share of the decoder that scored best.
+    augmented : bool
+        Whether the head is better with the augmented patches.
     metrics : dict
-        Scores of that share, with the balanced Dice of every share as ``shares``.
+        Scores of the winner, with the balanced Dice of all as ``shares`` (``instant``: the untrained one).
     """
 
     def __init__(
@@ -64,47 +102,60 @@ class Comparison:
         sources: Sequence[Source],
         decoder: Decoder,
         settings: tuple[tuple[ClassDef, ...], TrainConfig],
-        extra: Sequence[Rows] = (),
+        rows: tuple[Sequence[Rows], Sequence[Rows]] = ((), ()),
+        most: float = 1.0,
     ) -> None:
         self._bank, self._held, self._sources, self.decoder = bank, held, tuple(sources), decoder
         self._classes, self._config = settings
-        self._extra = tuple(extra)
-        self._head: Head | None = None
+        self._remembered, self._augmented = tuple(rows[0]), tuple(rows[1])
+        self._heads: list[Head] = []
         self._windows: list[Window] = list(held.windows())
-        self._scorers = {share: Scorer(self._classes) for share in SHARES}
-        self.best_share = 0.0
+        self._names: list[float | str] = [INSTANT, 0.0, *SHARES]
+        self._scorers = {name: Scorer(self._classes) for name in self._names}
+        self._most = most if held.seen else 1.0
+        self.best_share, self.augmented = 0.0, False
         self.metrics: dict[str, Any] = {}
 
     def advance(self) -> bool:
-        """Do the next piece: fit the head without the held-out strokes, or predict one window. True when done."""
-        if self._head is None:
-            rows = [*self._bank.rows(hider(self._sources, self._held.exclude)), *self._extra]
-            ids = class_ids(self._classes)
-            samples = join(rows, ids, self._config).to(self._bank.device)
-            channels = self._bank.features.channels
-            self._head = fit_head(samples, channels, len(ids), seed=self._config.seed).to(self._bank.device)
-        elif self._windows:
-            self._score(self._windows.pop(), self._head)
+        """Do the next piece: fit a head without the held-out strokes, or predict one window. True when done."""
+        if len(self._heads) < 2:
+            self._heads.append(self._fit(self._augmented if self._heads else ()))
+            return False
+        if self._windows:
+            self._score(self._windows.pop())
         if self._windows:
             return False
         self._decide()
         return True
 
-    def _score(self, window: Window, head: Head) -> None:
-        maps = [m.float() for m in self._bank.maps_for(self._sources[window.source], window.region)]
+    def _fit(self, augmented: Sequence[Rows]) -> Head:
+        rows = [*self._bank.rows(hider(self._sources, self._held.exclude)), *self._remembered, *augmented]
+        ids, device = class_ids(self._classes), self._bank.device
+        samples = join(rows, ids, self._config).to(device)
+        return fit_head(samples, self._bank.features.channels, len(ids), seed=self._config.seed).to(device)
+
+    def _score(self, window: Window) -> None:
+        source, tuned = self._sources[window.source], self.decoder.tuned
+        maps = [m.float() for m in self._bank.maps_for(source, window.region)]
+        own = maps if tuned is None else self._bank.maps_by(tuned, source, window.region)
         with torch.inference_mode():
-            instant, fine = (_probabilities(part(maps)) for part in (head, self.decoder))
-        for share, scorer in self._scorers.items():
-            scorer.add(window.labels, (1 - share) * instant + share * fine)
+            instant, head = (_probabilities(part(maps)) for part in self._heads)
+            fine = _probabilities(self.decoder(own))
+        for name, scorer in self._scorers.items():
+            share = 0.0 if isinstance(name, str) else name
+            scorer.add(window.labels, instant if name == INSTANT else (1 - share) * head + share * fine)
 
     def _decide(self) -> None:
-        scores = {share: self._held.scores(scorer) for share, scorer in self._scorers.items()}
-        dice = {share: found.balanced_dice for share, found in scores.items()}
-        for share in SHARES[1:]:
-            if dice[share] > dice[self.best_share] + CLEARLY:
-                self.best_share = share
-        shares = {str(share): None if np.isnan(value) else round(value, 4) for share, value in dice.items()}
-        self.metrics = {**scores[self.best_share].to_json(), "share": self.best_share, "shares": shares}
+        scores = {name: self._held.scores(scorer) for name, scorer in self._scorers.items()}
+        dice = {name: found.balanced_dice for name, found in scores.items()}
+        best: float | str = INSTANT if dice[INSTANT] > dice[0.0] else 0.0
+        for share in SHARES:
+            if share <= self._most and dice[share] > dice[best] + CLEARLY:
+                best = share
+        self.augmented = best != INSTANT
+        self.best_share = 0.0 if isinstance(best, str) else best
+        shares = {str(name): None if np.isnan(value) else round(value, 4) for name, value in dice.items()}
+        self.metrics = {**scores[best].to_json(), "share": self.best_share, "shares": shares}
 
 
 def hider(

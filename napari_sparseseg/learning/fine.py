@@ -1,8 +1,8 @@
-"""What the trainer trains: the U-Net decoder on frozen encoder maps, or the plain U-Net from scratch.
+"""What the trainer trains: the U-Net decoder, on frozen encoder maps first and end to end later, or the plain U-Net.
 
-The encoder stays frozen. Measured on EBHI-Seg with sparse strokes (one seed): a decoder on frozen maps, trained on
-augmented patches, passed the instant head after about 100 steps on gland against background, and as half of an ensemble
-on seven classes. Frozen maps also let head and decoder share one pass of the encoder in prediction.
+The encoder is frozen at first. From random weights, a decoder would spoil it before it is of use; and frozen maps let
+head and decoder share one pass of the encoder in prediction. Once the decoder has settled it gets its own copy of the
+encoder, which is trained at a small rate: the head goes on with the frozen one, whose features it keeps.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ CHANNEL_DROPOUT = 0.2
 """Share of feature channels blanked per patch: no single one may decide."""
 AUGMENTED_ROWS = 64
 """Per patch and class: features of augmented patches that the instant head learns from too."""
+ENCODER_RATE = 0.05
+"""Learning rate of the decoder's own encoder, as a share of the decoder's."""
 MOST_AUGMENTED = 512
 """Augmented patches to keep; the oldest give way."""
 
@@ -40,7 +42,7 @@ class DecoderTask:
     features
         The maps; not trained.
     decoder
-        Trained in place.
+        Trained in place, with its own encoder where it has one.
     learning_rate
         Full rate of the decoder.
     """
@@ -54,12 +56,19 @@ class DecoderTask:
 
     def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
         """See `trainer.Trainable`."""
-        with torch.no_grad():
-            maps = self.features(image)
-        self._remember(maps, labels)
+        if self.weights.tuned is not None:
+            maps = self.weights.tuned(image)
+        else:
+            with torch.no_grad():
+                maps = self.features(image)
+            self._remember(maps, labels)
         keep = 1 - CHANNEL_DROPOUT
         masks = [torch.empty(*m.shape[:2], 1, 1).bernoulli_(keep, generator=generator) / keep for m in maps]
         return upsample(self.weights(maps, [mask.to(image.device) for mask in masks]), image)
+
+    def rate_of(self, name: str) -> float:
+        """See `trainer.Trainable`."""
+        return ENCODER_RATE if name.startswith("tuned.") else 1.0
 
     def _remember(self, maps: Sequence[torch.Tensor], labels: NDArray[np.uint8]) -> None:
         for k, patch in enumerate(labels):
@@ -75,6 +84,10 @@ class ScratchTask:
     def __init__(self, net: PlainUNet, learning_rate: float) -> None:
         self.weights: PlainUNet = net.train()
         self.learning_rate = learning_rate
+
+    def rate_of(self, name: str) -> float:
+        """See `trainer.Trainable`."""
+        return 1.0
 
     def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
         """See `trainer.Trainable`."""

@@ -19,16 +19,18 @@ from napari_sparseseg.learning import memory
 from napari_sparseseg.learning.backend import choose_device, import_torch
 from napari_sparseseg.learning.bank import CELL, FeatureBank, join
 from napari_sparseseg.learning.beginnings import (
+    Patches,
     fine_part,
     new_decoder,
     new_features,
-    new_sampler,
     new_trainer,
     new_unet,
     recipe_of,
     too_few_classes,
+    unfreeze,
 )
-from napari_sparseseg.learning.comparison import Comparison
+from napari_sparseseg.learning.comparison import Comparison, Turns
+from napari_sparseseg.learning.distributed import ranks
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.fine import DecoderTask
 from napari_sparseseg.learning.head import fit_head
@@ -43,17 +45,13 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.bank import Rows
     from napari_sparseseg.learning.head import Head
-    from napari_sparseseg.learning.sampling import Batch, PatchSampler
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.learning.trainer import Trainer
 
 ENCODE_SECONDS = 1.5
 """Longest time that `refit` spends on cells not encoded yet; `step` goes on with the rest."""
-FIRST_COMPARISON = 40
-"""Fine steps before the first comparison; the next ones keep to a tenth of the time."""
-COMPARISON_SHARE = 0.1
-LEAST_STEPS = 10
-"""Between two comparisons."""
+UNFREEZE_AFTER = 300
+"""Fine steps on frozen maps; after them the decoder gets its own encoder and is trained with it."""
 SCRATCH_PUBLISH = 20
 """Steps between two models of the plain U-Net."""
 
@@ -116,6 +114,7 @@ class Learner:
         self.metrics: dict[str, Any] = {}
         self._sources: tuple[Source, ...] = ()
         self._held = HeldOut(config.seed, window=CELL)
+        self._patches = Patches(config, self._held)
         self._scale: InputScale | None = None
         self._features: FeatureMaps | None = None
         self._bank: FeatureBank | None = None
@@ -123,14 +122,11 @@ class Learner:
         self._rows: list[Rows] = []
         self._memory: tuple[Rows, ...] = ()
         self._fine: Decoder | PlainUNet | None = None
-        self._share = 0.0
         self._trainer: Trainer | None = None
-        self._sampler: PatchSampler | None = None
         self._comparison: Comparison | None = None
         self._loss: float | None = None
-        self._first_step = self._samplers = 0
-        self._next_comparison = FIRST_COMPARISON
-        self._spent = {"training": 0.0, "comparing": 0.0}
+        self._first_step, self._share = 0, 0.0
+        self._turns, self._augmented, self._refit_due = Turns(), False, False
         if model is not None:
             self._continue(model)
 
@@ -161,7 +157,8 @@ class Learner:
         """Take new snapshots of the annotations; cheap: `refit` and `step` do the work."""
         self._sources = tuple(sources)
         self._held.update(self._sources, self.classes)
-        self._sampler = self._comparison = None
+        self._patches.restart(self._sources)
+        self._comparison = None
         task = self._trainer.task if self._trainer is not None else None
         if self._trainer is not None:
             self._trainer.drop_batch()
@@ -170,6 +167,7 @@ class Learner:
 
     def refit(self) -> Model | None:
         """Fit the instant head to everything labelled; the new best model, or None with `problem` set."""
+        self._refit_due = False
         self.problem = too_few_classes(self.classes, self._training, self._memory)
         if self.problem:
             return None
@@ -202,11 +200,13 @@ class Learner:
         elif self._comparison is not None:
             if self._comparison.advance():
                 validation = self._take_over(self._comparison)
-            self._spent["comparing"] += time.perf_counter() - started
+            self._turns.comparing += time.perf_counter() - started
+        elif self._refit_due:
+            self.refit()
         else:
             self._trainer = self._trainer or self._begin(self._scale)
-            loss, message = self._trainer.work(self._draw), self._trainer.message
-            self._spent["training"] += time.perf_counter() - started
+            loss, message = self._trainer.work(self._patches.draw), self._trainer.message
+            self._turns.training += time.perf_counter() - started
             if loss is not None:
                 self._loss = loss
                 self._after_step(self._trainer)
@@ -249,31 +249,30 @@ class Learner:
             return
         self.model, self._scale, self._memory = model, model.scale, model.memory
         self._first_step = model.recipe.step
-        fine = net if isinstance(net, PlainUNet) else net.decoder
-        if fine is not None:
-            self._fine = with_classes(fine, class_ids(model.recipe.classes), class_ids(self.classes))
         if isinstance(net, TwoSpeedNet):
             self._features, self._share = net.features.to(self.device), net.share
+        if (fine := net if isinstance(net, PlainUNet) else net.decoder) is not None:
+            self._fine = with_classes(fine, class_ids(model.recipe.classes), class_ids(self.classes))
 
     def _ensure_bank(self) -> FeatureBank:
         if self._bank is None:
             scale = self._scale or InputScale.of(self._training)
-            channels = len(self._training[0].slide.channels)
-            self._features = self._features or new_features(self.config, channels, self.device)
+            self._features = self._features or new_features(self.config, scale, self.device)
             self._bank = FeatureBank(self._features, scale)
             self._bank.set_sources(self._training)
         return self._bank
 
-    def _extra_rows(self) -> list[Rows]:
-        """Rows beside those of the labels: augmented patches, and what is remembered of slides that are not open."""
+    def _extra_rows(self) -> tuple[tuple[Rows, ...], list[Rows]]:
+        """Rows beside those of the labels: what is remembered of slides that are not open; of augmented patches."""
         task = self._trainer.task if self._trainer is not None else None
-        augmented: list[Rows] = task.rows if isinstance(task, DecoderTask) else []
-        return [*augmented, *memory.without_slides(self._memory, self._open)]
+        return memory.without_slides(self._memory, self._open), task.rows if isinstance(task, DecoderTask) else []
 
     def _fit_head(self) -> Head:
         bank, ids = self._ensure_bank(), class_ids(self.classes)
         self._rows = bank.rows()
-        samples = join([*self._rows, *self._extra_rows()], ids, self.config).to(self.device)
+        remembered, augmented = self._extra_rows()
+        rows = [*self._rows, *remembered, *(augmented if self._augmented else ())]
+        samples = join(rows, ids, self.config).to(self.device)
         return fit_head(samples, bank.features.channels, len(ids), seed=self.config.seed)
 
     def _begin(self, scale: InputScale) -> Trainer:
@@ -283,12 +282,6 @@ class Learner:
             fine = new_decoder(self.config, features, len(self.classes), self._rows)
         return new_trainer(fine, features, self.classes, self.config, scale, self.device)
 
-    def _draw(self, n: int) -> Batch:
-        if self._sampler is None:
-            self._samplers += 1
-            self._sampler = new_sampler(self._sources, self.config, self._samplers, self._held.exclude)
-        return self._sampler.draw(n)
-
     def _after_step(self, trainer: Trainer) -> None:
         averaged = fine_part(trainer.averaged)
         if isinstance(averaged, PlainUNet):
@@ -296,18 +289,23 @@ class Learner:
                 self._fine = copy.deepcopy(averaged)
                 self._publish()
             return
-        due = self._spent["comparing"] < COMPARISON_SHARE * self._spent["training"]
-        if due and trainer.steps >= self._next_comparison and self._held.windows():
-            self._next_comparison = trainer.steps + LEAST_STEPS
-            bank, decoder, settings = self._ensure_bank(), copy.deepcopy(averaged), (self.classes, self.config)
-            self._comparison = Comparison(bank, self._held, self._sources, decoder, settings, self._extra_rows())
+        if ranks().first and self._turns.due(self.step_count) and self._held.windows():
+            self._turns.begun(self.step_count)
+            bank, decoder, rows = self._ensure_bank(), copy.deepcopy(averaged), self._extra_rows()
+            settings = (self.classes, self.config)
+            self._comparison = Comparison(bank, self._held, self._sources, decoder, settings, rows, self._share)
+        if averaged.tuned is None and self.step_count >= UNFREEZE_AFTER:
+            self._first_step += trainer.steps
+            self._trainer = unfreeze(trainer, self._ensure_bank(), self.classes, self.config, self.device)
 
     def _take_over(self, comparison: Comparison) -> dict[str, Any]:
-        """Serve the share that scored best, with a head that has seen the augmented patches too."""
-        self._comparison = None
+        """Serve what scored best from the next step on: the head is fitted to everything then, which takes a while."""
+        self._comparison, self._refit_due = None, True
         self._share, self._fine, self.metrics = comparison.best_share, comparison.decoder, comparison.metrics
-        self._head = self._fit_head()
-        self._publish()
+        self._augmented = comparison.augmented
+        if self._turns.swap() and ranks().world == 1:
+            self._held.swap()
+            self._patches.restart(self._sources)
         return self.metrics
 
     def _publish(self) -> Model | None:

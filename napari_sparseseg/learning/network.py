@@ -52,10 +52,16 @@ class Decoder(nn.Module):
         Channels per scale, coarsest first.
     classes
         Number of classes.
+
+    Attributes
+    ----------
+    tuned : FeatureMaps or None
+        Its own copy of the encoder once that is trained too; None while it shares the frozen one of the head.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], widths: Sequence[int], classes: int) -> None:
         super().__init__()
+        self.tuned: FeatureMaps | None = None
         self.scales = sorted(set(strides), reverse=True)
         self.inputs = [[i for i, s in enumerate(strides) if s == scale] for scale in self.scales]
         self.stages = nn.ModuleList()
@@ -117,16 +123,16 @@ class ChannelNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.shape = (width,)  # not from the input: a traced size is no constant, and export to ONNX needs one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to the same shape."""
         moved = F.layer_norm(x.permute(0, 2, 3, 1), self.shape, self.weight, self.bias, 1e-5)
         return moved.permute(0, 3, 1, 2)
-        self.shape = (width,)  # not from the input: a traced size is no constant, and export to ONNX needs one
 
 
 class TwoSpeedNet(nn.Module):
-    """Instant head and, once trained, U-Net decoder on one pass of the encoder.
+    """Instant head and, once trained, U-Net decoder: on one pass of the encoder until the decoder has its own.
 
     Parameters
     ----------
@@ -166,6 +172,8 @@ class TwoSpeedNet(nn.Module):
         probabilities = scores.float().softmax(1)
         if self.decoder is None or not self.share:
             return probabilities
+        if self.decoder.tuned is not None:
+            maps = self.decoder.tuned(image)
         fine = F.interpolate(self.decoder(maps), size=image.shape[-2:], mode="bilinear", align_corners=False)
         return probabilities.lerp(fine.float().softmax(1), self.share)
 

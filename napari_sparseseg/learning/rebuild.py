@@ -25,9 +25,11 @@ def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
     return {
         "kind": "pretrained",
         "architecture": net.features.encoder.architecture,
+        "arguments": net.features.encoder.arguments,
         "context": net.features.context,
         "hidden": net.head.scores.in_channels,
         "decoder": widths,
+        "tuned": net.decoder is not None and net.decoder.tuned is not None,
         "share": net.share,
     }
 
@@ -52,10 +54,14 @@ def rebuild(recipe: Recipe) -> TwoSpeedNet | PlainUNet:
     architecture = str(net["architecture"]).partition("@")[0]
     if ":" in architecture or "/" in architecture:
         raise ModelError(f"the model names the encoder {architecture!r}, which is an address and not a timm name.")
-    features = FeatureMaps(Encoder(architecture, channels, load=False), _bounded(net, "context", 15))
+    arguments = dict(net.get("arguments", {}))
+    context = _bounded(net, "context", 15)
+    features = FeatureMaps(Encoder(architecture, channels, load=False, arguments=arguments), context)
     head = Head(features.channels, _bounded(net, "hidden"), classes)
     widths = [_bounded({"decoder": w}, "decoder") for w in net["decoder"]]
     decoder = Decoder(features.channels, features.strides, widths, classes) if widths else None
+    if decoder is not None and net.get("tuned"):
+        decoder.tuned = FeatureMaps(Encoder(architecture, channels, load=False, arguments=arguments), context)
     share = float(net["share"])
     if not 0 <= share <= 1:
         raise ModelError(f"the model's decoder share {share} is not in 0..1; the file is damaged.")

@@ -7,10 +7,9 @@ is written to disk, and the same seed gives the same patches.
 
 from __future__ import annotations
 
-import queue
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,17 +18,15 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.learning.sources import Source, Unit, find_in_cells, find_pixel, stroke_area, training_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     from napari_sparseseg.annotations.strokes import Stroke
     from napari_sparseseg.config import TrainConfig
 
-__all__ = ["Batch", "PatchSampler", "Prefetcher", "Source"]
-
-_T = TypeVar("_T")
+__all__ = ["Batch", "PatchSampler", "ReadAhead", "Source"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -264,75 +261,37 @@ class PatchSampler:
         return Box(start[0], start[1], side, side)
 
 
-class Prefetcher(Generic[_T]):
-    """Makes batches one after the other in a background thread, a few ahead. A context manager.
+class ReadAhead:
+    """Draws the next batch in a thread of its own while the last one is learned from; the batches are the same.
 
     Parameters
     ----------
-    make
-        Makes the next batch; only ever called from the background thread, so it needs no lock.
-    ahead
-        Finished batches to keep waiting.
+    sampler
+        Only used by that thread from now on.
     """
 
-    def __init__(self, make: Callable[[], _T], ahead: int = 2) -> None:
-        self._make = make
-        self._ready: queue.Queue[_T | Exception] = queue.Queue(maxsize=ahead)
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sparseseg-prefetch", daemon=True)
-        self._thread.start()
+    def __init__(self, sampler: PatchSampler) -> None:
+        self._draw = sampler.draw
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sparseseg-read-ahead")
+        self._next: Future[Batch] | None = None
 
-    def __enter__(self) -> Prefetcher[_T]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def next(self) -> _T:
-        """The next batch, in the order made; waits for it.
+    def draw(self, n: int) -> Batch:
+        """The next `n` patches; `n` is the same every time.
 
         Raises
         ------
-        TrainingError
-            After `close`, or after an error was raised already.
         Exception
-            What making the batch raised.
+            What drawing them raised.
         """
-        while True:
-            try:
-                item = self._ready.get(timeout=0.1)
-            except queue.Empty:
-                if not self._thread.is_alive() and self._ready.empty():
-                    raise TrainingError("no more patches come: the prefetcher was closed or has failed.") from None
-                continue
-            if isinstance(item, Exception):
-                raise item
-            return item
+        ready = self._next or self._thread.submit(self._draw, n)
+        self._next = None
+        batch = ready.result()
+        self._next = self._thread.submit(self._draw, n)
+        return batch
 
     def close(self) -> None:
-        """End the thread after the batch it is making; batches made ahead are dropped."""
-        self._closing.set()
-        self._thread.join()
-        while not self._ready.empty():
-            self._ready.get_nowait()
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            item: _T | Exception
-            try:
-                item = self._make()
-            except Exception as error:  # noqa: BLE001 - handed to the consumer, whose next() raises it
-                item = error
-            while not self._closing.is_set():
-                try:
-                    self._ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, Exception):
-                return
+        """Forget the batch drawn ahead and end the thread, after the read under way."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _check_alike(sources: Sequence[Source]) -> bool:

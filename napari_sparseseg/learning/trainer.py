@@ -21,6 +21,7 @@ from napari_sparseseg.config import MAX_CLASS_ID
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning.augment import Augmentation, augment
 from napari_sparseseg.learning.backend import autocast_dtype
+from napari_sparseseg.learning.distributed import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ _MOST_RESTARTS = 5
 
 
 class Trainable(Protocol):
-    """What is trained: see `FineNet` and `ScratchNet`."""
+    """What is trained: see `DecoderTask` and `ScratchTask`."""
 
     @property
     def weights(self) -> nn.Module:
@@ -52,6 +53,9 @@ class Trainable(Protocol):
     @property
     def learning_rate(self) -> float:
         """Full rate."""
+
+    def rate_of(self, name: str) -> float:
+        """Share of the full rate that the parameter of this name is trained at."""
 
     def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
         """Scores (B, K, H, W) of an image in training mode; `labels` are class ids."""
@@ -75,13 +79,15 @@ class Trainer:
     def __init__(self, task: Trainable, ids: Sequence[int], config: TrainConfig, scale: InputScale) -> None:
         self.task, self.config, self.scale = task, config, scale
         self.device = next(task.weights.parameters()).device
+        self._ranks = ranks()
+        self._ranks.share_weights(task.weights)
         self.averaged = copy.deepcopy(task.weights).requires_grad_(False).eval()
         self.steps = 0
         self.message = ""
         self._rate, self._restarts = task.learning_rate, 0
         self._optimizer = self._new_optimizer()
-        self._rng = np.random.default_rng(config.seed)
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self._rng = np.random.default_rng(config.seed + self._ranks.rank)
+        self._generator = torch.Generator().manual_seed(config.seed + self._ranks.rank)
         self._lookup = np.zeros(MAX_CLASS_ID + 1, np.uint8)
         self._lookup[list(ids)] = np.arange(1, len(ids) + 1)
         self._part = self._fits = config.batch_size
@@ -100,7 +106,12 @@ class Trainer:
         """
         self.message = ""
         if self._batch is None:
-            self._begin(augment(draw(self.config.batch_size), self._rng, Augmentation()))
+            # What is cut away was drawn so that a turned patch has few mirrored corners; none of them is labelled.
+            drawn = draw(self.config.batch_size)
+            self._begin(augment(drawn, self._rng, Augmentation(), size=self.config.patch_px))
+            if self._ranks.ended:
+                self.drop_batch()
+                return None
         started = time.perf_counter()
         try:
             self._accumulate()
@@ -118,10 +129,10 @@ class Trainer:
         self._batch = None
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _begin(self, batch: Batch) -> None:
+    def _begin(self, batch: Batch, totals: BatchTotals | None = None) -> None:
         self._batch, self._done, self._loss = batch, 0, 0.0
         self._channels = torch.from_numpy(self._lookup[batch.labels])
-        self._totals = BatchTotals.of(count_labels(self._channels))
+        self._totals = totals or self._ranks.begin(BatchTotals.of(count_labels(self._channels)), self.device)
         self._optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self) -> None:
@@ -148,6 +159,7 @@ class Trainer:
     def _update(self) -> float:
         self._batch = None
         parameters = [p for p in self.task.weights.parameters() if p.requires_grad]
+        self._loss = self._ranks.sum_step(parameters, self._loss)
         norm = float(nn.utils.clip_grad_norm_(parameters, _CLIP))
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             self._go_back()
@@ -156,7 +168,7 @@ class Trainer:
         if self.steps % WARM_UP == 0:
             self._restarts = 0
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * min(1.0, self.steps / WARM_UP)
+            group["lr"] = self._rate * group["share"] * min(1.0, self.steps / WARM_UP)
         self._optimizer.step()
         self._average()
         return self._loss
@@ -189,8 +201,11 @@ class Trainer:
         self._part = min(self._fits, max(1, int(LONGEST_PART / max(self._pace, 1e-6))))
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        trained = [p for p in self.task.weights.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, self._rate, weight_decay=_WEIGHT_DECAY)
+        by_share: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.task.weights.named_parameters():
+            by_share.setdefault(self.task.rate_of(name), []).append(parameter)
+        groups = [{"params": p, "lr": self._rate * share, "share": share} for share, p in by_share.items()]
+        return torch.optim.AdamW(groups, self._rate, weight_decay=_WEIGHT_DECAY)
 
     def _smaller_part(self, error: Exception) -> None:
         """After out-of-memory: begin the batch anew in smaller parts, with the same gradients in the end."""
@@ -202,7 +217,7 @@ class Trainer:
         # Kept as a bound: a fast machine would otherwise ask for the larger part again, and run out again, for ever.
         self._part = self._fits = max(1, self._part // 2)
         if self._batch is not None:
-            self._begin(self._batch)
+            self._begin(self._batch, self._totals)  # the other ranks do not begin anew
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.message = f"memory ran out; now {self._part} of {self.config.batch_size} patches at a time."

@@ -1,42 +1,63 @@
-"""Mean Dice against time from simulated strokes, against a random forest on multiscale filters.
+"""Mean Dice against time of our learner and of a random forest, from the same simulated strokes; issue 5's numbers.
 
-Real fields with dense masks (EBHI-Seg), split by case; two strokes per class and field, radius 2 px. Run one of::
+Real fields with dense masks (EBHI-Seg), split by case; two strokes per class and field, radius 2 px::
 
-    python -m pytest tests/benchmarks/bench_learner.py -s
-    python -m tests.benchmarks.bench_learner --seeds 3 --seconds 60
+    python -m tests.benchmarks.bench_learner --seeds 3 --seconds 20 60
+    python -m pytest tests/benchmarks/test_learner_vs_forest.py -s
 
 Seconds are CPU seconds of this process divided by torch's threads, so that a busy machine does not change the result.
+They count from the labels on: encoding, fitting, training, comparing; for the forest, features and trees. Predicting
+the test fields counts for neither. The forest is scored when it is ready; before that it has nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 import torch
 from imageio.v3 import imread
 from scipy import ndimage
 
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.config import TrainConfig, class_ids
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.inference import labels_from
+from napari_sparseseg.learning.bank import join
+from napari_sparseseg.learning.head import Samples, fit_head
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.slides.arrays import ArraySlide
+from tests.benchmarks import common
+from tests.benchmarks.forest import Forest
 from tests.conftest import real_data
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 RADIUS, STEPS, STROKES = 2, 50, 2
 AROUND = 48
+MARKS = (3.0, 5.0, 10.0)
+"""Seconds that are always measured."""
+TARGETS = {2: 1.15, 7: 1.6}
+"""Mean Dice over that of the forest after the last mark."""
+REFIT_PIXELS = 50_000
+ATTACKS = (
+    "Same strokes? Both draw them from the same generator and seed, fields in the same order.",
+    "A forest badly set up? Its settings (sigma 1 to 16, 100 trees, depth 20, balanced) were not searched: open; the "
+    "forest is scored when it is ready, however late that is, and loses nothing by being slow.",
+    "Leak? Split by case; `test_study.py` looks for cases and pictures on both sides.",
+    "The same threads for both (see the last line); a GPU or more cores would move both.",
+    "Chosen on the test fields? Features and head were compared on half of the test fields of seeds 0 to 2: open; a "
+    "gain of 0.01 there may be luck.",
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +149,23 @@ class Clock:
         return result
 
 
-def learner_curve(fields: Fields, seed: int, seconds: list[float]) -> dict[float, float]:
-    """Mean Dice on the test cases when the first model is there (key 0) and after each of `seconds`."""
+@dataclass(frozen=True)
+class Curve:
+    """What one run of the learner gave."""
+
+    dice: dict[float, float]
+    """Mean Dice on the test cases by seconds; NaN before the first model."""
+    first: float
+    """Seconds until the first model."""
+    steps: int
+    refit: float
+    """Seconds to fit the head to `REFIT_PIXELS` labelled pixels."""
+    gflops: float
+    """Of one fine step: forward and backward of a batch, as the run ended."""
+
+
+def learner_curve(fields: Fields, seed: int, seconds: Sequence[float]) -> Curve:
+    """Learn from the training cases for the longest of `seconds`, scored at each of them."""
     train, test = split(fields.cases, seed)
     rng = np.random.default_rng(seed)
     annotated = {i: scribble(fields.labels[i], fields.classes, rng) for i in train}
@@ -137,89 +173,144 @@ def learner_curve(fields: Fields, seed: int, seconds: list[float]) -> dict[float
     frame = Frame()
 
     def score(model) -> float:
-        region = Box(0, 0, 224, 224)
-        grown = Box(-AROUND, -AROUND, 224 + 2 * AROUND, 224 + 2 * AROUND)
-        out = []
+        if model is None:
+            return math.nan
+        inner = slice(AROUND, AROUND + 224)
+        grown = Box(0, 0, 224, 224).grown(AROUND)
+        found = []
         for i in test:
             p = model.probabilities(slides[i].read_region(grown, frame), origin=(grown.y, grown.x))
-            out.append(
-                labels_from(p[:, AROUND : AROUND + region.height, AROUND : AROUND + region.width], model.recipe.classes)
-            )
-        return mean_dice(fields.labels[test].astype(int), np.stack(out), fields.classes)
+            found.append(labels_from(p[:, inner, inner], model.recipe.classes))
+        return mean_dice(fields.labels[test].astype(int), np.stack(found), fields.classes)
 
-    clock, curve = Clock(), {}
+    clock, dice, first = Clock(), {}, math.nan
     learner = Learner(TrainConfig(mpp=1.0, seed=seed, device="cpu"), annotated[train[0]].classes)
     learner.set_sources([Source(slides[i], annotated[i].snapshot(), frame) for i in train])
-    model = learner.refit()
-    while learner.pending:
-        learner.step()
-    model = learner.model
-    print(f"  seed {seed} {fields.classes} classes: first model after {clock():.1f} s", flush=True)
-    curve[0.0] = clock.exclude(lambda: score(model))
-    for end in seconds:
+    learner.refit()
+    first = clock()
+    for end in sorted(seconds):
         while clock() < end:
-            report = learner.step()
-            if report.validation:
-                print(f"  step {report.step} {clock():.0f} s {report.validation['shares']}", flush=True)
-        curve[end] = clock.exclude(lambda: score(learner.model))
-    print(f"  seed {seed} {fields.classes} classes: {learner.step_count} steps, {curve}", flush=True)
-    return curve
+            learner.step()
+        dice[end] = clock.exclude(lambda: score(learner.model))
+        print(
+            f"  {fields.classes} classes, seed {seed}: {end:g} s {dice[end]:.3f}, {learner.step_count} steps",
+            flush=True,
+        )
+    return Curve(dice, first, learner.step_count, refit_seconds(learner), step_gflops(learner))
 
 
-def forest_dice(fields: Fields, seed: int) -> float:
-    """A random forest on scikit-image's multiscale features, from the same strokes."""
-    from skimage.feature import multiscale_basic_features
-    from sklearn.ensemble import RandomForestClassifier
+def refit_seconds(learner: Learner) -> float:
+    """Seconds to fit the head to `REFIT_PIXELS` labelled pixels, drawn from those of the run; the best of three."""
+    ids = class_ids(learner.classes)
+    rows = join(learner._bank.rows(), ids, learner.config)
+    chosen = torch.from_numpy(np.random.default_rng(0).integers(0, len(rows.channel), REFIT_PIXELS))
+    samples = Samples(rows.features[chosen], rows.channel[chosen], rows.weight[chosen])
+    times = []
+    for _ in range(3):
+        clock = Clock()
+        fit_head(samples, learner._bank.features.channels, len(ids))
+        times.append(clock())
+    return min(times)
 
+
+def step_gflops(learner: Learner) -> float:
+    """Floating-point operations of forward and backward of one batch, in 1e9."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if learner._trainer is None:
+        return math.nan
+    side, config = learner.config.patch_px, learner.config
+    labels = np.zeros((1, side, side), np.uint8)
+    image = torch.zeros(1, len(learner._scale.low), side, side)
+    with FlopCounterMode(display=False) as counter:
+        learner._trainer.task.logits(image, labels, torch.Generator()).sum().backward()
+    learner._trainer.drop_batch()
+    return config.batch_size * counter.get_total_flops() / 1e9
+
+
+def forest_run(fields: Fields, seed: int) -> tuple[float, float]:
+    """(seconds until ready, mean Dice) of the forest."""
     train, test = split(fields.cases, seed)
     rng = np.random.default_rng(seed)
-    rows, classes = [], []
-    for i in train:
-        strokes = scribble(fields.labels[i], fields.classes, rng).read((0, 0, 224, 224))
-        features = multiscale_basic_features(fields.images[i], channel_axis=-1, sigma_min=1, sigma_max=16)
-        rows.append(features[strokes > 0])
-        classes.append(strokes[strokes > 0])
-    forest = RandomForestClassifier(100, max_depth=20, class_weight="balanced", n_jobs=-1, random_state=seed)
-    forest.fit(np.concatenate(rows), np.concatenate(classes))
-    out = []
-    for i in test:
-        features = multiscale_basic_features(fields.images[i], channel_axis=-1, sigma_min=1, sigma_max=16)
-        out.append(forest.predict(features.reshape(-1, features.shape[-1])).reshape(224, 224))
-    return mean_dice(fields.labels[test].astype(int), np.stack(out), fields.classes)
+    strokes = [scribble(fields.labels[i], fields.classes, rng).read((0, 0, 224, 224)) for i in train]
+    clock = Clock()
+    forest = Forest(seed, torch.get_num_threads()).fit([fields.images[i] for i in train], strokes)
+    seconds = clock()
+    found = np.stack([forest.predict(fields.images[i]) for i in test])
+    return seconds, mean_dice(fields.labels[test].astype(int), found, fields.classes)
 
 
-def table(
-    folder: Path, seeds: int, seconds: list[float], *, forest: bool = True
-) -> dict[tuple[int, float | str], float]:
-    """Mean over seeds, by (number of classes, seconds or "forest")."""
-    seven = load(folder)
-    out: dict[tuple[int, float | str], float] = {}
-    for fields in (seven.two_classes(), seven):
-        curves = [learner_curve(fields, seed, seconds) for seed in range(seeds)]
-        for key in curves[0]:
-            out[fields.classes, key] = float(np.mean([c[key] for c in curves]))
-        if forest:
-            out[fields.classes, "forest"] = float(np.mean([forest_dice(fields, seed) for seed in range(seeds)]))
-    return out
+def run(seeds: int, marks: Sequence[float], classes: Sequence[int] = (2, 7)) -> list[dict[str, Any]]:
+    """A row per number of classes and seed."""
+    seven = load(real_data("ebhi_seg"))
+    rows = []
+    for fields in (f for f in (seven.two_classes(), seven) if f.classes in classes):
+        for seed in range(seeds):
+            ready, dice = forest_run(fields, seed)
+            curve = learner_curve(fields, seed, marks)
+            rows.append({
+                "classes": fields.classes, "seed": seed, "forest": dice, "forest seconds": ready, "ours": curve.dice,
+                "first model": curve.first, "refit": curve.refit, "steps": curve.steps, "gflops": curve.gflops,
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
 
 
-@pytest.mark.slow
-def test_learner_is_ahead_of_the_forest() -> None:
-    found = table(real_data("ebhi_seg"), 3, [60.0])
-    print(found)
-    assert found[2, 60.0] >= 1.15 * found[2, "forest"]
-    assert found[7, 60.0] >= 1.6 * found[7, "forest"]
-    assert found[2, 0.0] >= found[2, "forest"]
-    assert found[7, 0.0] >= found[7, "forest"]
+def ratio(rows: Sequence[dict[str, Any]], classes: int, mark: float) -> float:
+    """Mean over seeds of ours over that of the forest."""
+    own = [r for r in rows if r["classes"] == classes]
+    return float(np.mean([r["ours"][mark] for r in own]) / np.mean([r["forest"] for r in own]))
+
+
+def publish(rows: Sequence[dict[str, Any]], marks: Sequence[float]) -> None:
+    """Print and write the table, the picture and the numbers."""
+    present = [c for c in TARGETS if any(r["classes"] == c for r in rows)]
+    lines = []
+    for classes in present:
+        own = [r for r in rows if r["classes"] == classes]
+        for r in own:
+            ours = [f"{r['ours'][m]:.3f}" for m in marks]
+            line = [str(classes), str(r["seed"]), f"{r['forest']:.3f} ({r['forest seconds']:.0f} s)", *ours]
+            lines.append([*line, f"{r['first model']:.1f}", f"{r['refit']:.2f}", str(r["steps"]), f"{r['gflops']:.1f}"])
+        ours = [f"{_spread([r['ours'][m] for r in own])} ({ratio(rows, classes, m):.2f}x)" for m in marks]
+        means = [f"{np.mean([r[k] for r in own]):.2f}" for k in ("first model", "refit", "steps", "gflops")]
+        lines.append([str(classes), "mean ± s.d.", _spread([r["forest"] for r in own]), *ours, *means])
+    header = ["classes", "seed", "random forest (ready after)", *(f"ours, {m:g} s" for m in marks)]
+    header += ["first model, s", f"refit of {REFIT_PIXELS // 1000}k px, s", "steps", "GFLOP a step"]
+    text = "# Learner against random forest, EBHI-Seg by case\n\n" + common.markdown(header, lines)
+    together = math.prod(ratio(rows, c, marks[-1]) for c in present) ** (1 / len(present))
+    least = min(ratio(rows, c, m) for c in present for m in marks)
+    text += (
+        f"\n\nGeometric mean of the ratios after {marks[-1]:g} s: {together:.2f}; the least at any mark: {least:.2f}."
+    )
+    text += "\n\n## Attacks, and their outcome\n\n" + "\n".join(f"- {a}" for a in ATTACKS)
+    _draw(rows, present, marks)
+    common.report("learner-vs-forest", text, list(rows))
+
+
+def _draw(rows: Sequence[dict[str, Any]], present: Sequence[int], marks: Sequence[float]) -> None:
+    axes, save = common.figure("learner-vs-forest", len(present))
+    for axis, classes in zip(axes, present, strict=True):
+        for r in (r for r in rows if r["classes"] == classes):
+            axis.plot(marks, [r["ours"][m] for m in marks], "o-", color="#0072b2", ms=4)
+            axis.plot([r["forest seconds"], max(marks)], [r["forest"]] * 2, color="#d55e00", ls="--")
+        axis.set(xscale="log", ylim=(0, 1), title=f"{classes} classes", xlabel="CPU seconds per thread")
+    axes[0].set_ylabel("mean Dice, other cases; a line per seed")
+    axes[0].plot([], [], "o-", color="#0072b2", label="ours")
+    axes[0].plot([], [], "--", color="#d55e00", label="random forest")
+    axes[0].legend(frameon=False)
+    save()
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, nargs="+", default=[20.0, 60.0])
-    parser.add_argument("--no-forest", action="store_true")
-    arguments = parser.parse_args()
-    for key, value in table(
-        real_data("ebhi_seg"), arguments.seeds, arguments.seconds, forest=not arguments.no_forest
-    ).items():
-        print(*key, f"{value:.3f}")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[20.0, 60.0], help="beside 3, 5 and 10")
+    parser.add_argument("--classes", type=int, nargs="+", choices=sorted(TARGETS), default=sorted(TARGETS))
+    given = parser.parse_args()
+    all_marks = sorted({*MARKS, *given.seconds})
+    publish(run(given.seeds, all_marks, given.classes), all_marks)
