@@ -405,7 +405,9 @@ def test_gaps_between_levels_are_filled(tmp_path):
     with open_slide(path) as slide:
         assert slide.downsamples == (1, 2, 4, 16)
         assert [level.added for level in slide.pyramid.levels] == [False, True, True, False]
-        assert np.abs(slide.levels[2].compute().astype(int) - mean2(mean2(pixels))).max() <= 2  # halves are rounded otherwise
+        assert (
+            np.abs(slide.levels[2].compute().astype(int) - mean2(mean2(pixels))).max() <= 2
+        )  # halves are rounded otherwise
         np.testing.assert_array_equal(slide.levels[3].compute(), small)
 
 
