@@ -66,7 +66,7 @@ def test_parts_add_up_to_the_loss_of_the_batch(balancing):
 
 
 def test_loss_is_the_balanced_loss_of_the_augmented_batch(monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", lambda b, *_: b)
+    monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", lambda b, *_, **__: b)
     trainer = trainer_of(StillTask())
     one = batch()
     channels = np.where(one.labels == 5, 1, np.where(one.labels == 2, 2, 0)).astype(np.uint8)

@@ -90,7 +90,8 @@ class Standalone(nn.Module):
         self.register_buffer("span", span)
         self.low: torch.Tensor
         self.span: torch.Tensor
-        self.requires_grad_(False)
+        # Itself too: the exporter puts everything below back into the mode that it found at the top.
+        self.requires_grad_(False).eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """See `Model.probabilities`."""
@@ -206,7 +207,7 @@ def _write_package(net: Standalone, model: Model, weights: Path, target: Path) -
         description = spec.ModelDescr(
             name=_title(model),
             description=f"Scribble-trained segmentation into {len(model.recipe.classes)} classes.",
-            documentation=folder / "README.md",
+            documentation=FileDescr(source=folder / "README.md"),
             tags=["segmentation", "sparse-annotation", "whole-slide-image", "napari-sparseseg"],
             inputs=[_input(spec, model, least, FileDescr(source=folder / "input.npy"))],
             outputs=[_output(spec, model, FileDescr(source=folder / "output.npy"))],
@@ -266,7 +267,8 @@ def _identifiers(names: Any) -> list[str]:
 
 
 def _title(model: Model) -> str:
-    names = re.sub(r"[^\w ,\-]", " ", ", ".join(c.name for c in model.recipe.classes), flags=re.ASCII)
+    # The specification allows letters, digits, "_+- ()" and nothing else.
+    names = re.sub(r"[^\w +()\-]", " ", " + ".join(c.name for c in model.recipe.classes), flags=re.ASCII)
     return " ".join(f"napari-sparseseg {names}".split())[:96]
 
 
