@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.learner import Learner
     from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.validation import HeldOut
     from napari_sparseseg.slide_set import TrainingData, Versions
 
 
@@ -83,6 +84,11 @@ class LearningLoop:
     def run(self) -> Run | None:
         """The present run, or None."""
         return self._run
+
+    @property
+    def held(self) -> HeldOut | None:
+        """What the learner holds out now; None without a learner (engine thread)."""
+        return None if self._learner is None else self._learner.held
 
     def present(self, key: str, slide_progress: float | None) -> Status:
         """The status now, for the slide with this key; `slide_progress` is not None while a slide is predicted."""

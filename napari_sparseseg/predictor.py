@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,21 +10,28 @@ import numpy as np
 from napari_sparseseg.config import match_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.live_tiles import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from napari_sparseseg.component import Component
     from napari_sparseseg.engine import Engine
+    from napari_sparseseg.geometry import Frame
     from napari_sparseseg.guidance import Suggestion
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.learning_loop import LearningLoop
     from napari_sparseseg.live_worker import LiveWorker
+    from napari_sparseseg.review import Mistake
     from napari_sparseseg.slide_prediction import SlideResult
     from napari_sparseseg.slide_prediction.batch import BatchResult
     from napari_sparseseg.slide_set import SlideSet
     from napari_sparseseg.slides import Slide
     from napari_sparseseg.tissue import TissueMask
+
+ACCEPTED_PX = 2048
+"""Side in prediction pixels of the part of the slide in which a region can be accepted."""
 
 
 class Predictor:
@@ -116,6 +124,56 @@ class Predictor:
         if found is not None:
             visited.append(found.box)
         return found
+
+    def review(self) -> list[Mistake]:
+        """Held-out strokes that the model gets wrong; see `Session.review`."""
+        from napari_sparseseg.review import mistakes
+
+        model = self.model()
+
+        def look() -> list[Mistake]:
+            held = self._loop.held
+            if held is None:
+                raise PredictionError("nothing is held out, because the model was loaded: train first, then review.")
+            if not held.exclude:
+                raise PredictionError(
+                    "no stroke is held out: one is, of each class that has two strokes or more. Draw some more."
+                )
+            return mistakes(model, held)
+
+        return self._engine.call(look)
+
+    def accept(self, at: tuple[float, float]) -> Component:
+        """The predicted region around a point becomes a dense region; see `Session.accept_region`."""
+        from napari_sparseseg.annotations.drawing import Shape
+        from napari_sparseseg.component import component_at
+
+        model, entry = self.model(), self._slides.active
+        slide = entry.slide
+        frame = slide.frame(model.recipe.mpp)
+        whole = frame.shape(slide.shape)
+        y, x = (math.floor(v / d) for v, d in zip(at, frame.downsample, strict=True))
+        if not (0 <= y < whole[0] and 0 <= x < whole[1]):
+            raise PredictionError(f"({at[0]:.0f}, {at[1]:.0f}) lies outside the slide.")
+        region, labels = self._labels_around(model, slide, frame, y, x)
+        found = component_at(labels, y - region.y, x - region.x, region, frame, whole)
+        entry.annotations.draw([Shape("dense", found.class_id, found.rings)])
+        return found
+
+    def _labels_around(self, model: Model, slide: Slide, frame: Frame, y: int, x: int) -> tuple[Box, np.ndarray]:
+        """Class ids around a frame pixel: those that the live view shows, else predicted now in a smaller window."""
+        from napari_sparseseg.inference import model_frame, predict_region
+
+        inside = Box(0, 0, *frame.shape(slide.shape))
+        live = self._live.view
+        if live is not None and live.slide is slide and live.frame == frame:
+            region = Box(y, x, 0, 0).grown(ACCEPTED_PX // 2).intersection(inside)
+            labels = live.store.read(LABELS, 0, region)
+            if labels[y - region.y, x - region.x]:
+                return region, labels
+        region = Box(y, x, 0, 0).grown(ACCEPTED_PX // 4).intersection(inside)
+        seen = model_frame(model.recipe, slide, frame)
+        return region, self._engine.call(lambda: predict_region(model, slide, region, frame, read_frame=seen)[0])
 
     def predict_project(self, folder: Path, **options: Any) -> BatchResult:
         """Every open slide; see `Session.predict_project`."""

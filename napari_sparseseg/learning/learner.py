@@ -93,8 +93,8 @@ class Learner:
         Newest annotation version that `model` was fitted on.
     problem
         Why there is no model, or what is not yet in it; else empty.
-    metrics
-        Held-out scores of the model served; empty before the first comparison.
+    metrics, held
+        Held-out scores of the model served, empty before the first comparison; what is held out now.
 
     Raises
     ------
@@ -113,8 +113,8 @@ class Learner:
         self.problem = ""
         self.metrics: dict[str, Any] = {}
         self._sources: tuple[Source, ...] = ()
-        self._held = HeldOut(config.seed, window=CELL)
-        self._patches = Patches(config, self._held)
+        self.held = HeldOut(config.seed, window=CELL)
+        self._patches = Patches(config, self.held)
         self._scale: InputScale | None = None
         self._features: FeatureMaps | None = None
         self._bank: FeatureBank | None = None
@@ -156,7 +156,7 @@ class Learner:
     def set_sources(self, sources: Sequence[Source]) -> None:
         """Take new snapshots of the annotations; cheap: `refit` and `step` do the work."""
         self._sources = tuple(sources)
-        self._held.update(self._sources, self.classes)
+        self.held.update(self._sources, self.classes)
         self._patches.restart(self._sources)
         self._comparison = None
         task = self._trainer.task if self._trainer is not None else None
@@ -289,11 +289,11 @@ class Learner:
                 self._fine = copy.deepcopy(averaged)
                 self._publish()
             return
-        if ranks().first and self._turns.due(self.step_count) and self._held.windows():
+        if ranks().first and self._turns.due(self.step_count) and self.held.windows():
             self._turns.begun(self.step_count)
             bank, decoder, rows = self._ensure_bank(), copy.deepcopy(averaged), self._extra_rows()
             settings = (self.classes, self.config)
-            self._comparison = Comparison(bank, self._held, self._sources, decoder, settings, rows, self._share)
+            self._comparison = Comparison(bank, self.held, self._sources, decoder, settings, rows, self._share)
         if averaged.tuned is None and self.step_count >= UNFREEZE_AFTER:
             self._first_step += trainer.steps
             self._trainer = unfreeze(trainer, self._ensure_bank(), self.classes, self.config, self.device)
@@ -304,7 +304,7 @@ class Learner:
         self._share, self._fine, self.metrics = comparison.best_share, comparison.decoder, comparison.metrics
         self._augmented = comparison.augmented
         if self._turns.swap() and ranks().world == 1:
-            self._held.swap()
+            self.held.swap()
             self._patches.restart(self._sources)
         return self.metrics
 

@@ -216,6 +216,11 @@ class HeldOut:
         return out
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """What `update` was given last; `Window.source` counts in it."""
+        return self._sources
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Classes that cannot be scored, and what to do about it."""
         return self._warnings
