@@ -118,6 +118,10 @@ class Patches:
     def restart(self, sources: Sequence[Source]) -> None:
         """Draw from these from now on."""
         self._sources = tuple(sources)
+        self.rest()
+
+    def rest(self) -> None:
+        """Keep no thread and no batch until the next draw."""
         if self._ahead is not None:
             self._ahead.close()
         self._ahead = None

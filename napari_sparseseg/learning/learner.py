@@ -212,6 +212,10 @@ class Learner:
                 self._after_step(self._trainer)
         return StepReport(self.step_count, self._loss, time.perf_counter() - started, validation, message)
 
+    def rest(self) -> None:
+        """End the thread that reads ahead; the next `step` starts it again."""
+        self._patches.rest()
+
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write the model served with what is needed to go on, for `resume`.
 

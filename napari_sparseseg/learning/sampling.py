@@ -290,8 +290,8 @@ class ReadAhead:
         return batch
 
     def close(self) -> None:
-        """Forget the batch drawn ahead and end the thread, after the read under way."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Forget the batch drawn ahead, wait for the read under way and end the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def _check_alike(sources: Sequence[Source]) -> bool:

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,8 @@ def opened_viewer(width: int = 1000, height: int = 760) -> Iterator[napari.Viewe
     try:
         yield viewer
     finally:
-        viewer.close()
+        with suppress(RuntimeError):  # the window is gone already where a test pressed its close button
+            viewer.close()
         pump(0.1)
         gc.collect()
 

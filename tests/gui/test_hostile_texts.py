@@ -9,6 +9,7 @@ import tifffile
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QWidget
 
+from napari_sparseseg.gui.panels.class_table import NAME
 from tests.conftest import two_textures
 from tests.gui.mouse import pump, wait_until
 
@@ -53,7 +54,7 @@ def test_names_and_metadata_are_text(panel):
             pump(0.1)
             assert not rendered(panel)
     assert panel.header.error.text.text() == f"cannot open {EVIL}"
-    assert panel.classes.table.item(0, 2).text() == EVIL
+    assert panel.classes.table.item(0, NAME).text() == EVIL
     assert panel.slide.slides.currentText().startswith("%s {0} <b>&lt;")
     panel._classes._show_undo()
     assert not rendered(panel)
