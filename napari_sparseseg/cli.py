@@ -305,7 +305,7 @@ def _labelled(session: Session, class_id: int) -> int:
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.config import TrainConfig
-    from napari_sparseseg.learning.backend import hide_triton
+    from napari_sparseseg.learning.backend import lean_process
     from napari_sparseseg.session import Session
     from napari_sparseseg.slide_prediction.progress_line import ProgressLine
 
@@ -314,7 +314,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         raise SparseSegError(f"--output {args.output} is one file, but there are {len(args.slides)} slides.")
     if len(args.slides) > 1 and (args.geojson or args.csv):
         raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
-    hide_triton()
+    lean_process()
     options = {
         "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": args.tissue_only,
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,

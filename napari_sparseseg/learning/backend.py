@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 _VIEWER_MODULES = ("napari", "vispy", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6")
 
 
@@ -37,6 +40,20 @@ def hide_triton() -> None:
         # The type of sys.modules does not know that None means "absent"; the import system does.
         modules: dict[str, Any] = sys.modules
         modules["triton"] = None
+
+
+def lean_process() -> None:
+    """Make a process that only predicts hold less memory: no triton, and glibc gives freed blocks back.
+
+    Measured on a 20,000 px slide, instant head, one core: 992 MB at most instead of 1,192, for 7 % more CPU time. Only
+    for a process of our own: another program's choice of allocator is not ours to change.
+    """
+    hide_triton()
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((_M_MMAP_THRESHOLD, 8_000_000), (_M_TRIM_THRESHOLD, 8_000_000), (_M_ARENA_MAX, 1)):
+        libc.mallopt(option, value)
 
 
 def import_torch(threads: int | None = None) -> ModuleType:

@@ -223,6 +223,7 @@ def close_from_outside(window):
     target = screen.create_resource_object("window", int(window.winId()))
     words = [screen.intern_atom("WM_DELETE_WINDOW"), X.CurrentTime, 0, 0, 0]
     target.send_event(ClientMessage(window=target, client_type=screen.intern_atom("WM_PROTOCOLS"), data=(32, words)))
+    screen.sync()
     screen.close()
 
 
