@@ -191,3 +191,12 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     scaled: np.ndarray = np.rint(bits * (255 / math.log(len(safe))))
     out: np.ndarray = np.clip(scaled, 0, 255).astype(np.uint8)
     return out
+
+
+def narrowness(probabilities: np.ndarray) -> np.ndarray:
+    """1 - (first - second) of (K, h, w) probabilities as uint8 (h, w): 0 certain, 255 the two likeliest are equal."""
+    if len(probabilities) < 2:
+        return np.zeros(probabilities.shape[1:], np.uint8)
+    second, first = np.partition(probabilities, -2, axis=0)[-2:]
+    scaled: np.ndarray = np.clip(np.rint((1 - (first - second)) * 255), 0, 255)
+    return scaled.astype(np.uint8)

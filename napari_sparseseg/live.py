@@ -11,7 +11,7 @@ from psygnal import Signal
 
 from napari_sparseseg.geometry import Box, Frame, tiles
 from napari_sparseseg.inference import predict_region
-from napari_sparseseg.live_tiles import LABELS, PROBABILITY, TILE, Tile, TileKey, TileStore, encode
+from napari_sparseseg.live_tiles import CHANGED, LABELS, PROBABILITY, TILE, Tile, TileKey, TileStore, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,13 +143,29 @@ class LiveView:
         region = Box(i * TILE, j * TILE, TILE, TILE)
         inside = region.intersection(Box(0, 0, *self.store.shapes[level]))
         labels, probabilities = predict_region(model, self.slide, inside, coarse)
-        before = self.store.read(LABELS, level, inside)
-        packed = encode(labels, probabilities, before)
+        packed = encode(labels, probabilities, self._before(key, inside, model_version))
+        if level == 0 and self._coarse_version(key) == model_version and self.store.model_version(key) < 0:
+            packed[CHANGED] = self.store.read(CHANGED, 0, inside)
         data = np.zeros((self.store.channels, TILE, TILE), np.uint8)
         data[:, : inside.height, : inside.width] = packed
         if level:
             self._keep_finer(key, data, model_version)
         return Tile(data, model_version, annotation_version)
+
+    def _before(self, key: TileKey, inside: Box, model_version: int) -> np.ndarray | None:
+        """What an older model said of a tile, or None where only this one has spoken.
+
+        A coarse pass of this same model must not pass for the model before: it differs from the full-resolution answer
+        at every border.
+        """
+        shown = self._coarse_version(key) if self.store.model_version(key) < 0 else self.store.model_version(key)
+        return None if shown == model_version else self.store.read(LABELS, key[0], inside)
+
+    def _coarse_version(self, key: TileKey) -> int:
+        """Version of the model whose coarse pass is shown where a tile is missing; -1 where there was none."""
+        level, i, j = key
+        above = ((k, i >> (k - level), j >> (k - level)) for k in range(level + 1, self.store.n_levels))
+        return next((v for v in map(self.store.model_version, above) if v >= 0), -1)
 
     def _keep_finer(self, key: TileKey, data: np.ndarray, model_version: int) -> None:
         """Where full-resolution tiles of this model exist, a coarse one must not paint over them."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from napari_sparseseg.geometry import Box, tiles
-from napari_sparseseg.inference import entropy
+from napari_sparseseg.inference import entropy, narrowness
 
 TILE = 512
 COARSEST = 1024
 """The top level is one dense array of at most this many pixels a side (napari reads it whole)."""
-LABELS, UNCERTAINTY, CHANGED, PROBABILITY = 0, 1, 2, 3
-"""Channels of a tile: class ids, entropy scaled to 0..255, 255 where the class differs from the tile before, and from 3
-on the probability of each class in recipe order scaled to 0..255."""
+LABELS, UNCERTAINTY, MARGIN, CHANGED, PROBABILITY = 0, 1, 2, 3, 4
+"""Channels of a tile: class ids; entropy, and 1 minus the margin between the two likeliest classes, scaled to 0..255;
+255 where the model before said another class; and from 4 on the probability of each class in recipe order, 0..255."""
 
 TileKey = tuple[int, int, int]
 
@@ -44,12 +44,13 @@ def encode(labels: np.ndarray, probabilities: np.ndarray, before: np.ndarray | N
     probabilities
         float32 (K, h, w), summing to 1 over K.
     before
-        The class ids shown until now, or None.
+        The class ids that an older model gave there, 0 where it gave none; None without one.
     """
     k = len(probabilities)
     out = np.empty((PROBABILITY + k, *labels.shape), np.uint8)
     out[LABELS] = labels
     out[UNCERTAINTY] = entropy(probabilities)
+    out[MARGIN] = narrowness(probabilities)
     out[CHANGED] = 0 if before is None else np.where((before != labels) & (before > 0), 255, 0)
     out[PROBABILITY:] = np.clip(np.rint(probabilities * 255), 0, 255)
     return out

@@ -1,21 +1,29 @@
-"""How much of what is on screen is predicted to be which class."""
+"""How much of what is on screen, of a drawn region or of the slide is predicted to be which class."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_sparseseg.annotations.raster import Polygon
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.live_tiles import LABELS
+from napari_sparseseg.results.tables import WHOLE_SLIDE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.live import LiveView
+    from napari_sparseseg.slide_prediction import SlideResult
+    from napari_sparseseg.slides import Slide
 
+UNKNOWN = "#808080"
+"""Colour of a class that was removed since."""
 MOST_PIXELS = 1 << 20
 """Read at most about this many; a coarser level is taken beyond."""
 
@@ -35,8 +43,21 @@ class Area:
     """0..1 of what is predicted there."""
 
 
-def areas(live: LiveView, box: Box, classes: Sequence[ClassDef]) -> list[Area]:
+def areas(
+    live: LiveView, box: Box, classes: Sequence[ClassDef], outlines: Sequence[NDArray[Any]] | None = None
+) -> list[Area]:
     """Predicted area of every class in a level-0 box, from the tiles that are there; nothing is computed.
+
+    Parameters
+    ----------
+    live
+        Its tiles are read.
+    box
+        Level 0.
+    classes
+        In the order wanted.
+    outlines
+        Where given, only pixels with their centre in one of these polygons count: (N, 2) of (y, x), level 0.
 
     Returns
     -------
@@ -51,7 +72,11 @@ def areas(live: LiveView, box: Box, classes: Sequence[ClassDef]) -> list[Area]:
     step = 1 << level
     y, x = region.y >> level, region.x >> level
     at = Box(y, x, -(-region.y1 // step) - y, -(-region.x1 // step) - x)
-    counts = np.bincount(store.read(LABELS, level, at).ravel(), minlength=256)
+    labels = store.read(LABELS, level, at)
+    if outlines is not None:
+        per_pixel = np.array(live.frame.downsample) * step
+        labels = labels[np.any([Polygon([outline / per_pixel]).mask(at) for outline in outlines], axis=0)]
+    counts = np.bincount(labels.ravel(), minlength=256)
     total = int(counts[1:].sum())
     if total == 0:
         return []
@@ -69,6 +94,17 @@ def areas(live: LiveView, box: Box, classes: Sequence[ClassDef]) -> list[Area]:
             float(counts[c.id] / total),
         )
         for c in classes
+    ]
+
+
+def areas_of_slide(result: SlideResult, slide: Slide, classes: Sequence[ClassDef]) -> list[Area]:
+    """The areas of a slide that was predicted as a whole; what was not predicted there is left out."""
+    colours = {c.id: c.colour for c in classes}
+    level0 = slide.shape[0] * slide.shape[1] / (result.shape[0] * result.shape[1])
+    return [
+        Area(r.class_id, r.class_name, colours.get(r.class_id, UNKNOWN), r.pixels * level0, r.mm2, r.percent / 100)
+        for r in result.table
+        if r.percent is not None and r.region == WHOLE_SLIDE
     ]
 
 

@@ -14,7 +14,7 @@ from napari.utils import DirectLabelColormap
 from napari.utils.colormaps import ensure_colormap
 
 from napari_sparseseg.gui.scribble_display import LazyLabels
-from napari_sparseseg.live_tiles import CHANGED, LABELS, PROBABILITY, UNCERTAINTY, live_levels
+from napari_sparseseg.live_tiles import CHANGED, LABELS, MARGIN, PROBABILITY, UNCERTAINTY, live_levels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.geometry import Frame
     from napari_sparseseg.live_tiles import TileStore
 
-Kind = Literal["classes", "probability", "uncertainty", "changed"]
+Kind = Literal["classes", "probability", "uncertainty", "margin", "changed"]
 RAMP = "viridis"
 """Uncertainty: perceptually even and readable with every colour blindness."""
 CLEAR = (0.0, 0.0, 0.0, 0.0)
@@ -123,7 +123,7 @@ class LiveLayer(LazyLabels):
         ids = [c.id for c in self._model_classes]
         if what.kind == "probability":
             return PROBABILITY + ids.index(what.class_id) if what.class_id in ids else None
-        return {"classes": LABELS, "uncertainty": UNCERTAINTY, "changed": CHANGED}[what.kind]
+        return {"classes": LABELS, "uncertainty": UNCERTAINTY, "margin": MARGIN, "changed": CHANGED}[what.kind]
 
     def _colours(self, what: Shown, classes: Sequence[ClassDef], hidden: Collection[int]) -> DirectLabelColormap:
         if what.kind == "classes":

@@ -117,7 +117,7 @@ class DenseRegionLayer(Shapes):
             self._ids, self._moved = [region.id for region in regions], set()
             if regions:
                 self.add(
-                    [np.asarray(region.points, dtype=float) - PIXEL_CENTRE for region in regions],
+                    [np.asarray(region.parts()[0], dtype=float) - PIXEL_CENTRE for region in regions],
                     shape_type="polygon",
                     edge_width=EDGE_SCREEN_PX / self._drawn_zoom,
                     edge_color=edges,

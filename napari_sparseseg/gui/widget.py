@@ -8,6 +8,7 @@ from qtpy.QtCore import QEvent, QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.actions.classes import ClassActions
+from napari_sparseseg.gui.actions.guidance import GuidanceActions
 from napari_sparseseg.gui.actions.prediction import PredictActions
 from napari_sparseseg.gui.actions.project import ProjectActions
 from napari_sparseseg.gui.actions.recent import RecentActions
@@ -74,6 +75,7 @@ class SparseSegWidget(QWidget):
         self._classes = ClassActions(self._context, self.classes, self.slides)
         self._training = TrainActions(self._context, self.train)
         self._prediction = PredictActions(self._context, self.predict, self.slides, self._classes)
+        self._guidance = GuidanceActions(self._context, self.predict, self.slides, self._prediction.display)
         self._project = ProjectActions(self._context, self.header, self.train)
         self._activity = Activity(self._context)
         self._window: QWidget | None = None
@@ -109,6 +111,7 @@ class SparseSegWidget(QWidget):
             self._window.removeEventFilter(self)
         self.viewer.events.theme.disconnect(self._paint)
         self._training.stop_timers()
+        self._guidance.close()
         self._prediction.close()
         self.slides.close()
         self._activity.close()

@@ -24,7 +24,7 @@ def full_tile(label: int, *, certain: float = 0.9) -> Tile:
 
 @pytest.fixture
 def store() -> TileStore:
-    return TileStore((4 * TILE, 4 * TILE), 6)
+    return TileStore((4 * TILE, 4 * TILE), 7)
 
 
 def colour_at(viewer, mouse: Mouse, y: float, x: float) -> np.ndarray:

@@ -85,7 +85,7 @@ def test_draw_train_see_stop(viewer, panel, mouse):
         now = shown_beside(viewer, mouse, *at)
         expected = (1 - live.opacity) * before[name] + live.opacity * colours[class_id]
         assert np.abs(now - expected).max() < 12, name
-    assert panel.predict.table.rowCount() == 2
+    assert panel.predict.areas.table.rowCount() == 2
     click(panel.train.stop)
     wait_idle(lambda: panel.session.checkpoint is not None, 20)
     wait_idle(lambda: panel.train.train.text() == "Train", 5)

@@ -1,30 +1,32 @@
-"""Prediction: what the live layer shows, areas of the view, the next region, the whole slide and its exports."""
+"""Prediction: what the live layer shows, areas, the whole slide and its exports."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from qtpy.QtCore import QObject, QTimer
 
 from napari_sparseseg.gui import dialogs
-from napari_sparseseg.gui.areas import areas
+from napari_sparseseg.gui.areas import areas, areas_of_slide
 from napari_sparseseg.gui.live_display import LiveDisplay
+from napari_sparseseg.gui.panels.areas import SCREEN, WHOLE
 from napari_sparseseg.gui.panels.predict import CONTOUR_PX
-from napari_sparseseg.gui.scribbles import camera_of
-from napari_sparseseg.gui.view_box import canvas_size, view_box
+from napari_sparseseg.gui.selection import around, selected_outlines
+from napari_sparseseg.gui.view_box import view_box
 
 if TYPE_CHECKING:
     from napari_sparseseg.gui.actions.classes import ClassActions
     from napari_sparseseg.gui.actions.slides import SlideActions
+    from napari_sparseseg.gui.areas import Area
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.panels.predict import PredictPanel
-    from napari_sparseseg.guidance import Suggestion
+    from napari_sparseseg.slide_prediction import SlideResult
+    from napari_sparseseg.slides import Slide
 
 AREAS_MS = 250
-MARGIN = 2.0
-"""A suggested region is shown with this many times its side."""
 
 
 class PredictActions(QObject):
@@ -34,6 +36,7 @@ class PredictActions(QObject):
         super().__init__(context)
         self._context, self._panel, self._slides, self._classes = context, panel, slides, classes
         self._result: Path | None = None
+        self._results: WeakKeyDictionary[Slide, SlideResult] = WeakKeyDictionary()
         self.display = LiveDisplay(context)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
@@ -43,7 +46,8 @@ class PredictActions(QObject):
         panel.shown_chosen.connect(self.display.show)
         panel.contour_toggled.connect(self._on_contour)
         panel.opacity_changed.connect(self._on_opacity)
-        panel.next_requested.connect(self.go_to_next)
+        panel.areas.place_chosen.connect(self._measure)
+        panel.areas.table_requested.connect(self._on_table)
         panel.slide_requested.connect(self._on_slide)
         panel.geojson_requested.connect(lambda: self._on_result("geojson", "QuPath (*.geojson)"))
         panel.csv_requested.connect(lambda: self._on_result("csv", "Table (*.csv)"))
@@ -59,18 +63,13 @@ class PredictActions(QObject):
         self._on_classes()
         self._on_status()
 
-    def go_to_next(self) -> None:
-        """Find the most doubtful unlabelled region and go there."""
-        session = self._context.session
-        self._context.in_background(session.next_region, self._on_suggestion, name="Looking for a doubtful region")
-
     def predict_slide(self, out: str, **options: Any) -> None:
         """Predict the whole slide into a file, in the background."""
         session = self._context.session
         stop = self._context.stop_prediction = threading.Event()
         self._context.in_background(
             lambda: session.predict_slide(out, stop=stop, **options),
-            lambda _: self._on_predicted(out),
+            lambda result: self._on_predicted(out, result),
             name="Predicting the slide",
         )
 
@@ -115,25 +114,23 @@ class PredictActions(QObject):
             self._timer.start()
 
     def _measure(self) -> None:
-        live = self._context.session.live
-        binding = self._slides.binding
-        if live is None or binding is None or live.slide is not binding.entry.slide:
-            self._panel.show_areas([])
-            return
-        box, _ = view_box(self._context.viewer)
-        self._panel.show_areas(areas(live, box, self._context.session.classes))
+        self._panel.areas.show_areas(self._areas())
 
-    def _on_suggestion(self, suggestion: Suggestion | None) -> None:
-        if suggestion is None:
-            self._panel.show_doubt("No unlabelled tissue is left on this slide.")
-            return
-        camera = camera_of(self._context.viewer)
-        side = max(suggestion.box.height, suggestion.box.width) * MARGIN
-        camera.zoom = min(canvas_size(self._context.viewer)) / side
-        camera.center = (0.0, *suggestion.centre)
-        names = {c.id: c.name for c in self._context.session.classes}
-        first, second = (names.get(i, str(i)) for i in suggestion.classes)
-        self._panel.show_doubt(f"Here it wavers between {first} and {second}: draw a stroke of what it really is.")
+    def _areas(self) -> list[Area]:
+        live, binding, place = self._context.session.live, self._slides.binding, self._panel.areas.place.currentIndex()
+        classes = self._context.session.classes
+        if binding is None:
+            return []
+        slide = binding.entry.slide
+        if place == WHOLE:
+            result = self._results.get(slide)
+            return [] if result is None else areas_of_slide(result, slide, classes)
+        if live is None or live.slide is not slide:
+            return []
+        if place == SCREEN:
+            return areas(live, view_box(self._context.viewer)[0], classes)
+        outlines = selected_outlines(self._context.viewer)
+        return areas(live, around(outlines), classes, outlines) if outlines else []
 
     def _on_slide(self) -> None:
         entry = self._context.entry
@@ -148,7 +145,16 @@ class PredictActions(QObject):
         if out:
             self.predict_slide(out, overwrite=True, resume=True)  # a run that was cancelled goes on
 
-    def _on_predicted(self, out: str) -> None:
+    def _on_table(self, text: str) -> None:
+        path = dialogs.ask_save(self._panel, "Save areas", "areas.csv", "Table (*.csv)")
+        if path:
+            self._context.in_background(lambda: Path(path).write_text(text, encoding="utf-8"), name="Saving areas")
+
+    def _on_predicted(self, out: str, result: SlideResult) -> None:
+        entry = self._context.entry
+        if entry is not None:
+            self._results[entry.slide] = result
+        self._measure()
         self._result = Path(out)
         self._panel.show_result(f"Wrote {out}")
 

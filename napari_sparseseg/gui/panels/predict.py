@@ -5,35 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QCheckBox,
     QComboBox,
-    QHeaderView,
     QLabel,
+    QPushButton,
     QSlider,
-    QTableWidget,
-    QTableWidgetItem,
     QWidget,
 )
 
-from napari_sparseseg.gui.areas import areas_csv
 from napari_sparseseg.gui.live_layers import Shown
-from napari_sparseseg.gui.panels.class_table import MOST_ROWS, percent, swatch
-from napari_sparseseg.gui.panels.section import ElidedLabel, button, column, fit_rows, fix_rows, menu_button, note, row
+from napari_sparseseg.gui.panels.areas import AreaPanel
+from napari_sparseseg.gui.panels.section import ElidedLabel, button, column, menu_button, note, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from napari_sparseseg.config import ClassDef
-    from napari_sparseseg.gui.areas import Area
 
 CONTOUR_PX = 2
 PREDICT_SLIDE = "Predict slide…"
 PREDICT_SLIDE_TIP = "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile"
 CANCEL_TIP = "End it after the tile under way; what is done is kept and completed by the next run into the same file"
-HEADINGS = ("Class on screen", "mm²", "Share")
 
 
 class PredictPanel(QWidget):
@@ -47,7 +40,9 @@ class PredictPanel(QWidget):
         Signal (Shown).
     opacity_changed
         Signal (float), 0..1.
-    next_requested, slide_requested, geojson_requested, csv_requested, scribbles_requested
+    accept_toggled
+        Signal (bool).
+    next_requested, review_requested, slide_requested, geojson_requested, csv_requested, scribbles_requested
         Signals ().
     """
 
@@ -55,7 +50,9 @@ class PredictPanel(QWidget):
     contour_toggled = Signal(bool)
     shown_chosen = Signal(object)
     opacity_changed = Signal(float)
+    accept_toggled = Signal(bool)
     next_requested = Signal()
+    review_requested = Signal()
     slide_requested = Signal()
     geojson_requested = Signal()
     csv_requested = Signal()
@@ -63,7 +60,6 @@ class PredictPanel(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._areas: list[Area] = []
         self.live = QCheckBox("Live prediction")
         self.live.setChecked(True)
         self.live.setToolTip("Predict what is on screen and learn each stroke at once, also while training is paused")
@@ -83,11 +79,13 @@ class PredictPanel(QWidget):
         self.next = button(
             "Next doubtful region", "Go to unlabelled tissue that the model is least sure of", self.next_requested.emit
         )
+        self.review = button(
+            "Review", "Go to the held-out strokes that the model gets wrong, worst first", self.review_requested.emit
+        )
+        self.accept = self._accept_button()
         self.doubt = note()
         self.doubt.hide()
-        self.table = _area_table()
-        self.empty = note("Areas of what is on screen appear here with the first prediction.")
-        self.copy = button("Copy", "The table as CSV, to paste into a spreadsheet", self._on_copy)
+        self.areas = AreaPanel()
         self.predict_slide = button(
             PREDICT_SLIDE,
             PREDICT_SLIDE_TIP,
@@ -108,16 +106,25 @@ class PredictPanel(QWidget):
         layout.addLayout(row(QLabel("Show"), self.what, stretch=1))
         layout.addLayout(row(QLabel("Opacity"), self.opacity, stretch=1))
         layout.addWidget(self.next)
+        layout.addLayout(row(self.review, self.accept, stretch=0))
         layout.addWidget(self.doubt)
-        layout.addWidget(self.empty)
-        layout.addWidget(self.table)
-        layout.addLayout(row(self.predict_slide, self.copy, self.export, stretch=0))
+        layout.addWidget(self.areas)
+        layout.addLayout(row(self.predict_slide, self.export, stretch=0))
         layout.addWidget(self.result)
-        self.show_areas([])
+
+    def _accept_button(self) -> QPushButton:
+        made = QPushButton("Accept regions")
+        made.setCheckable(True)
+        made.setToolTip("Click a region of the prediction to make it a dense region; strokes in it count more")
+        made.toggled.connect(self.accept_toggled.emit)
+        return made
 
     def show_choices(self, classes: Sequence[ClassDef], shown: Shown) -> None:
         """Fill the list of what can be shown; `shown` is what is."""
-        choices = [("Classes", Shown()), ("Uncertainty", Shown("uncertainty")), ("What changed", Shown("changed"))]
+        choices = [
+            ("Classes", Shown()), ("Uncertainty (entropy)", Shown("uncertainty")),
+            ("Uncertainty (margin)", Shown("margin")), ("What changed", Shown("changed")),
+        ]  # fmt: skip
         choices += [(f"Probability of {c.name}", Shown("probability", c.id)) for c in classes]
         self.what.clear()
         for text, what in choices:
@@ -132,7 +139,7 @@ class PredictPanel(QWidget):
 
     def show_model(self, present: bool) -> None:
         """What needs a model is enabled only with one."""
-        for widget in (self.next, self.predict_slide, self.what, self.contour):
+        for widget in (self.next, self.review, self.accept, self.predict_slide, self.what, self.contour):
             widget.setEnabled(present)
 
     def show_predicting(self, running: bool) -> None:
@@ -143,30 +150,8 @@ class PredictPanel(QWidget):
             self.predict_slide.setToolTip(CANCEL_TIP if running else PREDICT_SLIDE_TIP)
         self.export.setEnabled(not running)
 
-    def show_areas(self, areas: Sequence[Area]) -> None:
-        """Fill the table."""
-        self._areas = list(areas)
-        known = [a for a in self._areas if a.share > 0]
-        unit = "mm²" if all(a.mm2 is not None for a in known) else "px"
-        self.table.setHorizontalHeaderLabels((HEADINGS[0], unit, HEADINGS[2]))
-        self.table.horizontalHeaderItem(0).setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
-        self.table.setRowCount(len(known))
-        for r, a in enumerate(known):
-            size = f"{a.mm2:.4g}" if a.mm2 is not None else f"{a.pixels:.4g}"
-            for column_, text in enumerate((a.name, size, percent(a.share))):
-                item = QTableWidgetItem(text)
-                if column_ == 0:
-                    item.setIcon(swatch(a.colour))
-                else:
-                    item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-                self.table.setItem(r, column_, item)
-        fit_rows(self.table, MOST_ROWS)
-        self.table.setVisible(bool(known))
-        self.empty.setVisible(not known)
-        self.copy.setEnabled(bool(known))
-
     def show_doubt(self, text: str) -> None:
-        """What the model wavers between in the region it went to."""
+        """What the model wavers between, or gets wrong, in the region it went to."""
         self.doubt.setText(text)
         self.doubt.setVisible(bool(text))
 
@@ -174,27 +159,3 @@ class PredictPanel(QWidget):
         """Where the predicted slide is."""
         self.result.setText(text)
         self.result.setVisible(bool(text))
-
-    def _on_copy(self) -> None:
-        clipboard = QGuiApplication.clipboard()
-        if clipboard is not None:
-            clipboard.setText(areas_csv(self._areas))
-
-
-def _area_table() -> QTableWidget:
-    table = QTableWidget(0, len(HEADINGS))
-    table.setHorizontalHeaderLabels(HEADINGS)
-    table.setToolTip("Predicted area of each class in the part of the slide that is on screen")
-    table.setAccessibleName("Areas on screen")
-    fix_rows(table)
-    table.setShowGrid(False)
-    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-    table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
-    table.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    header = table.horizontalHeader()
-    header.setSectionsClickable(False)
-    header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
-    for column_ in (1, 2):
-        header.setSectionResizeMode(column_, QHeaderView.ResizeMode.ResizeToContents)
-    return table

@@ -1,0 +1,119 @@
+"""Accept, Review and the area table, as a user meets them: real clicks on the panel and the canvas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtTest import QTest
+
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.panels.areas import DRAWN, SCREEN, WHOLE
+from tests.gui.mouse import line, look_at, pump, wait_until
+from tests.smooth_model import CLASSES, SmoothModel
+
+
+@pytest.fixture
+def panel(viewer, tiny_slide):
+    """The panel with a slide and a model that needs no training."""
+    widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")[1]
+    widget.slides.open(tiny_slide)
+    wait_until(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
+    session = widget.session
+    session.set.set_classes(CLASSES)
+    session._engine.call(lambda: session._loop.use_model(SmoothModel()))
+    look_at(viewer, session.slide.shape[0] / 2, session.slide.shape[1] / 2, 0.5)
+    wait_until(lambda: session.live is not None and session.live.store.top.any() and session.live.pending == 0, 30)
+    pump(0.5)
+    yield widget
+    widget.shut_down()
+
+
+def click(button) -> None:
+    QTest.mouseClick(button, Qt.MouseButton.LeftButton)
+    pump(0.1)
+
+
+def idle(panel) -> None:
+    wait_until(lambda: not panel._context.jobs.names, 20)
+    pump(0.2)
+
+
+def test_a_clicked_region_becomes_dense_and_a_stroke_corrects_it(viewer, panel, mouse):
+    session, a = panel.session, panel.session.annotations
+    drawing = viewer.layers.selection.active
+    h, w = session.slide.shape
+    at = (h // 2, w // 4)
+    labels, _ = session.predict((0, 0, h, w))
+    click(panel.predict.accept)
+    assert panel.predict.accept.isChecked()
+    mouse.click(mouse.canvas(*at))
+    wait_until(lambda: bool(a.dense_regions), 10)
+    idle(panel)
+    region = a.dense_regions[0]
+    assert region.class_id == labels[at]
+    dense = a.snapshot().dense_mask(Box(0, 0, h, w), session.slide.frame(None))
+    assert dense[at]
+    assert (labels[dense] == labels[at]).mean() > 0.97
+    assert "Accepted" in panel.predict.doubt.text()
+    mouse.drag(line(mouse.canvas(*at), mouse.canvas(at[0] + 40, at[1] + 40), 8))
+    idle(panel)
+    assert len(a.dense_regions) == 1, "dragging pans and accepts nothing"
+    click(panel.predict.accept)
+    assert viewer.layers.selection.active is drawing
+    look_at(viewer, h / 2, w / 2, 0.5)
+    drawing.mode, drawing.selected_label = "paint", region.class_id % 3 + 1
+    mouse.drag(line(mouse.canvas(at[0], at[1] - 10), mouse.canvas(at[0], at[1] + 10), 6))
+    assert a.read(Box(*at, 1, 1))[0, 0] == region.class_id % 3 + 1
+    a.undo()
+    a.undo()
+    assert not a.dense_regions
+
+
+def test_choosing_another_layer_ends_accepting(viewer, panel):
+    drawing = viewer.layers.selection.active
+    click(panel.predict.accept)
+    viewer.layers.selection.active = drawing
+    pump(0.05)
+    assert not panel.predict.accept.isChecked()
+    assert viewer.layers.selection.active is drawing
+
+
+def test_review_says_why_there_is_nothing(panel):
+    click(panel.predict.review)
+    idle(panel)
+    assert "was loaded" in panel.header.error.text.text()
+
+
+def choose(panel, place: int) -> None:
+    panel.predict.areas.place.setCurrentIndex(place)
+    panel.predict.areas.place.activated.emit(place)
+    pump(0.05)
+
+
+def test_areas_of_a_drawn_region_and_of_the_slide(viewer, panel, tmp_path):
+    """A rectangle of 100 x 60 px by hand: its areas are counted from the same labels that `predict` gives."""
+    session, shown = panel.session, panel.predict.areas
+    h, w = session.slide.shape
+    choose(panel, DRAWN)
+    assert shown.table.isHidden()
+    assert "Select" in shown.empty.text()
+    shapes = viewer.add_shapes([[(99.5, 199.5), (99.5, 299.5), (159.5, 299.5), (159.5, 199.5)]], shape_type="rectangle")
+    shapes.selected_data = {0}
+    choose(panel, DRAWN)
+    labels, _ = session.predict((100, 200, 60, 100))
+    expected = np.bincount(labels.ravel(), minlength=4)
+    assert [a.pixels for a in shown._areas] == expected[1:].tolist()
+    click(shown.copy)
+    text = QGuiApplication.clipboard().text()
+    assert text.startswith("class,area_mm2,area_px,percent")
+    assert f",{expected[1]}," in text
+    choose(panel, WHOLE)
+    assert shown.table.isHidden()
+    assert "Predict the slide" in shown.empty.text()
+    panel._prediction._on_predicted("x", session.predict_slide(tmp_path / "o.ome.zarr", tissue_only=False))
+    labels, _ = session.predict((0, 0, h, w))
+    assert [round(a.pixels) for a in shown._areas] == np.bincount(labels.ravel(), minlength=4)[1:].tolist()
+    choose(panel, SCREEN)
+    assert sum(a.share for a in shown._areas) == pytest.approx(1)
