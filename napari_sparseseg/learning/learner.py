@@ -76,10 +76,8 @@ class Learner:
 
     Parameters
     ----------
-    config
-        Settings of the run.
-    classes
-        Class table; the order is the order of channels.
+    config, classes
+        Settings of the run; class table, in the order of channels.
     model
         To continue from: its encoder, its decoder, and what it remembers of other slides.
     device
@@ -87,10 +85,8 @@ class Learner:
 
     Attributes
     ----------
-    model, model_version
-        The best one now, or None; +1 with every new one.
-    annotation_version
-        Newest annotation version that `model` was fitted on.
+    model, model_version, annotation_version
+        The best one now, or None; +1 with every new one; the newest annotation version that it was fitted on.
     problem
         Why there is no model, or what is not yet in it; else empty.
     metrics, held
