@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
 from napari.layers import Shapes
 from napari.utils.notifications import show_info, show_warning
 from qtpy.QtCore import QTimer
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 EDGE_SCREEN_PX = 3.0
 FILL_ALPHA = 0.15
+MOST_CORNERS = 400
+"""An outline with more is drawn less exactly; what is kept is not changed by that."""
 EDGE_RATIO = 2.0
 """Redraw the outlines when the zoom has changed by more than this: each redraw rebuilds every shape."""
 
@@ -117,7 +120,7 @@ class DenseRegionLayer(Shapes):
             self._ids, self._moved = [region.id for region in regions], set()
             if regions:
                 self.add(
-                    [np.asarray(region.parts()[0], dtype=float) - PIXEL_CENTRE for region in regions],
+                    [_outline(region) - PIXEL_CENTRE for region in regions],
                     shape_type="polygon",
                     edge_width=EDGE_SCREEN_PX / self._drawn_zoom,
                     edge_color=edges,
@@ -173,3 +176,13 @@ class DenseRegionLayer(Shapes):
             self._annotations.fill_polygon(points, self._rest_class(), dense=True)
         else:
             show_info("A dense region is drawn as a rectangle or a polygon.")
+
+
+def _outline(region: DenseRegion) -> NDArray[Any]:
+    """The outer ring to draw; one with thousands of corners is straightened, because napari triangulates it here."""
+    ring = np.asarray(region.parts()[0], dtype=float)
+    if len(ring) <= MOST_CORNERS:
+        return ring
+    coarse = max(region.box.height, region.box.width) / MOST_CORNERS
+    straight = shapely.get_coordinates(shapely.simplify(shapely.linearrings(ring), coarse))[:-1]
+    return straight if len(straight) >= 3 else ring
