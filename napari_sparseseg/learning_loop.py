@@ -110,6 +110,7 @@ class LearningLoop:
 
     def use_model(self, model: Model) -> None:
         """Show a loaded model and continue from it when training starts (engine thread)."""
+        self.rest()
         self._learner = None
         self._pending_model = model
         self._fitted = self.seen = ()
@@ -123,6 +124,11 @@ class LearningLoop:
         import_torch()
         import_module("napari_sparseseg.learning.learner")
         import_module("timm")
+
+    def rest(self) -> None:
+        """Keep no thread of the learner's while nothing is trained (engine thread, or after its end)."""
+        if self._learner is not None:
+            self._learner.rest()
 
     def forget_fit(self) -> None:
         """Refit at the next turn even where no stroke was added (classes or settings changed)."""
@@ -187,6 +193,7 @@ class LearningLoop:
             self._closed_at, self._fitted = versions, ()
             return
         run, self._run = self._run, None
+        self.rest()
         # Without this a failing refit would be asked for again at once, for ever.
         self._fitted = versions
         details = "".join(traceback.format_exception(error))
@@ -210,6 +217,7 @@ class LearningLoop:
         from napari_sparseseg.learning.learner import Learner
 
         if self._learner is None or self.config != config:
+            self.rest()
             init = self._pending_model or (None if self._learner is None else self._learner.model)
             self._learner = Learner(config, classes, model=init)
             self._pending_model = None
@@ -238,6 +246,7 @@ class LearningLoop:
         self._set(replace(self.status, model_version=version, metrics=metrics or {}))
 
     def _finish(self, run: Run) -> None:
+        self.rest()
         try:
             path = self._checkpoint_path()
             if path is not None:
