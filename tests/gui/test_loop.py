@@ -133,7 +133,7 @@ def test_views_of_the_prediction(viewer, panel, mouse):
     click(panel.train.stop)
     panel.predict.what.setFocus()
     wait_idle(panel.predict.what.isEnabled, 10)
-    for expected in ("uncertainty", "changed", "probability", "probability"):
+    for expected in ("uncertainty", "margin", "changed", "probability", "probability"):
         QTest.keyClick(panel.predict.what, Qt.Key.Key_Down)
         pump(0.1)
         assert live.layer.shown.kind == expected
