@@ -55,8 +55,9 @@ def palette_entry(viewer, words: str) -> None:
     next(a for a in viewer.window.view_menu.actions() if a.text() == "Command Palette").trigger()
     pump(0.2)
     edit = viewer.window._qt_window._command_palette.findChild(QLineEdit)
+    wait_until(edit.isVisible, 10)
     QTest.keyClicks(edit, words)
-    pump(0.2)
+    pump(0.5)
     QTest.keyClick(edit, Qt.Key.Key_Return)
     pump(0.3)
 
@@ -143,14 +144,18 @@ def test_a_shortcut_does_what_the_button_does(viewer, panel, mouse, tiny_slide):
 
 def test_the_command_palette_opens_the_panel_and_uses_it(viewer):
     palette_entry(viewer, "Add a class (Sparse")
-    found = [w for w in QApplication.allWidgets() if type(w).__name__ == "SparseSegWidget" and w.isVisible()]
-    assert len(found) == 1
-    assert len(found[0].session.classes) == 3
+
+    def panels():
+        return [w for w in QApplication.allWidgets() if type(w).__name__ == "SparseSegWidget" and w.isVisible()]
+
+    wait_until(lambda: bool(panels()), 20)
+    (panel,) = panels()
+    wait_until(lambda: len(panel.session.classes) == 3, 20)
     menu = [
         a.text() for m in viewer.window.layers_menu.findChildren(type(viewer.window.layers_menu)) for a in m.actions()
     ]
     assert any("Train, pause or resume" in entry for entry in menu)
-    found[0].shut_down()
+    panel.shut_down()
 
 
 def test_help_is_the_documentation_and_not_modal(panel):
