@@ -217,13 +217,18 @@ def test_nothing_grows(viewer, mouse, tiny_slide, tmp_path, seconds):
         assert not panel.header.error.isVisible(), panel.header.error.text.text()
         assert person.pannings > person.turn / 2
         told = tell(watch, person, seconds)
-        slack = 1 if seconds > 300 else 12  # a short look at a busy process is noisy
-        assert told["MB per minute"] < 1.5 * slack
+        if seconds < 300:  # a dozen turns show gross leaks only: layers, menus and pools still come and go
+            bounds = {"memory_mb": 100, "threads": 2, "handles": 5, "widgets": 150, "objects": 50_000}
+            for name, most in bounds.items():
+                first, second = watch.halves(name)
+                assert second <= first + most, (name, first, second)
+            return
+        assert told["MB per minute"] < 1.5
         for name, most in (("threads", 1), ("handles", 1), ("widgets", 2)):
             first, second = watch.halves(name)
             assert second <= first + most, (name, first, second)
         first, second = watch.halves("objects")
-        assert second <= first * (1.01 if seconds > 300 else 1.05)
+        assert second <= first * 1.01
         first, second = watch.halves("stall_ms")
         assert second <= 1.5 * first + 5, "the event loop is held up longer and longer"
     finally:
