@@ -143,7 +143,7 @@ def test_a_shortcut_does_what_the_button_does(viewer, panel, mouse, tiny_slide):
 
 
 def test_the_command_palette_opens_the_panel_and_uses_it(viewer):
-    palette_entry(viewer, "Add a class (Sparse")
+    palette_entry(viewer, "Add a class")  # napari 0.9 takes a bracket for a pattern and fails
 
     def panels():
         return [w for w in QApplication.allWidgets() if type(w).__name__ == "SparseSegWidget" and w.isVisible()]
