@@ -92,8 +92,8 @@ class TrainConfig:
     """How to train; the defaults come from ``tests/benchmarks``."""
 
     balancing: Balancing = "instance"
-    """Measured with `tests.benchmarks.study --quick`: never behind ``mini-batch``; against ``none`` +0.16 Dice of a class
-    that has a hundredth of dense labels, no difference on scribbles (two seeds, 2026-11-23)."""
+    """Measured with `tests.benchmarks.study --quick`: never behind ``mini-batch``; against ``none`` +0.16 Dice of a
+    class that has a hundredth of dense labels, no difference on scribbles (two seeds, 2026-11-23)."""
     mpp: float | None = None
     """Training resolution in um per pixel. None: 1.0, or the slide's own where that is coarser; one level-0 pixel where
     the slide's mpp is unknown."""
