@@ -41,6 +41,17 @@ def test_every_format_reads_back_to_the_same_pixels(drawn, tmp_path, name):
     assert not list(tmp_path.glob("*.part*"))
 
 
+@pytest.mark.parametrize("name", ["slide.tif", "slide.ome.zarr"])
+def test_label_images_never_replace_what_may_be_the_slide(drawn, tmp_path, name):
+    slide = tmp_path / name
+    kept = slide / "0" if name.endswith("zarr") else slide
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_bytes(b"years of work")
+    with pytest.raises(AnnotationError, match="exists already"):
+        save_as(drawn, slide)
+    assert kept.read_bytes() == b"years of work"
+
+
 @pytest.mark.parametrize("name", ["a.xml", "a.geojson"])
 def test_outlines_keep_dense_regions_and_classes(drawn, tmp_path, name):
     save_as(drawn, tmp_path / name)

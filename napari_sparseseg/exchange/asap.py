@@ -22,6 +22,7 @@ from napari_sparseseg.exchange.shapes import (
     to_annotations,
 )
 from napari_sparseseg.exchange.trace import trace
+from napari_sparseseg.files import write_atomic
 
 if TYPE_CHECKING:
     import os
@@ -182,11 +183,11 @@ def write_asap(annotations: Annotations, path: str | os.PathLike[str]) -> None:
         Where the file cannot be written.
     """
     target = Path(path)
-    part = target.with_name(target.name + ".part")
     snapshot = annotations.snapshot()
     classes = {c.id: c for c in snapshot.classes}
-    number = 0
-    try:
+
+    def write(part: Path) -> None:
+        number = 0
         with part.open("w", encoding="utf-8", newline="\n") as file:
             file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n<Annotations>\n')
             for region in snapshot.dense_regions:
@@ -201,11 +202,11 @@ def write_asap(annotations: Annotations, path: str | os.PathLike[str]) -> None:
                 name, colour = quoteattr(c.name), quoteattr(c.colour)
                 file.write(f'<Group Name={name} PartOfGroup="None" Color={colour}><Attributes/></Group>\n')
             file.write("</AnnotationGroups>\n</ASAP_Annotations>\n")
-        part.replace(target)
+
+    try:
+        write_atomic(target, write)
     except OSError as error:
         raise AnnotationError(f"cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def one_ring(rings: Sequence[NDArray[Any]]) -> NDArray[np.float64]:

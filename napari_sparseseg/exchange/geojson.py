@@ -27,6 +27,7 @@ from napari_sparseseg.exchange.shapes import (
     to_annotations,
 )
 from napari_sparseseg.exchange.trace import trace
+from napari_sparseseg.files import write_atomic
 
 if TYPE_CHECKING:
     import os
@@ -250,12 +251,12 @@ def write_geojson(annotations: Annotations, path: str | os.PathLike[str]) -> Non
         Where the file cannot be written.
     """
     target = Path(path)
-    part = target.with_name(target.name + ".part")
     snapshot = annotations.snapshot()
     classes = {c.id: c for c in snapshot.classes}
     table = [{"id": c.id, "name": c.name, "colour": c.colour} for c in snapshot.classes]
     head = {"type": "FeatureCollection", MARK: {"classes": table, "shape": list(snapshot.shape)}}
-    try:
+
+    def write(part: Path) -> None:
         with part.open("w", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(head)[:-1] + ', "features": [')
             between = "\n"
@@ -269,11 +270,11 @@ def write_geojson(annotations: Annotations, path: str | os.PathLike[str]) -> Non
                 file.write(between + json.dumps(_feature(parts, classes[outline.class_id], {})))
                 between = ",\n"
             file.write("\n]}\n")
-        part.replace(target)
+
+    try:
+        write_atomic(target, write)
     except OSError as error:
         raise AnnotationError(f"cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _feature(rings: Sequence[NDArray[Any]], label: ClassDef, more: dict[str, Any]) -> dict[str, Any]:

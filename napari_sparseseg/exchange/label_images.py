@@ -54,7 +54,8 @@ def write_labels(
     Raises
     ------
     AnnotationError
-        For another suffix, a `downsample` below 1, or where the file cannot be written.
+        For another suffix, a `downsample` below 1, where something is there already (it may be the slide), or where
+        the file cannot be written.
     """
     target = Path(path)
     suffix = target.suffix.lower()
@@ -62,6 +63,8 @@ def write_labels(
         raise AnnotationError(f"label images are written as .tif or .zarr, not as {target.name}.")
     if not (1.0 <= downsample < np.inf):
         raise AnnotationError(f"a label image has 1 or more level-0 pixels per pixel, not {downsample}.")
+    if target.exists():
+        raise AnnotationError(f"{target} exists already; remove it, or choose another name.")
     part = target.with_name(f"{target.name}.part{suffix}")
     image = _Image(annotations.snapshot(), Frame((downsample, downsample)), mpp, progress)
     tiles_in_all = -(-image.shape[0] // TILE) * -(-image.shape[1] // TILE)
@@ -71,7 +74,6 @@ def write_labels(
             _write_zarr(image, part)
         else:
             _write_tiff(image, part)
-        _remove(target)
         part.replace(target)
         if progress is not None:
             progress(tiles_in_all, tiles_in_all)
