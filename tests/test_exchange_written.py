@@ -120,7 +120,10 @@ def test_what_cannot_be_written_is_refused_and_keeps_what_was_there(drawn, tmp_p
     with pytest.raises(AnnotationError, match="cannot write"):
         write_labels(drawn, tmp_path / "no" / "such" / "a.tif")
     write_labels(drawn, tmp_path / "a.tif", downsample=16)
-    write_labels(drawn, tmp_path / "a.tif", downsample=8)
+    before = (tmp_path / "a.tif").read_bytes()
+    with pytest.raises(AnnotationError, match="exists already"):
+        write_labels(drawn, tmp_path / "a.tif", downsample=8)
+    assert (tmp_path / "a.tif").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
 
 
