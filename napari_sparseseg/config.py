@@ -26,6 +26,7 @@ _BOUNDS: dict[str, tuple[type, float, float]] = {
     "batch_size": (int, 1, 256),
     "min_pixels": (int, 1, 2**31),
     "dense_fraction": (float, 0, 1),
+    "area_power": (float, 0, 1),
     "learning_rate": (float, 1e-9, 10),
     "seed": (int, 0, 2**32 - 1),
 }
@@ -105,6 +106,9 @@ class TrainConfig:
     min_pixels: int = 1
     dense_fraction: float = 0.25
     """Share of the patches of a batch that is drawn from dense regions, where there are any."""
+    area_power: float = 0.0
+    """A stroke's turns in its class are proportional to its area to this power: 0 all alike; 0.5 for strokes of very
+    different size."""
     learning_rate: float = 1e-3
     seed: int = 0
     device: str = "auto"

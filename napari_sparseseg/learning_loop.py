@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Run:
-    """One training run: its budget, and the event that ends the wait for it."""
+    """One training run: its budget, how many comparisons it may go on without gain, and the end that one waits for."""
 
     config: TrainConfig
     seconds: float | None = None
     steps: int | None = None
+    patience: int | None = None
     spent: float = 0.0
     first_step: int = 0
     paused: bool = False
@@ -37,10 +38,11 @@ class Run:
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
-    def finished(self, step: int) -> bool:
-        """Whether the budget is used up or somebody asked to stop."""
+    def finished(self, step: int, stale: int = 0) -> bool:
+        """Whether the budget is used up, nothing was gained for long, or somebody asked to stop."""
         return (
             self.stopping
+            or (self.patience is not None and stale >= self.patience)
             or (self.seconds is not None and self.spent >= self.seconds)
             or (self.steps is not None and step - self.first_step >= self.steps)
         )
@@ -177,11 +179,12 @@ class LearningLoop:
         """Whether a run ends now; of several ranks all end together, as the next batch tells them."""
         from napari_sparseseg.learning.distributed import ranks
 
-        mine = ranks()
-        mine.leaving = mine.leaving or (mine.world > 1 and run.finished(self.status.step))
+        mine, stale = ranks(), self._learner.turns.stale if self._learner is not None else 0
+        finished = run.finished(self.status.step, stale)
+        mine.leaving = mine.leaving or (mine.world > 1 and finished)
         if mine.world > 1 and learning:
             return mine.ended
-        return run.finished(self.status.step)
+        return finished
 
     def fail(self, error: Exception) -> None:
         """End the run with an error that the user sees; the rest of the session goes on (engine thread).

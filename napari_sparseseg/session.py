@@ -75,6 +75,7 @@ class Session(PredictionSession):
         *,
         seconds: float | None = None,
         steps: int | None = None,
+        patience: int | None = None,
         wait: bool = False,
         **settings: Any,
     ) -> None:
@@ -86,6 +87,9 @@ class Session(PredictionSession):
             ``none``, ``instance`` or ``mini-batch``; None keeps the session's setting.
         seconds, steps
             Budget of this run, pauses left out; without either it goes on until `stop`.
+        patience
+            End after so many comparisons on held-out strokes in a row that brought nothing better; the best model is
+            kept in any case. None: go on, as strokes may still be drawn.
         wait
             Return only when the run has ended, and raise what ended it.
         **settings
@@ -98,7 +102,7 @@ class Session(PredictionSession):
         """
         config = self.config.updated(settings if balancing is None else {**settings, "balancing": balancing})
         self.set.require_two_classes()
-        run = Run(config, seconds, steps, first_step=self._loop.status.step)
+        run = Run(config, seconds, steps, patience, first_step=self._loop.status.step)
         self._loop.begin(run)
         self.config = config
         self._loop.forget_fit()

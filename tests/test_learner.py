@@ -110,7 +110,7 @@ def test_a_correction_is_followed_and_undone(slide):
 
 def test_fine_steps_compare_and_never_serve_a_worse_share(slide):
     learner = fitted(slide, annotated())
-    learner._turns = Turns(first=4)
+    learner.turns = Turns(first=4)
     found = []
     while len(found) < 1:
         report = learner.step()
@@ -129,6 +129,27 @@ def test_fine_steps_compare_and_never_serve_a_worse_share(slide):
     assert set(found[0]["classes"]) == {"stripes", "dots"}
     assert accuracy(learner.model, slide) > 0.9
     assert np.isfinite(report.loss)
+
+
+def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide, monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.LEAST_STEPS", 1)
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.TIME_SHARE", 100)
+    a = annotated()
+    learner = fitted(slide, a)
+    learner.turns = Turns(first=1)
+    scores, best, stale = [], -1.0, 0
+    while len(scores) < 5:
+        report = learner.step()
+        if report.validation:
+            scores.append(report.validation["balanced_dice"])
+            gained = scores[-1] > best
+            stale = (0 if gained else stale + 1) if len(scores) > 1 else 0
+            best = max(best, scores[-1])
+            assert learner.metrics["balanced_dice"] == best
+            assert learner.turns.stale == stale
+    a.paint([(100, 50), (100, 150)], 5, 4)
+    learner.set_sources(sources(slide, a))
+    assert learner.turns.stale == 0
 
 
 def test_classes_come_and_go_without_starting_over(slide):
@@ -192,7 +213,7 @@ def test_a_seed_gives_one_result(slide):
     runs = []
     for _ in range(2):
         learner = fitted(slide, annotated())
-        learner._turns = Turns(first=10**9)
+        learner.turns = Turns(first=10**9)
         steps(learner, 2)
         runs.append([p.clone() for p in learner._trainer.averaged.parameters()])
     for p, q in zip(*runs, strict=True):
@@ -202,10 +223,10 @@ def test_a_seed_gives_one_result(slide):
 def test_later_the_decoder_is_trained_with_an_encoder_of_its_own(slide, monkeypatch, tmp_path):
     monkeypatch.setattr("napari_sparseseg.learning.learner.UNFREEZE_AFTER", 2)
     learner = fitted(slide, annotated())
-    learner._turns = Turns(first=4)
+    learner.turns = Turns(first=4)
     steps(learner, 2)
     frozen = [p.clone() for p in learner._features.parameters()]
-    while not learner.step().validation:
+    while not learner.step().validation or learner._fine.tuned is None:
         pass
     tuned = learner._trainer.averaged.tuned
     assert learner.step_count >= 4

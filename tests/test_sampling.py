@@ -74,7 +74,7 @@ def test_strokes_get_the_same_number_of_turns_whatever_their_length():
     slide = white_slide()
     source = Source(slide, annotations.snapshot(), Frame())
     for power, expected in ((0.0, 0.5), (0.5, None)):
-        sampler = PatchSampler([source], replace(CONFIG, patch_px=32), seed=3, area_power=power)
+        sampler = PatchSampler([source], replace(CONFIG, patch_px=32, area_power=power), seed=3)
         origins = sampler.draw(100).origins
         short = float(np.mean(origins[:, 1] > 300))
         if expected is None:

@@ -97,6 +97,15 @@ def test_train_without_wait_returns_and_follows_new_strokes(session):
     assert session.status.state == "idle"
 
 
+def test_a_patient_run_ends_by_itself_when_nothing_is_gained(session, monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.LEAST_STEPS", 1)
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.TIME_SHARE", 100)
+    scribble(session)
+    session.train(patience=2, wait=True)
+    assert session.status.state == "idle"
+    assert session.model is not None
+
+
 def test_training_needs_two_classes(session):
     with pytest.raises(TrainingError, match="two classes"):
         session.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,11 +42,24 @@ CLEARLY = 0.005
 
 
 class Turns:
-    """When to compare, and when to hold out others: comparing keeps to `TIME_SHARE` of the time."""
+    """When to compare, and when to hold out others: comparing keeps to `TIME_SHARE` of the time.
+
+    Attributes
+    ----------
+    training, comparing
+        Seconds spent on each.
+    stale
+        Comparisons in a row that found nothing better, since the labels changed last.
+    """
 
     def __init__(self, first: int = FIRST) -> None:
         self.training = self.comparing = 0.0
         self._next, self._comparisons = first, 0
+        self.stale, self._best = 0, -math.inf
+
+    def restart(self) -> None:
+        """Labels have changed: scores from before do not compare."""
+        self.stale, self._best = 0, -math.inf
 
     def due(self, steps: int) -> bool:
         """Whether to compare after this many steps."""
@@ -58,7 +72,19 @@ class Turns:
     def swap(self) -> bool:
         """Count a comparison that is done; whether it is time to hold out others."""
         self._comparisons += 1
-        return self._comparisons % SWAP_AFTER == 0
+        due = self._comparisons % SWAP_AFTER == 0
+        if due:
+            self._best = -math.inf
+        return due
+
+    def gained(self, score: float | None) -> bool:
+        """Whether this score is the best on what is held out now; the first one neither gains nor is stale."""
+        first, value = self._best == -math.inf, -math.inf if score is None else score
+        if value <= self._best and not first:
+            self.stale += 1
+            return False
+        self.stale, self._best = self.stale if first else 0, value
+        return True
 
 
 class Comparison:

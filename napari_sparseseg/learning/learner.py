@@ -89,8 +89,8 @@ class Learner:
         The best one now, or None; +1 with every new one; the newest annotation version that it was fitted on.
     problem
         Why there is no model, or what is not yet in it; else empty.
-    metrics, held
-        Held-out scores of the model served, empty before the first comparison; what is held out now.
+    metrics, held, turns
+        Held-out scores of the model served; what is held out now; when to compare, and how long nothing was gained.
 
     Raises
     ------
@@ -122,7 +122,7 @@ class Learner:
         self._comparison: Comparison | None = None
         self._loss: float | None = None
         self._first_step, self._share = 0, 0.0
-        self._turns, self._augmented, self._refit_due = Turns(), False, False
+        self.turns, self._augmented, self._refit_due = Turns(), False, False
         if model is not None:
             self._continue(model)
 
@@ -155,6 +155,7 @@ class Learner:
         self.held.update(self._sources, self.classes)
         self._patches.restart(self._sources)
         self._comparison = None
+        self.turns.restart()
         task = self._trainer.task if self._trainer is not None else None
         if self._trainer is not None:
             self._trainer.drop_batch()
@@ -196,13 +197,13 @@ class Learner:
         elif self._comparison is not None:
             if self._comparison.advance():
                 validation = self._take_over(self._comparison)
-            self._turns.comparing += time.perf_counter() - started
+            self.turns.comparing += time.perf_counter() - started
         elif self._refit_due:
             self.refit()
         else:
             self._trainer = self._trainer or self._begin(self._scale)
             loss, message = self._trainer.work(self._patches.draw), self._trainer.message
-            self._turns.training += time.perf_counter() - started
+            self.turns.training += time.perf_counter() - started
             if loss is not None:
                 self._loss = loss
                 self._after_step(self._trainer)
@@ -223,7 +224,9 @@ class Learner:
         if self.model is None:
             raise TrainingError("there is no model to save yet; scribble two classes first.")
         if self._trainer is not None:
-            self._fine = copy.deepcopy(fine_part(self._trainer.averaged))
+            # A decoder that is served stays the one that was compared; else what was learned since is kept.
+            if not self._share:
+                self._fine = copy.deepcopy(fine_part(self._trainer.averaged))
             self._publish()
         self.model.save(path)
 
@@ -276,11 +279,8 @@ class Learner:
         return fit_head(samples, bank.features.channels, len(ids), seed=self.config.seed)
 
     def _begin(self, scale: InputScale) -> Trainer:
-        fine, features = self._fine, self._features
-        if fine is None:
-            features = self._ensure_bank().features
-            fine = new_decoder(self.config, features, len(self.classes), self._rows)
-        return new_trainer(fine, features, self.classes, self.config, scale, self.device)
+        fine = self._fine or new_decoder(self.config, self._ensure_bank().features, len(self.classes), self._rows)
+        return new_trainer(fine, self._features, self.classes, self.config, scale, self.device)
 
     def _after_step(self, trainer: Trainer) -> None:
         averaged = fine_part(trainer.averaged)
@@ -289,24 +289,25 @@ class Learner:
                 self._fine = copy.deepcopy(averaged)
                 self._publish()
             return
-        if ranks().first and self._turns.due(self.step_count) and self.held.windows():
-            self._turns.begun(self.step_count)
-            bank, decoder, rows = self._ensure_bank(), copy.deepcopy(averaged), self._extra_rows()
-            settings = (self.classes, self.config)
-            self._comparison = Comparison(bank, self.held, self._sources, decoder, settings, rows, self._share)
+        if ranks().first and self.turns.due(self.step_count) and self.held.windows():
+            self.turns.begun(self.step_count)
+            given = (copy.deepcopy(averaged), (self.classes, self.config), self._extra_rows(), self._share)
+            self._comparison = Comparison(self._ensure_bank(), self.held, self._sources, *given)
         if averaged.tuned is None and self.step_count >= UNFREEZE_AFTER:
             self._first_step += trainer.steps
             self._trainer = unfreeze(trainer, self._ensure_bank(), self.classes, self.config, self.device)
 
     def _take_over(self, comparison: Comparison) -> dict[str, Any]:
         """Serve what scored best from the next step on: the head is fitted to everything then, which takes a while."""
-        self._comparison, self._refit_due = None, True
-        self._share, self._fine, self.metrics = comparison.best_share, comparison.decoder, comparison.metrics
-        self._augmented = comparison.augmented
-        if self._turns.swap() and ranks().world == 1:
+        self._comparison = None
+        if self.turns.gained(comparison.metrics["balanced_dice"]):
+            self._refit_due = True
+            self._share, self._fine, self.metrics = comparison.best_share, comparison.decoder, comparison.metrics
+            self._augmented = comparison.augmented
+        if self.turns.swap() and ranks().world == 1:
             self.held.swap()
             self._patches.restart(self._sources)
-        return self.metrics
+        return comparison.metrics
 
     def _publish(self) -> Model | None:
         kept: tuple[Rows, ...] = ()

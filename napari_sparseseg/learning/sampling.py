@@ -111,15 +111,13 @@ class PatchSampler:
     sources
         Slides with labels; those whose role is not ``train`` are left out.
     config
-        `patch_px`, `dense_fraction`.
+        `patch_px`, `dense_fraction`, `area_power`.
     seed
         Of all random choices.
     exclude
         Per index of `sources` what is held out: its labels are 0 in every patch, wherever the patch comes from.
     margin
         Pixels to add around the `patch_px` square on every side; the labelled pixel stays out of the margin.
-    area_power
-        A stroke's turns are proportional to its area to this power: 0 all strokes alike, 0.5 larger ones more often.
 
     Raises
     ------
@@ -135,14 +133,13 @@ class PatchSampler:
         *,
         exclude: Mapping[int, Sequence[Unit]] | None = None,
         margin: int = 0,
-        area_power: float = 0.0,
     ) -> None:
         self._sources, self._config, self._margin = tuple(sources), config, margin
         self._rng = np.random.default_rng(config.seed if seed is None else seed)
         self._held = {k: tuple(units) for k, units in (exclude or {}).items()}
         usable = [k for k in self._training_indices() if not any(u.stroke is None for u in self._held.get(k, ()))]
         self.brightfield = _check_alike([self._sources[k] for k in usable])
-        self._groups = self._group_strokes(usable, area_power)
+        self._groups = self._group_strokes(usable, config.area_power)
         self._class_turns = _Turns([1.0] * len(self._groups), self._rng)
         self._regions = self._group_regions(usable)
         self._region_turns = _Turns([1.0] * len(self._regions), self._rng)
