@@ -91,14 +91,10 @@ class Decoder(nn.Module):
         x: torch.Tensor | None = None
         middle, spread = (torch.split(v.view(1, -1, 1, 1), self.channels, dim=1) for v in (self.mean, self.std))
         for group, stage in zip(self.inputs, self.stages, strict=True):
-            parts = [(maps[i] - middle[i]) / spread[i] for i in group]
-            if keep is not None:
-                parts = [part * keep[i] for part, i in zip(parts, group, strict=True)]
-            if x is not None:
-                parts.append(F.interpolate(x, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
-            x = torch.cat(parts, dim=1)
+            factors = [1 / spread[i] if keep is None else keep[i] / spread[i] for i in group]
+            parts = [(maps[i] - middle[i]) * factor for i, factor in zip(group, factors, strict=True)]
+            x = stage(parts, x)
             del parts  # at the finest scale they are an eighth of the memory of a whole-slide run
-            x = stage(x)
         scores: torch.Tensor = self.scores(x)
         return scores
 
@@ -109,26 +105,25 @@ class _Stage(nn.Module):
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(before, width, 1)
-        self.norm = ChannelNorm(width)
+        self.norm = nn.LayerNorm(width)
         self.mix = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.norm(self.reduce(x)), inplace=True)
-        return x + F.relu(self.mix(x), inplace=True)
-
-
-class ChannelNorm(nn.Module):
-    """Normalisation over channels at each place: the same for any batch size and any tile."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.shape = (width,)  # not from the input: a traced size is no constant, and export to ONNX needs one
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) to the same shape."""
-        moved = F.layer_norm(x.permute(0, 2, 3, 1), self.shape, self.weight, self.bias, 1e-5)
-        return moved.permute(0, 3, 1, 2)
+    def forward(self, parts: Sequence[torch.Tensor], coarser: torch.Tensor | None) -> torch.Tensor:
+        """Maps (B, C_i, h, w) of this scale and what came of the coarser ones, to (B, width, h, w)."""
+        # Part by part and channels last, 1 x 1 is a matrix product without a copy of all parts in one; and as it
+        # commutes with upsampling, the coarser part is multiplied where it is small.
+        inputs = [*parts] if coarser is None else [*parts, coarser]
+        weights = torch.split(self.reduce.weight.flatten(1), [x.shape[1] for x in inputs], dim=1)
+        total = self.reduce.bias
+        for x, weight in zip(inputs, weights, strict=True):
+            product = F.linear(x.permute(0, 2, 3, 1), weight)
+            if x is coarser:
+                small = product.permute(0, 3, 1, 2)
+                product = F.interpolate(small, size=parts[0].shape[-2:], mode="bilinear", align_corners=False)
+                product = product.permute(0, 2, 3, 1)
+            total = product.add_(total)
+        out = F.relu(self.norm(total), inplace=True).permute(0, 3, 1, 2)
+        return out + F.relu(self.mix(out), inplace=True)
 
 
 class TwoSpeedNet(nn.Module):
