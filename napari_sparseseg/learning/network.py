@@ -114,7 +114,7 @@ class _Stage(nn.Module):
         # commutes with upsampling, the coarser part is multiplied where it is small.
         inputs = [*parts] if coarser is None else [*parts, coarser]
         weights = torch.split(self.reduce.weight.flatten(1), [x.shape[1] for x in inputs], dim=1)
-        total = self.reduce.bias
+        total: torch.Tensor = self.reduce.bias  # type: ignore[assignment]
         for x, weight in zip(inputs, weights, strict=True):
             product = F.linear(x.permute(0, 2, 3, 1), weight)
             if x is coarser:
