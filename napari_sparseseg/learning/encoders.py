@@ -304,6 +304,7 @@ def _download(base: str) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != stated:
         path.resolve().unlink()
+        path.unlink(missing_ok=True)  # the cache's link to it
         raise ModelError(
             f"{_WEIGHTS} of {repository} is not what the hub says it is (sha256 {found[:12]}..., expected "
             f"{stated[:12]}...). It was removed; try again, or give a file of your own as {base}@FILE."
