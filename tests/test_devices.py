@@ -1,0 +1,91 @@
+"""Code for graphics cards without one: tensors that only have a device show where two devices meet by mistake.
+
+`FakeTensorMode` computes shapes, dtypes and devices of every operation as CUDA would have them, and raises where
+operands lie on different devices. Values, and so speed and precision, need a card; reduced precision is run on the CPU.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.learning.backend import autocast_dtype, choose_device
+from napari_sparseseg.learning.encoders import Encoder
+from napari_sparseseg.learning.features import FeatureMaps, InputScale
+from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
+from napari_sparseseg.learning.head import Head
+from napari_sparseseg.learning.model import Model
+from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
+from tests.test_trainer import StillTask, batch, finish, trainer_of
+
+LABELS = np.kron(np.array([[1, 0], [2, 3]], np.uint8), np.ones((32, 32), np.uint8))
+
+
+def network(*, tuned, load=True):
+    maps = FeatureMaps(Encoder("tf_efficientnet_lite0", 3, load=load), 3).requires_grad_(False).eval()
+    decoder = Decoder(maps.channels, maps.strides, (16, 12, 8, 8), 3)
+    if tuned:
+        decoder.tuned = FeatureMaps(Encoder("tf_efficientnet_lite0", 3, load=load), 3)
+    return TwoSpeedNet(maps, Head(maps.channels, 8, 3), decoder, 0.5)
+
+
+@pytest.mark.parametrize("tuned", [False, True], ids=["frozen", "own encoder"])
+def test_prediction_and_the_pass_of_a_training_step_stay_on_one_device(tuned):
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            net = network(tuned=tuned, load=False)
+            plain = PlainUNet(3, 3)
+            image = torch.rand(2, 3, 64, 64)
+        assert net(image).device.type == "cuda"
+        task = DecoderTask(net.features, net.decoder, 1e-3)
+        task._remember = lambda *_: None  # reads values, which these tensors do not have
+        scores = task.logits(image, np.stack([LABELS, LABELS]), torch.Generator())
+        assert scores.device.type == "cuda"
+        assert ScratchTask(plain, 1e-3).logits(image, LABELS, torch.Generator()).shape[1] == 3
+        with pytest.raises(RuntimeError, match="device"):
+            net(torch.rand(2, 3, 64, 64, device="cpu"))
+
+
+def test_reduced_precision_trains_to_nearly_the_same_loss(monkeypatch):
+    full = finish(trainer_of(StillTask()), lambda n: batch(n=n))
+    monkeypatch.setattr("napari_sparseseg.learning.trainer.autocast_dtype", lambda _device: torch.bfloat16)
+    kinds = []
+    task = StillTask()
+    inner = task.logits
+    task.logits = lambda *args: kinds.append((out := inner(*args)).dtype) or out
+    half = finish(trainer_of(task), lambda n: batch(n=n))
+    assert set(kinds) == {torch.bfloat16}
+    assert half == pytest.approx(full, rel=0.02)
+
+
+def test_reduced_precision_predicts_probabilities(monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.model.autocast_dtype", lambda _device: torch.bfloat16)
+    model = Model(Recipe(make_classes("abc"), 1.0, "tf_efficientnet_lite0"), network(tuned=False), InputScale.for_rgb())
+    found = model.probabilities(np.full((64, 64, 3), 180, np.uint8))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_precision_follows_the_card(bf16, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert autocast_dtype(torch.device("cuda")) == expected
+    assert autocast_dtype(torch.device("mps")) is autocast_dtype(torch.device("cpu")) is None
+
+
+def test_the_device_is_chosen_by_what_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(TrainingError, match="2 CUDA devices"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("mps")
+    with pytest.raises(TrainingError, match="found: cpu, mps"):
+        choose_device("cuda")
