@@ -235,7 +235,7 @@ def test_two_threads_cannot_both_start_training(slides):
     with Session(["a", "b"], config=CONFIG) as session:
         session.open(slides[0])
         scribble(session)
-        for _ in range(20):
+        for _ in range(6):
             started, barrier = [], threading.Barrier(4)
 
             def start(started=started, barrier=barrier):

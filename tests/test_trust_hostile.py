@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -357,16 +356,14 @@ def test_a_bad_input_is_one_line_and_exit_2(bad, capsys, args):
     assert sorted(p.name for p in bad.iterdir() if not p.name.endswith(".partial")) == before
 
 
-def test_real_processes_answer_within_seconds(bad):
-    for args in (COMMANDS[2], COMMANDS[6], COMMANDS[24]):
-        started = time.monotonic()
+def test_a_real_process_answers_too(bad):
+    for args in (("info", "noise.svs"), ("predict", "good.tif", "--model", "m.safetensors", "--output", "o.ome.tif")):
         ended = subprocess.run(
             [sys.executable, "-m", "napari_sparseseg", *args],
             capture_output=True, text=True, timeout=100, cwd=bad, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert ended.returncode == 2
         assert len(ended.stderr.strip().splitlines()) == 1
-        assert time.monotonic() - started < 100
 
 
 def test_no_settings_can_be_made_that_training_cannot_bear():

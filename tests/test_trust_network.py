@@ -182,7 +182,7 @@ def test_label_and_macro_images_and_who_the_patient_is_never_leave(labelled, tmp
 class Hub(BaseHTTPRequestHandler):
     """As much of a model hub as is needed to download one file; it states the SHA-256 of what it should be."""
 
-    stated, content = "", b""
+    stated, contents = "", []  # what it sends, the last again and again
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -196,14 +196,14 @@ class Hub(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         headers = {
-            "Content-Length": len(self.content), "ETag": f'"{self.stated}"', "X-Linked-Etag": f'"{self.stated}"',
-            "X-Linked-Size": len(self.content), "X-Repo-Commit": "0" * 40, "Accept-Ranges": "bytes",
+            "Content-Length": len(self.contents[0]), "ETag": f'"{self.stated}"', "X-Linked-Etag": f'"{self.stated}"',
+            "X-Linked-Size": len(self.contents[0]), "X-Repo-Commit": "0" * 40, "Accept-Ranges": "bytes",
         }  # fmt: skip
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
         if body:
-            self.wfile.write(self.content)
+            self.wfile.write(self.contents.pop(0) if len(self.contents) > 1 else self.contents[0])
 
     def log_message(self, *args):
         pass
@@ -214,16 +214,16 @@ ASK = """
     import sys
     from napari_sparseseg.errors import ModelError
     from napari_sparseseg.learning.encoders import Encoder
-    try:
-        print(round(float(sum(p.sum() for p in Encoder(sys.argv[1]).parameters())), 1))
-    except ModelError as error:
-        print(error)
+    for _ in range(2):
+        try:
+            print(round(float(sum(p.sum() for p in Encoder(sys.argv[1]).parameters())), 1))
+        except ModelError as error:
+            print(error)
 """
 
 
-@pytest.mark.parametrize("fate", ["whole", "one byte changed"])
-def test_downloads_are_checked_by_sha256(tmp_path, monkeypatch, fate):
-    """What was changed on the way, although it has the right length and loads, is not used, nor kept."""
+def test_downloads_are_checked_by_sha256(tmp_path, monkeypatch):
+    """What was changed on the way, although it has the right length and loads, is not used, nor kept for the next."""
     import timm
     from safetensors.torch import save
 
@@ -231,7 +231,7 @@ def test_downloads_are_checked_by_sha256(tmp_path, monkeypatch, fate):
     content = save({k: v.contiguous() for k, v in net.state_dict().items()})
     monkeypatch.setattr(Hub, "stated", hashlib.sha256(content).hexdigest())
     changed = content[:-1] + bytes([content[-1] ^ 1])
-    monkeypatch.setattr(Hub, "content", content if fate == "whole" else changed)
+    monkeypatch.setattr(Hub, "contents", [changed, content])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -247,8 +247,6 @@ def test_downloads_are_checked_by_sha256(tmp_path, monkeypatch, fate):
         thread.join()
         server.server_close()
     assert ended.returncode == 0, ended.stderr
-    if fate == "whole":
-        assert float(ended.stdout)
-    else:
-        assert "sha256" in ended.stdout
-        assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size == len(content)]
+    refused, total = ended.stdout.splitlines()
+    assert "sha256" in refused
+    assert np.isfinite(float(total))
