@@ -89,6 +89,8 @@ def _add_train(commands: Any) -> None:
     budget = train.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=_positive, help="training time, default: 60")
     budget.add_argument("--steps", type=_positive_int, help="training steps instead of time")
+    train.add_argument("--patience", type=_positive_int, help="end when so many held-out comparisons brought no gain")
+    train.add_argument("--scratch", action="store_true", help="the paper's plain U-Net instead of a pretrained encoder")
     train.add_argument("--yes", action="store_true", help="download the encoder named without a question")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
     train.add_argument("--seed", type=int, default=0)
@@ -245,8 +247,9 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     init = args.model if args.resume and args.model.exists() else args.init
     _agree_to_download(args)
     config = TrainConfig(
-        balancing=args.balancing, mpp=args.mpp, encoder=args.encoder, device=args.device, seed=args.seed
-    )
+        balancing=args.balancing, mpp=args.mpp, encoder=args.encoder, device=args.device, seed=args.seed,
+        architecture="scratch" if args.scratch else "pretrained",
+    )  # fmt: skip
     with Session(() if init is None else _recipe_classes(init), config=config) as session:
         for i, path in enumerate(args.slides):
             session.open(path)
@@ -270,7 +273,9 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
 
 def _agree_to_download(args: argparse.Namespace) -> None:
     """Licence and size of an encoder that is not bundled, before its weights are fetched."""
-    if "@" in args.encoder or args.encoder == "tf_efficientnet_lite0":
+    from napari_sparseseg.config import TrainConfig
+
+    if not TrainConfig(encoder=args.encoder).downloads:
         return
     from napari_sparseseg.learning.encoders import encoder_info
 
@@ -290,7 +295,7 @@ def _recipe_classes(model: Path) -> tuple[Any, ...]:
 
 def _run_training(session: Session, args: argparse.Namespace, seconds: float | None) -> None:
     try:
-        session.train(seconds=seconds, steps=args.steps, wait=True)
+        session.train(seconds=seconds, steps=args.steps, patience=args.patience, wait=True)
     except KeyboardInterrupt:
         session.stop()
         if not args.silent:
