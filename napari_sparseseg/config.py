@@ -21,6 +21,8 @@ MAX_NAME = 500
 # is for what is no tissue: both come last.
 PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#999999", "#cc79a7")
 GREY = PALETTE[6]
+DEFAULT_ENCODER = "tf_efficientnet_lite0"
+"""Bundled: it needs no download."""
 _BOUNDS: dict[str, tuple[type, float, float]] = {
     "patch_px": (int, 8, 4096),
     "batch_size": (int, 1, 256),
@@ -100,7 +102,7 @@ class TrainConfig:
     the slide's mpp is unknown."""
     architecture: Architecture = "pretrained"
     """``pretrained``: the two-speed learner on a pretrained encoder; ``scratch``: the plain U-Net of the paper."""
-    encoder: str = "tf_efficientnet_lite0"
+    encoder: str = DEFAULT_ENCODER
     patch_px: int = 256
     batch_size: int = 4
     min_pixels: int = 1
@@ -132,6 +134,11 @@ class TrainConfig:
                 raise SparseSegError(f"{name} {value!r} is not {what} from {low:g} to {high:g}.")
         if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise SparseSegError(f"device {self.device!r} is not one of auto, cpu, cuda, mps.")
+
+    @property
+    def downloads(self) -> bool:
+        """Whether weights of the encoder may have to be fetched: neither bundled nor a file."""
+        return self.architecture == "pretrained" and self.encoder != DEFAULT_ENCODER and "@" not in self.encoder
 
     def updated(self, settings: Mapping[str, Any]) -> TrainConfig:
         """A copy with other values.

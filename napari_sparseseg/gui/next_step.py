@@ -30,7 +30,7 @@ def state_line(status: Status, jobs: Sequence[str], *, has_slide: bool) -> str:
     if not has_slide and status.state == "idle":
         return "No slide open"
     if status.state == "training" and not status.model_version:
-        return "Training: preparing the network"
+        return "Preparing the network"
     return STATES[status.state]
 
 

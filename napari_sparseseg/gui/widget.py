@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
@@ -29,6 +29,9 @@ from napari_sparseseg.gui.theme import palette
 from napari_sparseseg.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import napari
     from qtpy.QtCore import QObject
 
@@ -102,6 +105,18 @@ class SparseSegWidget(QWidget):
     def start_training(self) -> None:
         """What the Train button does."""
         self._training.train()
+
+    def predict_slide(self, out: str | Path, **options: Any) -> None:
+        """Predict the active slide into a file, in the background; options as in `Session.predict_slide`."""
+        self._prediction.predict_slide(str(out), **options)
+
+    def attempt(self, action: Callable[[], Any]) -> bool:
+        """Call what is quick; what fails is shown in the panel. Whether it went well."""
+        return self._context.attempt(action)
+
+    def in_background(self, work: Callable[[], Any], then: Callable[[Any], object] | None = None, *, name: str) -> None:
+        """Call what takes a while, off the GUI thread; what fails is shown in the panel, `then(result)` is called."""
+        self._context.in_background(work, then, name=name)
 
     def shut_down(self) -> None:
         """End training with a checkpoint, take the layers away, close all files. Safe to call twice."""

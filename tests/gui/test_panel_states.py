@@ -213,7 +213,7 @@ def test_closing_the_only_slide_ends_training_and_says_so(viewer, panel, tiny_sl
     click(panel.slide.close_slide)
     wait_idle(lambda: panel.session.status.state == "failed", 20)
     wait_idle(panel.header.error.isVisible, 5)
-    assert panel.header.error.text.text() == "no slide is left to train on: open one, or do not hold all of them out."
+    assert panel.header.error.text.text() == "No slide is left to train on: open one, or do not hold all of them out."
     assert panel.header.next_step.text().startswith("1 of 3")
     assert panel.train.train.text() == "Train"
 

@@ -12,6 +12,7 @@ from napari_sparseseg.gui.label_statistics import LabelStatistics, label_statist
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.panels.train import TrainPanel
 
@@ -37,6 +38,7 @@ class TrainActions(QObject):
         self._counting = self._again = False
         self._scored: Mapping[str, Any] | None = None
         self._failed = ""
+        self._agreed: set[str] = set()
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(COUNT_MS)
@@ -55,9 +57,23 @@ class TrainActions(QObject):
         panel.show_status(context.session.status)
 
     def train(self) -> None:
-        """Start with the settings of the section."""
+        """Start with the settings of the section; before weights are downloaded the user is asked."""
         session = self._context.session
         config = self._panel.config(session.config)
+        if not config.downloads or config.encoder in self._agreed:
+            self._start(config)
+        elif self._context.attempt(session.set.require_two_classes):
+            self._context.in_background(
+                lambda: _about(config.encoder), lambda text: self._ask(config, text), name="Looking up the network"
+            )
+
+    def _ask(self, config: TrainConfig, about: str) -> None:
+        if dialogs.ask_yes(self._panel, "Download a network?", about, "Download"):
+            self._agreed.add(config.encoder)
+            self._start(config)
+
+    def _start(self, config: TrainConfig) -> None:
+        session = self._context.session
         settings = {name: getattr(config, name) for name in ("mpp", "architecture", "encoder", "device", "seed")}
         self._failed = ""
 
@@ -131,3 +147,14 @@ class TrainActions(QObject):
             self._context.in_background(
                 lambda: session.save_model(path), lambda _: self._panel.say(f"Wrote {path}"), name="Saving the model"
             )
+
+
+def _about(encoder: str) -> str:
+    """Licence and size, told before anything is fetched."""
+    from napari_sparseseg.learning.encoders import encoder_info
+
+    info = encoder_info(encoder)
+    return (
+        f"{info.name}: {info.megabytes:,.0f} MB from {info.source}.\nLicence: {info.licence}.\n"
+        "It is downloaded once, where it is not on this computer yet."
+    )

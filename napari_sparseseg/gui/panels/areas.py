@@ -60,6 +60,7 @@ class AreaPanel(QWidget):
         self.place = QComboBox()
         self.place.setToolTip("Of what the table shows the predicted areas")
         self.place.setAccessibleName("Areas of")
+        self.place.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.place.addItems([name for name, _ in PLACES])
         self.place.activated.connect(self.place_chosen.emit)
         self.copy = button("Copy", "The table as CSV, to paste into a spreadsheet", self._on_copy)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.theme import Palette
 
-HEIGHT = 96
+HEIGHT, LABEL_HEIGHT = 96, 34
 LEFT_AXIS = 38
 MOST_POINTS = 2000
 
@@ -101,13 +101,14 @@ class Curves(QWidget):
                 plot.hideButtons()
                 plot.setLabel("left", title)
                 plot.getAxis("left").setWidth(LEFT_AXIS)
+                plot.getAxis("left").enableAutoSIPrefix(False)
                 plot.getAxis("bottom").setStyle(showValues=True)
-                self._box.addWidget(plot)
+                self._box.insertWidget(0, plot)  # Dice, once there is one, over the axis that both share
                 made.append(plot)
             made[1].setYRange(0, 1)
             made[1].setXLink(made[0])
-            made[1].setLabel("bottom", "seconds of training")
-            made[1].setFixedHeight(HEIGHT + 34)
+            made[0].setLabel("bottom", "seconds of training")
+            made[0].setFixedHeight(HEIGHT + LABEL_HEIGHT)
             made[1].hide()  # until there is a score
             self._plots = tuple(made)
             for plot in made:

@@ -68,7 +68,7 @@ class ErrorBanner(Banner):
 
     def report(self, message: str, details: str) -> None:
         """Show a failure."""
-        self.text.setText(message)
+        self.text.setText(sentence(message))
         self.details.setPlainText(details)
         self.details.hide()
         self.more.setVisible(bool(details))
@@ -114,6 +114,12 @@ class RecoveryBanner(Banner):
     def _on_restore(self) -> None:
         self.hide()
         self.restore_requested.emit()
+
+
+def sentence(message: str) -> str:
+    """With a capital where it begins with a word; a file's name stays as it is."""
+    first = message.partition(" ")[0]
+    return message[:1].upper() + message[1:] if first.isalpha() else message
 
 
 def dot(colour: str) -> QPixmap:

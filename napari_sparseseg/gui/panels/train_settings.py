@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QFormLayout, QSpinBox, QWidget
 
-from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
 from napari_sparseseg.gui.panels.section import SPACING, button, row
 
 if TYPE_CHECKING:
     from napari_sparseseg.config import Architecture
 
-DEFAULT_ENCODER = TrainConfig().encoder
 SCRATCH = "scratch"
 ENCODERS = {
     DEFAULT_ENCODER: "EfficientNet-Lite0 (built in)",
@@ -52,9 +51,11 @@ class TrainSettings(QWidget):
         for key, text in ENCODERS.items():
             self.encoder.addItem(text, key)
         self.encoder.setToolTip(
-            "What the network knows before the first stroke. Any encoder that timm knows can be typed in; it is "
-            "downloaded then"
+            "What the network knows before the first stroke. Any encoder that timm knows can be typed in; its licence "
+            "and size are shown before it is downloaded"
         )
+        self.encoder.currentTextChanged.connect(lambda _: self._show_beginning())
+        self._show_beginning()
         self.encoder.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.device = QComboBox()
         devices = ["auto", "cpu", *(["mps"] if sys.platform == "darwin" else ["cuda"])]
@@ -100,6 +101,11 @@ class TrainSettings(QWidget):
             device=self.device.currentText(),
             seed=self.seed.value(),
         )
+
+    def _show_beginning(self) -> None:
+        """Where a name is too long for the box, its end is cut off and not its beginning."""
+        if not self.encoder.hasFocus():
+            self.encoder.lineEdit().setCursorPosition(0)
 
     def show_config(self, config: TrainConfig) -> None:
         """Show a session's settings."""
