@@ -152,6 +152,34 @@ def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide, 
     assert learner.turns.stale == 0
 
 
+def test_held_out_strokes_are_swapped_and_then_kept_out_of_training(slide, monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.SWAP_AFTER", 1)
+    a = annotated()
+    learner = fitted(slide, a)
+    learner.turns = Turns(first=1)
+
+    def held():
+        return {u.stroke.id for units in learner.held.exclude.values() for u in units}
+
+    before = held()
+    while not learner.step().validation:
+        pass
+    assert before
+    assert held()
+    assert not before & held()
+    ends = [tuple(map(int, p)) for s in a.snapshot().strokes if s.id in held() for p in s.points]
+    seen = 0
+    for _ in range(10):
+        batch = learner._patches.draw(2)
+        for labels, (_, top, left) in zip(batch.labels, batch.origins, strict=True):
+            inside = [
+                (y - top, x - left) for y, x in ends if 0 <= y - top < len(labels) and 0 <= x - left < len(labels)
+            ]
+            assert not any(labels[at] for at in inside)
+            seen += len(inside)
+    assert seen > 0
+
+
 def test_classes_come_and_go_without_starting_over(slide):
     a = annotated()
     learner = fitted(slide, a)
