@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from napari_sparseseg import Annotations, Session
 from napari_sparseseg.cli import main
 from napari_sparseseg.config import Recipe, TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
+from napari_sparseseg.exchange import load_annotations, save_as
 from napari_sparseseg.learning.model_file import FORMAT, MAX_HEADER, read_recipe
+from napari_sparseseg.project import Project
 from tests.conftest import ROOT, two_textures, write_slide
 
 TEXT = '<img src=x onerror="alert(1)">{0.__class__.__mro__} %s %n %x \u202e {config}'
@@ -151,6 +154,38 @@ def test_fuzzed_model_headers(tmp_path, data):
         assert str(path) in str(error)  # noqa: PT017 - most changes break it, some do not
 
 
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("kind", ["geojson", "xml", "sparseseg", "json"])
+@given(data=st.data())
+def test_fuzzed_annotations_and_projects(tmp_path, kind, data):
+    """A few bytes changed, cut out or doubled: read, or refused with one of our errors and the name of the file."""
+    made = Annotations((200, 200), ["a", "b"])
+    made.paint([(20, 20), (60, 60)], 5, 1)
+    made.fill_polygon([(100, 100), (150, 180), (180, 110)], 2, dense=True)
+    path = tmp_path / f"a.{kind}"
+    if kind == "json":
+        path = tmp_path / "p.sparseseg" / "project.json"
+        shutil.rmtree(path.parent, ignore_errors=True)
+        with Session(["a", "b"]) as session:
+            session.save(path.parent)
+    else:
+        save_as(made, path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        at, length = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 20))
+        piece = content[at : at + length] * 2 if data.draw(st.booleans()) else data.draw(st.binary(max_size=4))
+        content[at : at + length] = piece
+        content = content or bytearray(b" ")
+    path.write_bytes(content)
+    try:
+        if kind == "json":
+            Project.open(path.parent)
+        else:
+            load_annotations(path, (200, 200)).counts()
+    except SparseSegError as error:
+        assert len(str(error)) < 2000  # noqa: PT017 - most changes break it, some do not
+
+
 def test_names_with_markup_and_formats_are_only_text(tmp_path):
     """Through strokes, project, GeoJSON and back: the same text, never interpreted."""
     slide = write_slide(tmp_path / "%s{0}<b>.tif", two_textures(256))
@@ -217,6 +252,9 @@ GEOJSON = {
     '"properties": {"classification": {"name": " "}}}',
     "long name": '{"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 1]}, '
     '"properties": {"classification": {"name": "' + "x" * 10**6 + '"}}}',
+    "bow ties": '{"type": "Polygon", "coordinates": [[[10, 10], [90, 90], [90, 10], [10, 90], [50, 5], [50, 150]]]}',
+    "one line": '{"type": "Polygon", "coordinates": [[[10, 10], [50, 50], [90, 90], [10, 10]]]}',
+    "one point": '{"type": "Polygon", "coordinates": [[[7, 7], [7, 7], [7, 7], [7, 7]]]}',
     "radius": '{"type": "Feature", "geometry": {"type": "LineString", "coordinates": [[1, 1], [9, 9]]}, '
     '"properties": {"metadata": {"radius": 1e300}}}',
 }

@@ -145,7 +145,7 @@ class Store(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-Store.TestCase.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+Store.TestCase.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
 TestStore = Store.TestCase
 
 
@@ -192,7 +192,7 @@ class Cache(RuleBasedStateMachine):
         assert self.cache.bytes == sum(self.model.values()) <= self.cache.max_bytes
 
 
-Cache.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Cache.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestCache = Cache.TestCase
 
 

@@ -306,7 +306,7 @@ def test_no_tile_cache(tmp_path):
         TILES.max_bytes = before
 
 
-@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_ten_thousand_strokes(tmp_path, count):
     rng = np.random.default_rng(0)
     annotations = Annotations((40_000, 40_000), ["a", "b"])
@@ -348,3 +348,52 @@ def test_out_of_memory_ends_the_run_and_nothing_else(session, monkeypatch, kind)
     session.annotations.paint([(10, 10), (20, 20)], 5, 1)
     session.train(steps=1, wait=True)
     assert session.predict((0, 0, 64, 64))[0].shape == (64, 64)
+
+
+@pytest.mark.fault("out of memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc")
+def test_out_of_address_space(tmp_path):
+    """Training, predicting and the live view fail with a reason; strokes are kept; all goes on when there is room."""
+    lines = child(
+        """
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from napari_sparseseg import Session
+        from napari_sparseseg.config import TrainConfig
+        from napari_sparseseg.errors import TrainingError
+        from napari_sparseseg.slides import ArraySlide
+        from tests.conftest import two_textures
+        from tests.faults.limits import limit_memory
+        config = TrainConfig(patch_px=64, batch_size=2, device="cpu")
+        with Session(["a", "b"], config=config) as session:
+            session.add(ArraySlide(np.tile(two_textures(256), (8, 8, 1)), mpp=1.0, name="image"))
+            session.annotations.paint([(40, 20), (220, 90)], 6, 1)
+            session.annotations.paint([(40, 1160), (220, 1240)], 6, 2)
+            session.save(Path(sys.argv[1]) / "p")
+            session.train(steps=1, wait=True)
+            session.config = config.updated({"patch_px": 1024, "batch_size": 16})
+            limit_memory(16 << 20)
+            for what in (lambda: session.train(steps=1, wait=True), lambda: session.predict((0, 0, 2048, 2048))):
+                try:
+                    what()
+                except (TrainingError, MemoryError, RuntimeError) as error:
+                    print(str(error).replace(chr(10), " "))
+            print(session.status.state, session.status.message)
+            session.annotations.paint([(10, 10), (20, 20)], 5, 1)
+            session.save(Path(sys.argv[1]) / "p")
+            print(session.annotations.saved)
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            session.config = config
+            session.train(steps=1, wait=True)
+            print(session.status.state, *session.predict((0, 0, 64, 64))[0].shape)
+        """,
+        tmp_path,
+    )
+    assert len(lines) == 5
+    assert "llocate" in lines[0]
+    assert "llocate" in lines[1]
+    assert lines[2].startswith("failed there is not enough memory")
+    assert lines[3:] == ["True", "idle 64 64"]
+    (file,) = tmp_path.glob("p.sparseseg/annotations/*.sqlite")
+    assert len(Annotations.load(file).strokes) == 3

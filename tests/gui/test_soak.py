@@ -79,6 +79,9 @@ class Watch:
         if sys.platform == "linux":  # what is free but kept by the C library is no leak
             with suppress(AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
+        gc.freeze()  # counts them; gc.get_objects would lend out tuples that another thread still fills, an error there
+        objects = gc.get_freeze_count()
+        gc.unfreeze()
         p = self.process
         self.samples.append(
             Sample(
@@ -86,7 +89,7 @@ class Watch:
                 round(p.memory_info().rss / MEGA, 1),
                 p.num_threads(),
                 p.num_fds() if hasattr(p, "num_fds") else p.num_handles(),
-                len(gc.get_objects()),
+                objects,
                 len(QApplication.allWidgets()),
                 round(float(np.percentile(self._busy or [0], 95)) * 1e3, 2),
                 round(max(self._gaps, default=0) * 1e3, 1),
