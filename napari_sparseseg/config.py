@@ -104,7 +104,7 @@ class TrainConfig:
     """``pretrained``: the two-speed learner on a pretrained encoder; ``scratch``: the plain U-Net of the paper."""
     encoder: str = DEFAULT_ENCODER
     patch_px: int = 192
-    """Side of a patch at the training resolution. Mean Dice after the same time, 2026-11-23 (shorter steps, more of them):
+    """Side of a patch at the training resolution. Mean Dice after the same time, 2026-11-23:
 
     ===================================  =================  =================  ======
     patch                                192 px             256 px             128 px
