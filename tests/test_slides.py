@@ -8,6 +8,7 @@ import json
 import threading
 import time
 
+import dask.array as da
 import numpy as np
 import pytest
 import tifffile
@@ -463,3 +464,23 @@ def test_close_waits_for_reads_under_way(tmp_path, monkeypatch):
     slide.close()
     thread.join(10)
     np.testing.assert_array_equal(got[0], TEXTURE[:10, :10])
+
+
+def test_windows_of_levels_are_dask_arrays_and_numpy_reads_them_without_dask(tmp_path):
+    path = tmp_path / "slide.svs"
+    write_svs(path, TEXTURE, compression="jpeg")
+    with open_slide(path) as slide:
+        whole = slide.read((0, 0, *slide.shape))
+        for level in (slide.levels[0], ArraySlide(list(slide.levels)).levels[0]):  # the second reads slides in slides
+            window = level[70:][:-5, 40:300]
+            assert isinstance(window, da.Array)
+            np.testing.assert_array_equal(np.asarray(window), whole[70:-5, 40:300])
+            np.testing.assert_array_equal(window.compute(scheduler="sync"), whole[70:-5, 40:300])
+            np.testing.assert_array_equal(np.asarray(window, dtype=np.uint16), whole[70:-5, 40:300])
+            np.testing.assert_array_equal(level[90], whole[90])
+            np.testing.assert_array_equal(level[5:50:7, ..., 1:], whole[5:50:7, :, 1:])
+            np.testing.assert_array_equal(level[10:20, 30:40, 1:2], whole[10:20, 30:40, 1:2])
+            assert level[8:8].shape == (0, *level.shape[1:])
+            assert float(level[:64, :64].mean()) == pytest.approx(whole[:64, :64].mean())
+        channel = slide.channel_levels(1)[0][3:80, 7:90]
+        np.testing.assert_array_equal(np.asarray(channel), whole[3:80, 7:90, 1])

@@ -128,8 +128,8 @@ class Pyramid:
         tiles = "1 tile" if len(bad) == 1 else f"{len(bad)} tiles"
         return [f"{tiles} cannot be decoded and shown grey; the first: ({row}, {column}) of level {k}: {reason}."]
 
-    def read(self, k: int, box: Box, first: int = 0, count: int | None = None) -> Pixels:
-        """Channels `first` ... `first + count` of a box in pixels of level `k`; background outside. A fresh array.
+    def read(self, k: int, box: Box, first: int = 0, count: int | None = None, out: Pixels | None = None) -> Pixels:
+        """Channels `first` ... `first + count` of a box of level `k`, into `out` if given; background outside.
 
         Raises
         ------
@@ -138,7 +138,7 @@ class Pyramid:
         """
         with self._reading():
             try:
-                return self._read(k, box, first, self.levels[k].shape[2] - first if count is None else count)
+                return self._read(k, box, first, self.levels[k].shape[2] - first if count is None else count, out)
             except OSError as error:
                 raise SlideError(
                     f"slide {self.name} cannot be read any more: {error}. Is its disk or network share still there?"
@@ -160,9 +160,10 @@ class Pyramid:
     def _reader(self, k: int) -> Callable[[Box, int, int], Pixels]:
         return lambda box, first, count: self._read(k, box, first, count)
 
-    def _read(self, k: int, box: Box, first: int, count: int) -> Pixels:
+    def _read(self, k: int, box: Box, first: int, count: int, out: Pixels | None = None) -> Pixels:
         level = self.levels[k]
-        out = np.empty((box.height, box.width, count), level.dtype)
+        if out is None:
+            out = np.empty((box.height, box.width, count), level.dtype)
         inside = box.intersection(Box(0, 0, *level.shape[:2]))
         if inside.area != box.area:
             out[:] = np.asarray(self.background[first : first + count]).astype(level.dtype)
