@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import os
 import struct
 import zlib
 from typing import TYPE_CHECKING
 
+import google_crc32c
 import imagecodecs
+import numcodecs
 import numpy as np
 import tifffile
+import zarr
 
 from tests.slide_files import texture, write_ome, write_svs, write_zarr
 
@@ -176,6 +181,36 @@ def zarr_with(old: str, new: str, name: str = "0/zarr.json") -> Callable[[Path],
     return make
 
 
+def zarr_bomb(
+    codec: str, zarr_format: int, coded: Callable[[], bytes], *, shards: bool = False
+) -> Callable[[Path], Path]:
+    """One chunk of 64 x 64 bytes that decompresses to 512 MB; with `shards`, the chunk inside of one."""
+
+    def make(folder: Path) -> Path:
+        path = folder / "bomb.zarr"
+        group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+        compressor = numcodecs.get_codec({"id": codec}) if zarr_format == 2 else {"name": codec, "configuration": {}}
+        layout = {"shards": (1, 64, 64)} if shards else {}
+        array = group.create_array("0", shape=(1, 64, 64), chunks=(1, 64, 64), dtype="u1", compressors=compressor,
+                                   **layout)  # fmt: skip
+        array[:] = 7
+        axes = [{"name": n, "type": "space"} for n in "cyx"]
+        datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 1]}]}]
+        multiscales = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+        if zarr_format == 2:
+            group.attrs["multiscales"] = multiscales
+        else:
+            group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+        data = coded()
+        if shards:
+            index = struct.pack("<QQ", 0, len(data))
+            data += index + struct.pack("<I", google_crc32c.value(index))
+        (path / "0" / ("0.0.0" if zarr_format == 2 else "c/0/0/0")).write_bytes(data)
+        return path
+
+    return make
+
+
 def unreadable(folder: Path) -> Path:
     path = svs(folder)
     path.chmod(0)
@@ -256,6 +291,18 @@ GREY: dict[str, tuple[Callable[[Path], Path], str]] = {
     "LZMA": (tile_bomb("lzma", lambda: imagecodecs.lzma_encode(bytes(2**26), level=0)), ""),
     "LZW": (tile_bomb("lzw", lambda: imagecodecs.lzw_encode(bytes(2**26))), ""),
     "PackBits": (tile_bomb("packbits", lambda: b"\x81\0" * 2**22), ""),
+    **{
+        f"Zarr {version}, {codec}": (zarr_bomb(codec, version, coded), "shown grey")
+        for codec, coded, versions in (
+            ("zstd", lambda: imagecodecs.zstd_encode(bytes(2**29)), (2, 3)),
+            ("blosc", lambda: numcodecs.Blosc("zstd").encode(np.zeros(2**29, np.uint8)), (2, 3)),
+            ("gzip", lambda: gzip.compress(bytes(2**29), 1), (2, 3)),
+            ("lz4", lambda: numcodecs.LZ4().encode(np.zeros(2**29, np.uint8)), (2,)),
+            ("bz2", lambda: bz2.compress(bytes(2**27)), (2,)),
+        )
+        for version in versions
+    },
+    "Zarr 3, shard": (zarr_bomb("zstd", 3, lambda: imagecodecs.zstd_encode(bytes(2**29)), shards=True), "shown grey"),
     "no image at all": (tile_bomb("jpeg", lambda: b"garbage" * 100), "does not say its size"),
 }
 """Files of one tile that cannot be decoded: shown grey, told with this reason; exit code 0. Without a reason the codec

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from napari_sparseseg.errors import SlideOpenError
+from napari_sparseseg.slides.chunk_codecs import bound_chunks
 from napari_sparseseg.slides.colour import RGB, RGB_COLOURS, WHITE, over
 from napari_sparseseg.slides.level import Level, Pixels, TileError
 from napari_sparseseg.slides.slide import Contents
@@ -118,6 +119,8 @@ def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> Contents:
     arrays = [group[d["path"]] for d in multiscale["datasets"]]
     axes = _axes(path, multiscale, arrays[0])
     _check(path, arrays, axes)
+    for array in arrays:
+        bound_chunks(array)
     channels = arrays[0].shape[axes.at("c")] if "c" in axes.names else 1
     rgb = channels in (3, 4) and arrays[0].dtype == np.uint8 and _shown_as_rgb(ome, channels)
     alpha = rgb and channels == 4
