@@ -277,7 +277,6 @@ def _explain(error: Exception) -> str:
     # torch says it with an error of its own for a graphics card and with a RuntimeError for main memory.
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
         return (
-            "there is not enough memory for this training; close other programs, or lower batch_size or patch_px. "
-            f"({str(error)[:200]})"
+            f"there is not enough memory; close other programs, or lower batch_size or patch_px. ({str(error)[:200]})"
         )
     return f"{type(error).__name__}: {error}"
