@@ -22,6 +22,9 @@ LABELS, UNCERTAINTY, MARGIN, CHANGED, PROBABILITY = 0, 1, 2, 3, 4
 """Channels of a tile: class ids; entropy, and 1 minus the margin between the two likeliest classes, scaled to 0..255;
 255 where the model before said another class; and from 4 on the probability of each class in recipe order, 0..255."""
 
+NO_TILE, NOTHING = -2, -1
+"""Instead of a model version: the level has no tile there; it has one, but nothing was predicted there."""
+
 TileKey = tuple[int, int, int]
 
 
@@ -81,6 +84,10 @@ class TileStore:
         self.top = np.zeros((channels, *self.shapes[-1]), np.uint8)
         self._tiles: OrderedDict[TileKey, Tile] = OrderedDict()
         self._top_versions: dict[TileKey, int] = {}
+        # Of each level, which model each tile-sized square of level 0 is shown from: 4 bytes per 512 x 512 px.
+        cells = (-(-h // TILE), -(-w // TILE))
+        self._shown = [np.full(cells, NO_TILE, np.int32) for _ in range(self.n_levels - 1)]
+        self._shown.append(np.full(cells, NOTHING, np.int32))
 
     @property
     def nbytes(self) -> int:
@@ -113,6 +120,8 @@ class TileStore:
         else:
             self._insert(key, tile)
             self._propagate(key, tile)
+        for shown in self._shown[level:]:
+            shown[_cells(key)] = tile.model_version
         self._trim(keep)
         return Box(i * TILE << level, j * TILE << level, TILE << level, TILE << level)
 
@@ -121,6 +130,17 @@ class TileStore:
         self._tiles.clear()
         self._top_versions.clear()
         self.top[:] = 0
+        for shown in self._shown:
+            shown[:] = NO_TILE
+        self._shown[-1][:] = NOTHING
+
+    def shown_versions(self, level: int, cells: tuple[slice, slice]) -> np.ndarray:
+        """int32: which model a reader of `level` sees in squares of `TILE` level-0 pixels; `NOTHING` where none."""
+        versions: np.ndarray = self._shown[-1][cells].copy()
+        for shown in reversed(self._shown[level:-1]):
+            own = shown[cells]
+            np.copyto(versions, own, where=own != NO_TILE)
+        return versions
 
     def read(self, channel: int, level: int, region: Box) -> np.ndarray:
         """uint8 (h, w) of a region in pixels of `level`; 0 where nothing is known. Never computes a prediction."""
@@ -172,6 +192,8 @@ class TileStore:
             parent_key = (k, y // TILE, x // TILE)
             parent = self._tiles.get(parent_key)
             merged = self._ancestor_data(parent_key) if parent is None else parent.data.copy()
+            if parent is None:
+                self._shown[k][_cells(parent_key)] = self.shown_versions(k, _cells(parent_key))
             merged[:, y % TILE : y % TILE + size, x % TILE : x % TILE + size] = data
             # A merged parent is no coarse prediction of its own: version -1 until a coarse pass makes it one.
             version = -1 if parent is None else parent.model_version
@@ -198,7 +220,14 @@ class TileStore:
                 return
             if key not in keep:
                 del self._tiles[key]
+                self._shown[key[0]][_cells(key)] = NO_TILE
                 excess -= 1
+
+
+def _cells(key: TileKey) -> tuple[slice, slice]:
+    """The level-0 tiles under a tile."""
+    level, i, j = key
+    return slice(i << level, (i + 1) << level), slice(j << level, (j + 1) << level)
 
 
 class LiveLevel:

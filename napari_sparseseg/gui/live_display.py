@@ -20,6 +20,9 @@ REFRESH_MS = 40
 """Tiles that arrive within this time are drawn together."""
 LOOK_MS = 60
 """The camera must rest this long before its view is asked for."""
+OUTDATED_MS = 5000
+"""What a model said is dimmed this long after there is a newer one. While training goes on, a new model has the whole
+screen predicted again within that time, so nothing blinks; what stays behind is said by a model that is gone."""
 DEFAULT_OPACITY = 0.45
 
 
@@ -58,6 +61,8 @@ class LiveDisplay(QObject):
         self._camera.events.zoom.connect(self._on_camera)
         self._camera.events.center.connect(self._on_camera)
         context.live_changed.connect(self.renew)
+        self._version = 0
+        context.status_changed.connect(self._on_status)
 
     def _single_shot(self, interval: int, call: Any) -> QTimer:
         timer = QTimer(self)
@@ -166,6 +171,16 @@ class LiveDisplay(QObject):
         if self.layer is not None and self.layer.opacity != self._opacity:
             self._opacity = self.layer.opacity
             self.shown_changed.emit()
+
+    def _on_status(self) -> None:
+        version, live = self._context.session.status.model_version, self._live
+        if version != self._version:
+            self._version = version
+            QTimer.singleShot(OUTDATED_MS, self, lambda: self._outdate(live, version))
+
+    def _outdate(self, live: LiveView | None, version: int) -> None:
+        if self.layer is not None and self._live is live:  # versions of another session begin anew
+            self.layer.outdate(version)
 
     def _on_camera(self) -> None:
         self._look.start()

@@ -2,6 +2,10 @@
 
 All four are bytes in the same tiles, so one Labels layer with a table of 256 colours shows any of them; a pyramid of
 float images would cost a full redraw for every tile. The layer reads `TileStore` and never computes.
+
+What an outdated model said is dimmed on its way to the texture: a second code for every colour, half as opaque and
+half grey. Values under the cursor and areas do not know of it. Codes are bytes, so the class map uses ids that no class
+has, and a ramp its lowest bit.
 """
 
 from __future__ import annotations
@@ -13,20 +17,35 @@ import numpy as np
 from napari.utils import DirectLabelColormap
 from napari.utils.colormaps import ensure_colormap
 
-from napari_sparseseg.gui.scribble_display import LazyLabels
-from napari_sparseseg.live_tiles import CHANGED, LABELS, MARGIN, PROBABILITY, UNCERTAINTY, live_levels
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.scribble_display import LazyLabels, tile_of
+from napari_sparseseg.live_tiles import (
+    CHANGED,
+    LABELS,
+    MARGIN,
+    NOTHING,
+    PROBABILITY,
+    TILE,
+    UNCERTAINTY,
+    live_levels,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Frame
+    from napari_sparseseg.gui.scribble_display import Tile
     from napari_sparseseg.live_tiles import TileStore
 
 Kind = Literal["classes", "probability", "uncertainty", "margin", "changed"]
 RAMP = "viridis"
 """Uncertainty: perceptually even and readable with every colour blindness."""
 CLEAR = (0.0, 0.0, 0.0, 0.0)
+DIM_ALPHA = 0.5
+"""How opaque an outdated prediction is, compared with a present one."""
+GREY = np.array([0.299, 0.587, 0.114])
+"""Of red, green and blue in what the eye takes for brightness (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +59,25 @@ class Shown:
 def class_colours(classes: Sequence[ClassDef], hidden: Collection[int] = ()) -> DirectLabelColormap:
     """Colours of the classes with those in `hidden` transparent; 0 and unknown ids are transparent too."""
     table: dict[int | None, Any] = {None: CLEAR, 0: CLEAR}
+    codes = dim_codes(classes)
     for c in classes:
         table[c.id] = CLEAR if c.id in hidden else c.colour
+        if codes[c.id] != c.id:
+            table[int(codes[c.id])] = CLEAR if c.id in hidden else _dimmed(np.array(c.rgb) / 255, 1.0)
     return DirectLabelColormap(color_dict=table)
 
 
+def dim_codes(classes: Sequence[ClassDef]) -> np.ndarray:
+    """uint8 (256,): the code of each class id where it is dimmed; itself where more than 127 classes leave none."""
+    codes = np.arange(256, dtype=np.uint8)
+    ids = {c.id for c in classes}
+    for class_id, code in zip(sorted(ids), (n for n in range(1, 256) if n not in ids), strict=False):
+        codes[class_id] = code
+    return codes
+
+
 def ramp_colours(rgb: np.ndarray) -> DirectLabelColormap:
-    """One colour per byte, the more opaque the higher.
+    """One colour per byte, the more opaque the higher; even values are those of an outdated model.
 
     Parameters
     ----------
@@ -55,8 +86,13 @@ def ramp_colours(rgb: np.ndarray) -> DirectLabelColormap:
     """
     table: dict[int | None, Any] = {None: CLEAR, 0: CLEAR}
     for value in range(1, 256):
-        table[value] = (*(float(c) for c in rgb[value]), value / 255)
+        opaque = value / 255
+        table[value] = (*(float(c) for c in rgb[value]), opaque) if value % 2 else _dimmed(rgb[value], opaque)
     return DirectLabelColormap(color_dict=table)
+
+
+def _dimmed(rgb: np.ndarray, alpha: float) -> tuple[float, ...]:
+    return (*(float(c) for c in (rgb + GREY @ rgb) / 2), alpha * DIM_ALPHA)
 
 
 class LiveLayer(LazyLabels):
@@ -85,6 +121,9 @@ class LiveLayer(LazyLabels):
     ) -> None:
         self._store, self._model_classes = store, tuple(classes)
         self.shown = Shown()
+        self._outdated_below = 0
+        self._arriving: Tile | None = None
+        self._dim_codes = dim_codes(classes)
         super().__init__(live_levels(store, LABELS), classes, name=name, opacity=opacity)
         down = np.array(frame.downsample)
         # napari puts the centre of a pixel at its integer coordinate, in every layer
@@ -112,12 +151,54 @@ class LiveLayer(LazyLabels):
             self._levels = live_levels(self._store, channel)
             self.data = self._levels
         self.shown = what
+        self._dim_codes = dim_codes(classes)
         self.colormap = self._colours(what, classes, hidden)
         self.features = _features(what, classes)
 
     def label_at_world(self, yx: tuple[float, float]) -> int | None:
         """Byte shown at a level-0 (y, x) of the slide; None outside what is on screen."""
         return self.label_at(self.world_to_data(yx))
+
+    def outdate(self, version: int) -> None:
+        """Dim what models before `version` said; drawn anew only where something of them is on screen."""
+        tile = self.tile
+        dim = None if tile is None else self._outdated(tile.level, tile.box)[0]
+        self._outdated_below = max(self._outdated_below, version)
+        if tile is None or (dim is not None and np.array_equal(dim, self._outdated(tile.level, tile.box)[0])):
+            return
+        f = tile.factor
+        self.update_box(Box(tile.box.y * f, tile.box.x * f, tile.box.height * f, tile.box.width * f))
+
+    def _outdated(self, level: int, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which level-0 tiles under a box of a level are outdated; the tile row and column of each of its pixels."""
+        rows = (np.arange(box.y, box.y1) << level) // TILE
+        columns = (np.arange(box.x, box.x1) << level) // TILE
+        cells = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        versions = self._store.shown_versions(level, cells)
+        return (versions > NOTHING) & (versions < self._outdated_below), rows - rows[0], columns - columns[0]
+
+    def _update_slice_response(self, response: Any) -> None:
+        self._arriving = tile_of(response)
+        super()._update_slice_response(response)
+        self._arriving = None
+
+    def _raw_to_displayed(self, raw: np.ndarray, data_slice: tuple[slice, ...] | None = None) -> np.ndarray:
+        shown: np.ndarray = super()._raw_to_displayed(raw, data_slice)
+        ramp = self.shown.kind != "classes"
+        if ramp:  # 0 stays clear
+            shown = np.where(shown > 0, shown | 1, 0).astype(np.uint8)
+        tile = self._arriving or self.tile
+        if not self._outdated_below or tile is None or raw.shape != (tile.box.height, tile.box.width):
+            return shown.copy()  # napari would hand out the labels themselves, and their dimmed codes go in here later
+        box = tile.box
+        if data_slice is not None:
+            (y0, y1, _), (x0, x1, _) = (s.indices(n) for s, n in zip(data_slice, raw.shape, strict=True))
+            box = Box(box.y + y0, box.x + x0, y1 - y0, x1 - x0)
+        dim, rows, columns = self._outdated(tile.level, box)
+        if not dim.any():
+            return shown.copy()
+        codes = shown & 254 if ramp else self._dim_codes[shown]
+        return np.where(dim[np.ix_(rows, columns)], codes, shown)
 
     def _channel(self, what: Shown) -> int | None:
         ids = [c.id for c in self._model_classes]

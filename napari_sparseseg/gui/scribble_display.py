@@ -61,6 +61,14 @@ class Tile(NamedTuple):
         return touched._replace(y=touched.y - self.box.y, x=touched.x - self.box.x)
 
 
+def tile_of(response: Any) -> Tile:
+    """Which part of the pyramid a slice of napari's holds."""
+    to_data = response.tile_to_data
+    level = round(float(np.log2(to_data.scale[-1])))
+    y, x = (round(float(t)) >> level for t in to_data.translate[-2:])
+    return Tile(level, Box(y, x, *response.image.raw.shape))
+
+
 def class_colormap(classes: Iterable[ClassDef]) -> DirectLabelColormap:
     """Colours of the classes; 0 is transparent and an id without a class is white."""
     colours: dict[int | None, str] = {None: UNKNOWN_COLOUR, 0: "transparent"}
@@ -142,10 +150,7 @@ class LazyLabels(Labels):
         """What is shown now; None while nothing is, or while napari still loads it."""
         if self._slice.empty or not self.loaded:
             return None
-        to_data = self._slice.tile_to_data
-        level = round(float(np.log2(to_data.scale[-1])))
-        y, x = (round(float(t)) >> level for t in to_data.translate[-2:])
-        return Tile(level, Box(y, x, *self._slice.image.raw.shape))
+        return tile_of(self._slice)
 
     def update_box(self, box: Box | None) -> None:
         """Show anew what the level-0 box holds; remembered while the layer is not loaded."""

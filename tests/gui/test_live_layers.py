@@ -8,7 +8,7 @@ import pytest
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.gui.areas import areas, areas_csv
-from napari_sparseseg.gui.live_layers import LiveLayer, Shown, class_colours
+from napari_sparseseg.gui.live_layers import LiveLayer, Shown, class_colours, dim_codes
 from napari_sparseseg.live_tiles import TILE, Tile, TileStore, encode
 from tests.gui.mouse import Mouse, look_at, pump
 
@@ -102,7 +102,9 @@ def test_probability_and_uncertainty_are_as_opaque_as_they_are_high(viewer, stor
     look_at(viewer, 256, 256, 1.0)
     value = layer.get_value((256.0, 256.0), world=True)[1]
     assert value / 255 == pytest.approx(alpha, abs=0.004)
-    assert layer.colormap.map(np.array([value], np.uint8))[0, 3] == pytest.approx(alpha, abs=0.004)
+    shown = layer._slice.image.view[256, 256]  # the lowest bit says that it is of the present model
+    assert shown == value | 1
+    assert layer.colormap.map(np.array([shown]))[0, 3] == pytest.approx(alpha, abs=0.006)
 
 
 def test_probability_takes_the_class_colour(viewer, mouse, store):
@@ -170,3 +172,63 @@ def test_areas_as_csv(store):
     names = make_classes([('tumour, "solid"', "#ff0000"), ("stroma", "#00ff00"), ("glass", "#0000ff")])
     text = areas_csv(areas(_Live(store, Frame(), (1.0, 1.0)), Box(0, 0, 512, 512), names))
     assert text.splitlines()[:2] == ["class,area_mm2,area_px,percent", '"tumour, ""solid""",0.262144,262144,100.00']
+
+
+@pytest.mark.parametrize("zoom", [1.0, 0.25])
+def test_what_an_outdated_model_said_is_dimmed_until_replaced(viewer, mouse, store, zoom):
+    """Half as opaque over black and halfway to its grey: red (255, 0, 0) has grey 76, so (166, 38, 38) / 2.
+
+    At 1.0 tiles of level 0 are shown, at 0.25 the coarsest level, an array that napari keeps.
+    """
+    layer = LiveLayer(store, Frame(), CLASSES, opacity=1.0)
+    viewer.add_layer(layer)
+    for i, j in np.ndindex(4, 4):
+        store.put((0, i, j), full_tile(1))
+    layer.show(Shown(), CLASSES)
+    look_at(viewer, 2 * TILE, 2 * TILE, zoom)
+    here, there = (2 * TILE - 60, 2 * TILE - 60), (2 * TILE + 60, 2 * TILE + 60)
+    layer.outdate(1)
+    assert np.abs(colour_at(viewer, mouse, *here) - (255, 0, 0)).max() <= 3
+    layer.outdate(2)
+    assert np.abs(colour_at(viewer, mouse, *here) - (83, 19, 19)).max() <= 3
+    layer.update_box(store.put((0, 1, 1), Tile(full_tile(1).data, 2, 2)))
+    assert np.abs(colour_at(viewer, mouse, *here) - (255, 0, 0)).max() <= 3
+    assert np.abs(colour_at(viewer, mouse, *there) - (83, 19, 19)).max() <= 3
+    assert layer.label_at_world(there) == 1, "the value is not dimmed"
+    assert (store.top[0] == 1).all()
+
+
+def test_an_outdated_probability_is_half_as_opaque(viewer, mouse, store):
+    layer = LiveLayer(store, Frame(), CLASSES, opacity=1.0)
+    viewer.add_layer(layer)
+    store.put((0, 0, 0), full_tile(1))
+    layer.show(Shown("probability", 1), CLASSES)
+    look_at(viewer, 256, 256, 1.0)
+    fresh = colour_at(viewer, mouse, 256, 256)
+    layer.outdate(2)
+    assert (
+        np.abs(colour_at(viewer, mouse, 256, 256) - (fresh[0] * 0.325, fresh[0] * 0.075, fresh[0] * 0.075)).max() <= 4
+    )
+
+
+def test_nothing_is_uploaded_when_what_is_shown_stays_present(viewer, store):
+    """A new model while the screen is predicted by it already: no blink, no work."""
+    layer = LiveLayer(store, Frame(), CLASSES)
+    viewer.add_layer(layer)
+    for i, j in np.ndindex(4, 4):
+        store.put((0, i, j), full_tile(1))
+    look_at(viewer, TILE, TILE, 1.0)
+    viewer.screenshot(flash=False)
+    uploads = []
+    layer.events.labels_update.connect(lambda event: uploads.append(event.data.shape))
+    layer.outdate(1)
+    assert not uploads
+    layer.outdate(2)
+    assert len(uploads) == 1
+
+
+def test_as_many_classes_as_there_are_ids_are_not_dimmed():
+    classes = make_classes([f"c{k}" for k in range(200)])
+    codes = dim_codes(classes)
+    assert len(set(codes[1:56].tolist()) & {c.id for c in classes}) == 0
+    assert codes[56:201].tolist() == list(range(56, 201))

@@ -65,11 +65,11 @@ class PredictActions(QObject):
 
     def predict_slide(self, out: str, **options: Any) -> None:
         """Predict the whole slide into a file, in the background."""
-        session = self._context.session
+        session, slide = self._context.session, self._context.session.slide
         stop = self._context.stop_prediction = threading.Event()
         self._context.in_background(
-            lambda: session.predict_slide(out, stop=stop, **options),
-            lambda result: self._on_predicted(out, result),
+            lambda: session.predict_slide(out, slide=slide, stop=stop, **options),
+            lambda result: self._on_predicted(out, result, slide),  # another slide may be active by then
             name="Predicting the slide",
         )
 
@@ -140,7 +140,7 @@ class PredictActions(QObject):
             self._context.stop_prediction.set()
             return
         folder = Path(entry.slide.path).parent
-        suggestion = folder / f"{Path(entry.slide.path).name.split('.')[0]}.ome.zarr"
+        suggestion = _unused(folder / f"{Path(entry.slide.path).name.split('.')[0]}.ome.zarr")
         out = dialogs.ask_save(self._panel, "Predict the whole slide into", str(suggestion), dialogs.RESULTS)
         if out:
             self.predict_slide(out, overwrite=True, resume=True)  # a run that was cancelled goes on
@@ -150,10 +150,8 @@ class PredictActions(QObject):
         if path:
             self._context.in_background(lambda: Path(path).write_text(text, encoding="utf-8"), name="Saving areas")
 
-    def _on_predicted(self, out: str, result: SlideResult) -> None:
-        entry = self._context.entry
-        if entry is not None:
-            self._results[entry.slide] = result
+    def _on_predicted(self, out: str, result: SlideResult, slide: Slide) -> None:
+        self._results[slide] = result
         self._measure()
         self._result = Path(out)
         self._panel.show_result(f"Wrote {out}")
@@ -180,3 +178,10 @@ class PredictActions(QObject):
         if path:
             annotations = entry.annotations
             self._context.in_background(lambda: annotations.to_geojson(path), name="Exporting scribbles")
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or the first of its kind that is not there: a file dialog opens an OME-Zarr, which is a folder."""
+    stem = path.name.split(".")[0]
+    others = (path.with_name(f"{stem}-{n}.ome.zarr") for n in range(2, 1000))
+    return next((p for p in (path, *others) if not p.exists()), path)
