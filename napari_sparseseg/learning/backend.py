@@ -36,7 +36,11 @@ def _in_viewer() -> bool:
 
 
 def hide_triton() -> None:
-    """Make triton look absent unless it was imported already; a process that never compiles saves 77 MB."""
+    """Make triton look absent unless it was imported already; a process that never compiles saves 77 MB.
+
+    Nothing here is compiled. Measured on one core with torch 2.14: ``torch.compile`` took 87 s for the encoder and 43 s
+    for the decoder, and was slower afterwards (66 against 54 ms a pass of four patches, 191 against 153 ms a step).
+    """
     if "triton" not in sys.modules:
         # The type of sys.modules does not know that None means "absent"; the import system does.
         modules: dict[str, Any] = sys.modules

@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 
 ENCODE_SECONDS = 1.5
 """Longest time that `refit` spends on cells not encoded yet; `step` goes on with the rest."""
-UNFREEZE_AFTER = 300
-"""Fine steps on frozen maps; after them the decoder gets its own encoder and is trained with it."""
+UNFREEZE_AFTER = 2000
+"""Fine steps on frozen maps; after them the decoder gets its own encoder and is trained with it. Not sooner: with 300,
+the decoder alone had 0.850 mean Dice after 90 s, frozen 0.879 (EBHI-Seg gland / background, seed 0, 2026-11-23)."""
 SCRATCH_PUBLISH = 20
 """Steps between two models of the plain U-Net."""
 
