@@ -59,7 +59,7 @@ def _drawn_layers(_: Widget) -> list[Layer]:
         "class selected in the panel. One undo takes all of it back",
     },
 )
-def annotations_from_layer(layer: Layer) -> None:
+def annotations_from_layer(layer: Any) -> None:  # with a type of napari the choices would be napari's
     """Draw what a layer holds into the annotations of the active slide."""
     opened = panel()
 
