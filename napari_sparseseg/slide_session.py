@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast, get_args
 
 from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import ProjectError, SlideError, SparseSegError
-from napari_sparseseg.project import Project
+from napari_sparseseg.project import Project, Role
 from napari_sparseseg.project_keeper import ProjectKeeper
 from napari_sparseseg.slide_set import SlideSet
 from napari_sparseseg.slides import open_slide
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from napari_sparseseg.annotations import Annotations
-    from napari_sparseseg.project import Role, SlideRecord
+    from napari_sparseseg.project import SlideRecord
     from napari_sparseseg.slide_set import SlideEntry
     from napari_sparseseg.slides import Slide
 
@@ -47,8 +47,17 @@ class SlideSession:
         self.set.close()
         self._keeper.discard_if_empty(empty=empty)
 
-    def open(self, path: str | os.PathLike[str], *, role: str = "train") -> Slide:
+    def open(self, path: str | os.PathLike[str], *, role: Role | None = None) -> Slide:
         """Open a slide and make it the active one.
+
+        A slide of the project that was moved is known by its fingerprint: it gets its strokes, role and mpp back.
+
+        Parameters
+        ----------
+        path
+            File, folder of an OME-Zarr, or address.
+        role
+            None: what it is in the project, else ``train``.
 
         Raises
         ------
@@ -56,10 +65,32 @@ class SlideSession:
             When it is not a slide that can be opened.
         """
         known = tuple(self.set.entries)
-        entry = self.set.open(path, role)  # type: ignore[arg-type]
-        if entry not in known:
-            self._keep(entry)
+        entry = self.set.open(path, _checked(role or "train"))
+        if entry in known:
+            return entry.slide
+        missed = [r for r in self._keeper.left_out if r.fingerprint == entry.slide.fingerprint]
+        if missed:
+            entry.role = role or missed[0].role
+            if missed[0].mpp is not None:
+                entry.slide.mpp = missed[0].mpp
+        self._keep(entry)
+        if missed:
+            self.set.changed.emit()
         return entry.slide
+
+    def remove(self, slide: Slide | None = None) -> None:
+        """Close a slide, by default the active one, and take it off the project; its strokes stay in the folder.
+
+        Opening it again brings them back.
+        """
+        self.set.remove(self._entry(slide))
+        self._keeper.write()
+
+    def set_role(self, role: Role, slide: Slide | None = None) -> None:
+        """Say what a slide, by default the active one, is for: ``train``, ``held-out`` or ``predict`` (only)."""
+        self._entry(slide).role = _checked(role)
+        self.set.changed.emit()
+        self._keeper.write()
 
     def add(self, slide: Slide, *, role: Role = "train") -> Slide:
         """Take over a slide that is open already (an `ArraySlide` for images in memory) and make it the active one.
@@ -139,6 +170,8 @@ class SlideSession:
     def _open_record(self, project: Project, record: SlideRecord) -> str:
         """Open a slide of a project; what is wrong with it, or nothing. It stays listed in any case."""
         name = Path(record.path).name
+        if is_remote(record.path):
+            return f"{name} is left out: its address {record.path} is not asked for unasked; open it to go on with it"
         found = project.locate(record)
         if found is None:
             return f"{name} was not found and is left out; open it to relink"
@@ -160,6 +193,12 @@ class SlideSession:
             return f"{name} is left out: {error}"
         return ""
 
+    def _entry(self, slide: Slide | None) -> SlideEntry:
+        entries = [self.set.active] if slide is None else [e for e in self.set.entries if e.slide is slide]
+        if not entries:
+            raise SlideError("that slide is not open in this session; open it first.")
+        return entries[0]
+
     def _keep(self, entry: SlideEntry) -> None:
         """Keep a slide that was just opened; one that cannot be kept is closed, lest strokes on it get lost."""
         try:
@@ -167,3 +206,9 @@ class SlideSession:
         except SparseSegError:
             self.set.remove(entry)
             raise
+
+
+def _checked(role: str) -> Role:
+    if role not in get_args(Role):
+        raise SlideError(f"role {role!r} is none of {', '.join(get_args(Role))}; choose one of these.")
+    return cast("Role", role)

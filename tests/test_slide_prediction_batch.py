@@ -6,21 +6,24 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
 from napari_sparseseg.cli import main
-from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.errors import PredictionError, SlideError
 from napari_sparseseg.results.omezarr import PredictionStore
 from napari_sparseseg.session import Session
 from napari_sparseseg.slide_prediction.options import Progress
 from napari_sparseseg.slide_prediction.progress_line import ProgressLine, time_left
+from napari_sparseseg.slides import ArraySlide
 from tests.test_slide_prediction_network import network
 
 
@@ -75,6 +78,36 @@ def test_one_summary_over_slides_that_are_trained_on_held_out_or_only_predicted(
             assert int(row["pixels"]) == pixels
             assert float(row["mm2"]) == pytest.approx(pixels * 0.25e-6, abs=1e-9)
             assert float(row["percent"]) == pytest.approx(100 * pixels / labels.size, abs=1e-3)
+
+
+def test_slides_of_a_project_are_removed_given_roles_and_found_again_where_they_were_moved(slides, tmp_path):
+    slides = [Path(shutil.copy(path, tmp_path / f"{k}.tif")) for k, path in enumerate(slides)]
+    with Session() as session:
+        for path in slides:
+            session.open(path)
+        session.annotations.paint([(20, 20)], 5, 1)
+        painted = session.annotations.counts()
+        session.set_role("held-out")
+        session.set_role("predict", session.slides[0])
+        with pytest.raises(SlideError, match="exam"):
+            session.set_role("exam")
+        session.slide.mpp = 0.25
+        session.save(tmp_path / "study")
+        session.remove(session.slides[1])
+        assert [Path(s.path) for s in session.slides] == [slides[0], slides[2]]
+    moved = tmp_path / "archive" / "renamed.tif"
+    moved.parent.mkdir()
+    slides[2].rename(moved)
+    with Session.load(tmp_path / "study.sparseseg") as session:
+        assert [e.role for e in session.set.entries] == ["predict"]
+        slide = session.open(moved)
+        assert slide.mpp == (0.25, 0.25)
+        assert [e.role for e in session.set.entries] == ["predict", "held-out"]
+        assert session.annotations.counts() == painted
+        with pytest.raises(SlideError, match="not open"):
+            session.remove(ArraySlide(np.zeros((8, 8, 3), np.uint8)))
+    with Session.load(tmp_path / "study.sparseseg") as session:
+        assert [Path(s.path) for s in session.slides] == [slides[0], moved]
 
 
 def test_the_shell_names_slides_that_fail_and_predicts_the_others(slides, model, tmp_path, capsys):

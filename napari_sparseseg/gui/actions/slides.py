@@ -198,7 +198,7 @@ class SlideActions(QObject):
     def _on_close(self) -> None:
         entry = self._context.entry
         if entry is not None:
-            self._context.session.set.remove(entry)
+            self._context.session.remove(entry.slide)
             self.sync()
 
     def _on_use_layer(self, index: int) -> None:
@@ -213,8 +213,7 @@ class SlideActions(QObject):
     def _on_role(self, role: Any) -> None:
         entry = self._context.entry
         if entry is not None:
-            entry.role = role
-            self._context.session.set.changed.emit()
+            self._context.session.set_role(role, entry.slide)
             self._context.annotated.emit()
 
     def _on_mpp(self, mpp: float) -> None:
