@@ -2,7 +2,7 @@
 
 Run ``python -m tests.benchmarks.make_tour`` under a display (``xvfb-run -a -s "-screen 0 1280x800x24"``). From an empty
 napari to a prediction of one's own strokes: ``tour-1-open.png``, ``tour-2-draw.png``, ``tour-3-train.png`` and
-``tour-4-correct.png``; prints what the panel said and how long each step took.
+``tour-4-keep.png`` with the areas of the whole slide; prints what the panel said and how long each step took.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from scipy import ndimage
 
 from napari_sparseseg.samples import CLASS_NAMES, sample_slide, sample_truth, score
 from tests.benchmarks.make_pictures import shown_dice
+from tests.gui.answers import answer_file
 from tests.gui.mouse import Mouse, line, pump
 
 LEFT = Qt.MouseButton.LeftButton
@@ -116,6 +117,19 @@ class Tour:
             self.mouse.key(str(class_id))
             self.draw(spots)
 
+    def keep(self) -> None:
+        """Predict the slide into a file, and show its areas."""
+        with tempfile.TemporaryDirectory() as folder:
+            answer_file(Path(folder) / "result")
+            self.click(self.panel.predict.predict_slide)
+            until(lambda: self.panel.predict.result.whole_text().startswith("Wrote"), 300)
+            for section in self.panel.sections[:3]:
+                self.click(section.heading)
+            self.panel.predict.areas.place.setFocus()
+            QTest.keyClick(self.panel.predict.areas.place, Qt.Key.Key_End)
+            self.panel.predict.result.setText("Wrote slide.ome.zarr")  # not the folder of this run
+            self.note("4-keep")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -147,11 +161,11 @@ def main() -> None:
     until(lambda: session.status.live_annotation_version >= before + 1, 120)
     idle(10.0)
     print(f"after one more each: {shown_dice(session) or 0.0:.2f}")
-    tour.note("4-correct")
-    labels, _ = session.predict((0, 0, *session.slide.shape))
-    print("whole slide:", {k: round(v, 2) for k, v in score(labels, sample_truth()).items()})
     tour.click(panel.train.stop)
     until(lambda: session.status.state == "idle", 60)
+    tour.keep()
+    labels, _ = session.predict((0, 0, *session.slide.shape))
+    print("whole slide:", {k: round(v, 2) for k, v in score(labels, sample_truth()).items()})
     panel.shut_down()
     tour.viewer.close()
 

@@ -82,7 +82,9 @@ class TrainActions(QObject):
 
         if self._context.attempt(start):
             self._panel.curves.clear()
-            self._panel.say(f"Training with {config.balancing} balancing on {len(session.slides)} slide(s)")
+            count = len(session.slides)
+            slides = "one slide" if count == 1 else f"{count} slides"
+            self._panel.say(f"Training with {config.balancing} balancing on {slides}")
             self._on_status()
 
     def stop_timers(self) -> None:
