@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
@@ -62,6 +64,8 @@ class LiveDisplay(QObject):
         self._camera.events.center.connect(self._on_camera)
         context.live_changed.connect(self.renew)
         self._version = 0
+        self._newer: deque[tuple[float, LiveView | None, int]] = deque()
+        self._outdate = self._single_shot(OUTDATED_MS, self._dim)
         context.status_changed.connect(self._on_status)
 
     def _single_shot(self, interval: int, call: Any) -> QTimer:
@@ -146,7 +150,7 @@ class LiveDisplay(QObject):
         """Take the layer away and let go of camera and session."""
         self._binding = None
         self._drop()
-        for timer in (self._refresh, self._look):
+        for timer in (self._refresh, self._look, self._outdate):
             timer.stop()
         self._camera.events.zoom.disconnect(self._on_camera)
         self._camera.events.center.disconnect(self._on_camera)
@@ -174,13 +178,20 @@ class LiveDisplay(QObject):
 
     def _on_status(self) -> None:
         version, live = self._context.session.status.model_version, self._live
-        if version != self._version:
-            self._version = version
-            QTimer.singleShot(OUTDATED_MS, self, lambda: self._outdate(live, version))
+        if version == self._version or self._context.closed:
+            return
+        self._version = version
+        self._newer.append((time.monotonic() + OUTDATED_MS / 1e3, live, version))
+        if not self._outdate.isActive():
+            self._outdate.start(OUTDATED_MS)
 
-    def _outdate(self, live: LiveView | None, version: int) -> None:
-        if self.layer is not None and self._live is live:  # versions of another session begin anew
-            self.layer.outdate(version)
+    def _dim(self) -> None:
+        while self._newer and self._newer[0][0] <= time.monotonic():
+            _, live, version = self._newer.popleft()
+            if self.layer is not None and self._live is live:  # versions of another session begin anew
+                self.layer.outdate(version)
+        if self._newer:
+            self._outdate.start(max(1, round((self._newer[0][0] - time.monotonic()) * 1e3)))
 
     def _on_camera(self) -> None:
         self._look.start()
