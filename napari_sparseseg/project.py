@@ -150,22 +150,24 @@ class Project:
         return target
 
     def record_for(
-        self, path: Path, fingerprint: str, role: Role = "train", others: Collection[SlideRecord] = ()
+        self, path: str, fingerprint: str, role: Role = "train", others: Collection[SlideRecord] = ()
     ) -> SlideRecord:
         """The record of a slide: the known one with the same fingerprint, brought up to date, or a new one.
 
         Parameters
         ----------
+        path
+            Of the file, or an address (``https://...``), which is kept as it is.
         others
             Records of other slides that are open: a copy of one of them gets an annotation file of its own.
         """
-        absolute = str(path.resolve())
+        absolute = path if is_remote(path) else str(Path(path).resolve())
         taken = {r.annotations for r in others}
         same = [r for r in self.state.slides if r.fingerprint == fingerprint and r.annotations not in taken]
         if same:
             known = next((r for r in same if r.path == absolute), same[0])
             return replace(known, path=absolute, relative=_relative(absolute, self.path))
-        stem = _SAFE_NAME.sub("_", path.name.split(".")[0])[:60] or "slide"
+        stem = _SAFE_NAME.sub("_", Path(path).name.split(".")[0])[:60] or "slide"
         base = f"{stem}-{_SAFE_NAME.sub('', fingerprint)[-12:]}"
         names = (f"{base}.sqlite", *(f"{base}-{k}.sqlite" for k in range(2, len(taken) + 2)))
         name = next(n for n in names if n not in taken)
@@ -208,7 +210,14 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def is_remote(path: str) -> bool:
+    """Whether a recorded path is an address, which nothing but the user's own wish may ask for."""
+    return "://" in path
+
+
 def _relative(absolute: str, folder: Path) -> str:
+    if is_remote(absolute):
+        return ""
     try:
         return os.path.relpath(absolute, folder)
     except ValueError:  # another drive on Windows

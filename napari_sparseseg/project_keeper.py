@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from napari_sparseseg import recovery
@@ -16,6 +15,7 @@ from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.slide_set import SlideEntry, SlideSet
@@ -158,8 +158,8 @@ class ProjectKeeper:
         """The record of each open slide by its key; two copies of one slide have two records."""
         records: dict[str, SlideRecord] = {}
         for e in tuple(self._slides.entries):
-            path, slide = Path(e.slide.path), e.slide
-            record = project.record_for(path, slide.fingerprint, e.role, records.values())
+            slide = e.slide
+            record = project.record_for(slide.path, slide.fingerprint, e.role, records.values())
             mpp = slide.mpp if slide.mpp_source == BY_USER else None
             records[e.key] = replace(record, role=e.role, mpp=mpp)
         return records

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self, cast, get_args
 
 from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import ProjectError, SlideError, SparseSegError
-from napari_sparseseg.project import Project, Role
+from napari_sparseseg.project import Project, Role, is_remote
 from napari_sparseseg.project_keeper import ProjectKeeper
 from napari_sparseseg.slide_set import SlideSet
 from napari_sparseseg.slides import open_slide

@@ -22,7 +22,7 @@ def project(tmp_path):
 def test_round_trip(project, tmp_path):
     slide = tmp_path / "a.svs"
     slide.write_bytes(b"x")
-    record = project.record_for(slide, "sha:12345678")
+    record = project.record_for(str(slide), "sha:12345678")
     state = ProjectState((record,), make_classes(["tumour", ("stroma", "#00ff00")]), TrainConfig(mpp=2.0, seed=4))
     project.write(state)
     again = Project.open(project.path)
@@ -33,7 +33,7 @@ def test_round_trip(project, tmp_path):
 def test_moved_together_with_its_slides(project, tmp_path):
     slide = tmp_path / "a.svs"
     slide.write_bytes(b"x")
-    project.write(ProjectState((project.record_for(slide, "f"),)))
+    project.write(ProjectState((project.record_for(str(slide), "f"),)))
     other = tmp_path / "elsewhere"
     other.mkdir()
     shutil.move(project.path, other / "liver.sparseseg")
@@ -43,9 +43,9 @@ def test_moved_together_with_its_slides(project, tmp_path):
 
 
 def test_same_fingerprint_keeps_its_annotation_file(project, tmp_path):
-    first = project.record_for(tmp_path / "a.svs", "same")
+    first = project.record_for(str(tmp_path / "a.svs"), "same")
     project.write(ProjectState((first,)))
-    assert project.record_for(tmp_path / "renamed.svs", "same").annotations == first.annotations
+    assert project.record_for(str(tmp_path / "renamed.svs"), "same").annotations == first.annotations
 
 
 @pytest.mark.parametrize("name", ["../evil.sqlite", "/etc/passwd", "..", "", "a/b.sqlite"])

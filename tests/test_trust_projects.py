@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from napari_sparseseg.files import write_atomic
 from napari_sparseseg.project import Project
 from napari_sparseseg.recovery import recoverable, recovery_folder
 from tests.conftest import ROOT, two_textures, write_slide
+from tests.slide_files import write_zarr
 
 STROKE = [(10, 10), (20, 200)]
 
@@ -264,6 +267,31 @@ def test_a_folder_that_may_not_be_written_to_is_opened_to_read(project, slides, 
     assert refusal.startswith("ProjectError")
     assert again == "whole True"
     assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
+
+
+def test_a_slide_on_the_network_is_not_asked_for_but_goes_on_when_it_is_opened(tmp_path):
+    write_zarr(tmp_path / "web" / "a.zarr", two_textures(256))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address, project = f"http://127.0.0.1:{server.server_port}/a.zarr", tmp_path / "study.sparseseg"
+    try:
+        with Session(["stripes", "dots"]) as session:
+            session.open(address)
+            session.annotations.paint(STROKE, 5, 1)
+            session.save(project)
+            pixels = session.annotations.counts()[1]
+        assert recorded(project)["a.zarr"]["path"] == address
+        with Session.load(project) as session:
+            assert address in session.status.message
+            assert not session.set.entries
+            session.open(address)
+            assert session.annotations.counts()[1] == pixels
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 HOSTILE = {

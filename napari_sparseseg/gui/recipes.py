@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.project import Project
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from napari_sparseseg.session import Session
 
 DEFAULT_SECONDS = 60
@@ -66,7 +67,7 @@ def _files(session: Session) -> list[tuple[str, Path | None]]:
     for entry in session.set.entries:
         if entry.role == "train":
             path = str(entry.slide.path)
-            record = None if project is None else project.record_for(Path(path), entry.slide.fingerprint, entry.role)
+            record = None if project is None else project.record_for(path, entry.slide.fingerprint, entry.role)
             kept = None if project is None or record is None else project.annotations_path(record)
             found.append((path, kept))
     return found
