@@ -96,8 +96,8 @@ def viewer(qapp):
 
 
 def _is_pooled(thread: threading.Thread) -> bool:
-    # napari keeps one status checker and dask one pool per process; neither belongs to a viewer of ours
-    return thread.daemon or thread.name.startswith(("ThreadPoolExecutor", "Dummy"))
+    # napari keeps one status checker, dask and the slide reader one pool per process; none belongs to a viewer
+    return thread.daemon or thread.name.startswith(("ThreadPoolExecutor", "Dummy", "slide-window"))
 
 
 @pytest.fixture

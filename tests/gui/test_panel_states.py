@@ -17,6 +17,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QLineEdit, QMenu, QMessageBox, QTextBrowser
 
 from napari_sparseseg.gui.panels.class_table import LOCK, NAME
+from tests.gui.answers import answer
 from tests.gui.mouse import Mouse, line, pump, wait_until
 from tests.gui.test_loop import draw_both, wait_idle
 from tests.gui.test_widget import click, click_cell, draw, names, open_panel, open_slide, panel, text
@@ -30,24 +31,6 @@ def fitted(panel: SparseSegWidget, steps: int = 1) -> None:
     draw_both(panel, Mouse(panel.viewer))
     click(panel.train.train)
     wait_idle(lambda: panel.session.status.step >= steps)
-
-
-def answer(button: str) -> list[str]:
-    """Press `button` of the next question; its text arrives in the list."""
-    asked: list[str] = []
-
-    def press() -> None:
-        box = QApplication.activeModalWidget()
-        if not isinstance(box, QMessageBox):
-            QTimer.singleShot(50, press)
-            return
-        asked.append(box.text())
-        QTest.mouseClick(
-            next(b for b in box.buttons() if b.text().replace("&", "") == button), Qt.MouseButton.LeftButton
-        )
-
-    QTimer.singleShot(50, press)
-    return asked
 
 
 def palette_entry(viewer, words: str) -> None:
