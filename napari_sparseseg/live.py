@@ -142,6 +142,8 @@ class LiveView:
         coarse = Frame((dy * (1 << level), dx * (1 << level)))
         region = Box(i * TILE, j * TILE, TILE, TILE)
         inside = region.intersection(Box(0, 0, *self.store.shapes[level]))
+        # A coarse pass shows the model a coarser slide than it was trained on (no `read_frame`): it is there for a
+        # first answer on a wide view, and at the training resolution it would take 4^level times as long.
         labels, probabilities = predict_region(model, self.slide, inside, coarse)
         packed = encode(labels, probabilities, self._before(key, inside, model_version))
         if level == 0 and self._coarse_version(key) == model_version and self.store.model_version(key) < 0:

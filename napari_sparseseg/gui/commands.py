@@ -47,6 +47,16 @@ def next_region() -> None:
     _press(lambda p: p.predict.next)
 
 
+def review() -> None:
+    """Go to the held-out strokes that the model gets wrong."""
+    _press(lambda p: p.predict.review)
+
+
+def accept_regions() -> None:
+    """Clicks accept regions of the prediction, or draw again."""
+    _press(lambda p: p.predict.accept)
+
+
 def toggle_live() -> None:
     """Switch the live prediction on or off."""
     _press(lambda p: p.predict.live)
@@ -100,6 +110,8 @@ def show_help() -> None:
 SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "train": (train, "Train, pause or resume", "Shift+T"),
     "next_region": (next_region, "Go to the next doubtful region", "Shift+N"),
+    "review": (review, "Go to the next held-out stroke that is wrong", "Shift+R"),
+    "accept_regions": (accept_regions, "Accept regions of the prediction with a click", "Shift+A"),
     "toggle_live": (toggle_live, "Switch live prediction on or off", "Shift+D"),
     "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or areas", "Shift+O"),
 }

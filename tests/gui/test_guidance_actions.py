@@ -71,17 +71,18 @@ def test_a_clicked_region_becomes_dense_and_a_stroke_corrects_it(viewer, panel, 
     assert not a.dense_regions
 
 
-def test_choosing_another_layer_ends_accepting(viewer, panel):
+def test_choosing_another_layer_ends_accepting(viewer, panel, mouse):
     drawing = viewer.layers.selection.active
-    click(panel.predict.accept)
+    mouse.key("A", shift=True)
+    assert panel.predict.accept.isChecked()
     viewer.layers.selection.active = drawing
     pump(0.05)
     assert not panel.predict.accept.isChecked()
     assert viewer.layers.selection.active is drawing
 
 
-def test_review_says_why_there_is_nothing(panel):
-    click(panel.predict.review)
+def test_review_says_why_there_is_nothing(panel, mouse):
+    mouse.key("R", shift=True)
     idle(panel)
     assert "was loaded" in panel.header.error.text.text()
 
@@ -100,8 +101,9 @@ def test_areas_of_a_drawn_region_and_of_the_slide(viewer, panel, tmp_path):
     assert shown.table.isHidden()
     assert "Select" in shown.empty.text()
     shapes = viewer.add_shapes([[(99.5, 199.5), (99.5, 299.5), (159.5, 299.5), (159.5, 199.5)]], shape_type="rectangle")
+    assert not shown._areas
     shapes.selected_data = {0}
-    choose(panel, DRAWN)
+    pump(0.4)
     labels, _ = session.predict((100, 200, 60, 100))
     expected = np.bincount(labels.ravel(), minlength=4)
     assert [a.pixels for a in shown._areas] == expected[1:].tolist()

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from napari.layers import Shapes
 from qtpy.QtCore import QObject, QTimer
 
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.areas import areas, areas_of_slide
 from napari_sparseseg.gui.live_display import LiveDisplay
-from napari_sparseseg.gui.panels.areas import SCREEN, WHOLE
+from napari_sparseseg.gui.panels.areas import DRAWN, SCREEN, WHOLE
 from napari_sparseseg.gui.panels.predict import CONTOUR_PX
 from napari_sparseseg.gui.selection import around, selected_outlines
 from napari_sparseseg.gui.view_box import view_box
 
 if TYPE_CHECKING:
+    from napari.layers import Layer
+
     from napari_sparseseg.gui.actions.classes import ClassActions
     from napari_sparseseg.gui.actions.slides import SlideActions
     from napari_sparseseg.gui.areas import Area
@@ -54,6 +57,9 @@ class PredictActions(QObject):
         panel.scribbles_requested.connect(self._on_scribbles)
         self.display.refreshed.connect(self._on_refreshed)
         self.display.shown_changed.connect(self._on_shown)
+        for layer in context.viewer.layers:
+            self._watch(layer)
+        context.viewer.layers.events.inserted.connect(self._on_inserted)
         slides.binding_changed.connect(self._on_binding)
         classes.shown.connect(self._on_classes)
         context.status_changed.connect(self._on_status)
@@ -76,7 +82,23 @@ class PredictActions(QObject):
     def close(self) -> None:
         """Let go of viewer and session."""
         self._timer.stop()
+        self._context.viewer.layers.events.inserted.disconnect(self._on_inserted)
+        for layer in self._context.viewer.layers:
+            if isinstance(layer, Shapes):
+                layer.events.highlight.disconnect(self._on_selected)
         self.display.close()
+
+    def _on_inserted(self, event: Any) -> None:
+        self._watch(event.value)
+
+    def _watch(self, layer: Layer) -> None:
+        if isinstance(layer, Shapes):
+            layer.events.highlight.connect(self._on_selected)
+
+    def _on_selected(self) -> None:
+        """A shape may be selected or moved: napari says so with the frame that it draws around it."""
+        if self._panel.areas.place.currentIndex() == DRAWN:
+            self._on_refreshed()
 
     def _on_live(self, on: bool) -> None:
         self._context.session.live_enabled = on
