@@ -57,6 +57,14 @@ def lean_process() -> None:
     _set_malloc(_M_MMAP_THRESHOLD, 8_000_000, _M_TRIM_THRESHOLD, 8_000_000, _M_ARENA_MAX, 1)
 
 
+def quick_worker() -> None:
+    """Undo what dask's nanny tells glibc: to give back every 64 kB that is freed, tensors of 20 MB included.
+
+    Measured on tiles of 960 px, one core: 2.1 s of CPU time instead of 3.0, for 0.13 GB more memory.
+    """
+    _set_malloc(_M_MMAP_THRESHOLD, 32_000_000, _M_TRIM_THRESHOLD, 256_000_000)
+
+
 @functools.cache
 def _let_ended_threads_give_back() -> None:
     """Keep glibc from holding up to 64 MB for every thread that ever worked; a user's own setting goes first.
