@@ -15,6 +15,7 @@ from napari_sparseseg.geometry import Frame
 from napari_sparseseg.results.contours import Region, RegionTracer
 from napari_sparseseg.results.objects import GeoJsonWriter, polygons_of
 from napari_sparseseg.results.placement import Placement
+from napari_sparseseg.slide_prediction.measuring import Measurement
 
 CLASSES = make_classes([("tumour", "#e6194b"), ("stroma", "#3cb44b")])
 
@@ -117,17 +118,21 @@ def test_points_on_a_straight_or_diagonal_border_are_dropped():
     assert shapely.get_num_coordinates(shape) <= 9
 
 
-def test_memory_does_not_grow_with_the_number_of_objects(tmp_path):
-    ring = np.array([[0, 1], [1, 2], [2, 1], [1, 0]], np.int32)
-    batch = [Region(1, 1, (0.5, 0.5), [ring])] * 1000
+@pytest.mark.parametrize("many", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_30_000_and_300_000_objects_need_no_more_memory_than_6_000(tmp_path, many):
+    dots = np.zeros((60, 200), np.uint8)
+    dots[::2, ::2] = 1  # 3,000 regions of one pixel
 
-    def peak(batches):
+    def peak(bands):
+        measurement = Measurement("a.svs", (60 * bands, 200), CLASSES, Placement(Frame(), None), min_area=0)
+        path = tmp_path / f"{bands}.geojson"
         tracemalloc.start()
-        with GeoJsonWriter(tmp_path / f"{batches}.geojson", CLASSES, Placement(Frame(), None)) as writer:
-            for _ in range(batches):
-                writer.write(batch)
+        _, objects = measurement.run((dots for _ in range(bands)), path, None, lambda *_: None)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
+        with path.open("rb") as file:
+            assert sum(line.count(b'"Feature"') for line in file) == objects == 3_000 * bands
         return most
 
-    assert peak(20) < 1.2 * peak(2)
+    peak(1)  # what is imported or cached once
+    assert peak(many) < 1.1 * peak(2)
