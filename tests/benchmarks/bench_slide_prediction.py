@@ -127,9 +127,11 @@ def bare(slide_path: Path, model_path: Path, count: int) -> dict[str, float]:
 
 
 def run(slide_path: Path, model_path: Path, out: Path, megapixels: float, scheduler: str | None) -> dict[str, float]:
-    """A run by the defaults, stopped after so many megapixels, or whole with its tables."""
+    """A run as the command does it, stopped after so many megapixels, or whole with its tables."""
+    from napari_sparseseg.learning.backend import lean_process
     from napari_sparseseg.learning.model import load_model
 
+    lean_process()
     model, stop, seen = load_model(model_path), threading.Event(), [0.0, 0.0]
     before = peak_mb()
 
