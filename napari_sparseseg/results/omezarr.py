@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numcodecs  # type: ignore[import-untyped]  # has no stubs
+import numcodecs
 import numpy as np
 import zarr
 

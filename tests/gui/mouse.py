@@ -144,7 +144,7 @@ class Mouse:
             timing.moves.append(self.move(point, button))
             pump()
             if hz:
-                time.sleep(max(0.0, 1 / hz - (time.perf_counter() - start)))
+                pump(max(0.0, 1 / hz - (time.perf_counter() - start)))
         # the last move may sit in napari's 5 ms throttle; the release must not overtake it
         pump(0.02)
         timing.release = self.release(path[-1], button)
