@@ -79,7 +79,7 @@ class SparseSegWidget(QWidget):
         self._training = TrainActions(self._context, self.train)
         self._prediction = PredictActions(self._context, self.predict, self.slides, self._classes)
         self._guidance = GuidanceActions(self._context, self.predict, self.slides, self._prediction.display)
-        self._project = ProjectActions(self._context, self.header, self.train)
+        self._project = ProjectActions(self._context, self.header, self.train, self._prediction.predict_all)
         self._activity = Activity(self._context)
         self._window: QWidget | None = None
         self._window_closing = False

@@ -56,6 +56,10 @@ def answer_file(path: Path) -> list[str]:
         edit = dialog.findChild(QLineEdit)
         edit.selectAll()
         QTest.keyClicks(edit, str(path))
+        if edit.completer() is not None:
+            edit.completer().popup().hide()  # its choice would be taken instead
+        if edit.text() != str(path):
+            return False
         buttons = dialog.findChild(QDialogButtonBox)
         accept = next(b for b in buttons.buttons() if buttons.buttonRole(b) == QDialogButtonBox.ButtonRole.AcceptRole)
         QTest.mouseClick(accept, Qt.MouseButton.LeftButton)

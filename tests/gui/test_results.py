@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import tifffile
@@ -15,6 +16,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QPushButton, QWidget
 
+from tests.conftest import two_textures, write_slide
 from tests.gui.answers import answer_file, choose_entry
 from tests.gui.mouse import camera, look_at, pump, wait_until
 from tests.gui.test_panel_states import palette_entry
@@ -88,6 +90,16 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     quiet(panel)
     assert panel.predict.doubt.text().startswith("Here it wavers between")
     assert np.abs(np.array(camera(viewer).center) - before).max() > 1
+
+    open_slide(panel, write_slide(tmp_path / "other.tif", two_textures(512, 3)))
+    (tmp_path / "all").mkdir()
+    answer_file(tmp_path / "all")
+    choose_entry(panel.header.menu_button, "Predict all slides…")
+    wait_until((tmp_path / "all" / "summary.csv").exists, 60)
+    quiet(panel)
+    assert not panel.header.error.isVisible()
+    rows = list(csv.DictReader((tmp_path / "all" / "summary.csv").read_text().splitlines()))
+    assert {Path(r["slide"]).stem for r in rows} == {tiny_slide.stem, "other"}
 
 
 def form(viewer, title: str):

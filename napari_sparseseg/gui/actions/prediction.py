@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.panels.predict import PredictPanel
     from napari_sparseseg.slide_prediction import SlideResult
+    from napari_sparseseg.slide_prediction.batch import BatchResult
     from napari_sparseseg.slides import Slide
 
 AREAS_MS = 250
@@ -77,6 +78,22 @@ class PredictActions(QObject):
             lambda: session.predict_slide(out, slide=slide, stop=stop, **options),
             lambda result: self._on_predicted(out, result, slide),  # another slide may be active by then
             name="Predicting the slide",
+        )
+
+    def predict_all(self) -> None:
+        """Ask for a folder and predict every open slide into it, in the background."""
+        session = self._context.session
+        if session.model is None or not session.set.entries:
+            self._context.problem.emit("There is nothing to predict yet: open slides, and train or load a model.", "")
+            return
+        folder = dialogs.ask_folder(self._panel, "Predict all slides into")
+        if not folder:
+            return
+        stop = self._context.stop_prediction = threading.Event()
+        self._context.in_background(
+            lambda: session.predict_project(folder, stop=stop, resume=True, overwrite=True),
+            self._on_predicted_all,
+            name="Predicting all slides",
         )
 
     def close(self) -> None:
@@ -177,6 +194,12 @@ class PredictActions(QObject):
         self._measure()
         self._result = Path(out)
         self._panel.show_result(f"Wrote {out}")
+
+    def _on_predicted_all(self, batch: BatchResult) -> None:
+        self._panel.show_result(f"Wrote {batch.summary}")
+        if batch.failed:
+            slides = "; ".join(f"{Path(slide).name}: {reason}" for slide, reason in batch.failed)
+            self._context.problem.emit(f"{len(batch.failed)} of the slides could not be predicted. {slides}", "")
 
     def _on_result(self, what: str, kinds: str) -> None:
         entry = self._context.entry

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 class ProjectActions(QObject):
     """Joins the menu of the header and the session."""
 
-    def __init__(self, context: Context, header: Header, train: TrainPanel) -> None:
+    def __init__(
+        self, context: Context, header: Header, train: TrainPanel, predict_all: Callable[[], object]
+    ) -> None:
         super().__init__(context)
         self._context, self._header, self._train = context, header, train
         header.add_action("Save project…", "Slides, scribbles, settings and model in one folder", self._on_save)
         header.add_action("Open project…", "Go on where a project was left", self._on_open)
+        header.add_action("Predict all slides…", "Every open slide into one folder, with one table", predict_all)
         header.menu.addSeparator()
         header.add_action("Copy as Python", "A script that does what was done here", lambda: self._copy(as_python))
         header.add_action("Copy as command", "The same for a shell or a cluster", lambda: self._copy(as_command))
