@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 class ProjectActions(QObject):
     """Joins the menu of the header and the session."""
 
-    def __init__(
-        self, context: Context, header: Header, train: TrainPanel, predict_all: Callable[[], object]
-    ) -> None:
+    def __init__(self, context: Context, header: Header, train: TrainPanel, predict_all: Callable[[], object]) -> None:
         super().__init__(context)
         self._context, self._header, self._train = context, header, train
         header.add_action("Save project…", "Slides, scribbles, settings and model in one folder", self._on_save)
