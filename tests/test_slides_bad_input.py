@@ -270,6 +270,11 @@ def test_bad_zarr(tmp_path):
     refused(path, "cannot be read as OME-Zarr")
 
 
+def test_more_channels_than_any_slide_has(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8, 1025), np.uint8), planarconfig="contig", tile=(16, 16))
+    refused(tmp_path / "a.tif", "it claims 1,025 channels")
+
+
 def test_damaged_zarr_chunk_is_grey(tmp_path):
     path = tmp_path / "a.zarr"
     write_zarr(path, PIXELS)

@@ -18,6 +18,9 @@ _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 OPENSLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".bif", ".dcm", ".svslide", ".czi")
 """Formats that only OpenSlide knows, or that another backend would take for something else (an .mrxs is a JPEG)."""
 
+MAX_CHANNELS = 1024
+"""Multiplex slides have a hundred; a changed byte of a TIFF can claim 65,000, and a small tile of those is 300 MB."""
+
 
 def open_slide(path: str | PathLike[str]) -> Slide:
     """Open a slide lazily: no pixel is read.
@@ -68,6 +71,9 @@ def _head(name: str) -> bytes:
 
 def _make(contents: Contents) -> Slide:
     try:
+        count = contents.levels[0].shape[2] if contents.levels else 1
+        if count > MAX_CHANNELS:
+            raise SlideError(f"it claims {count:,} channels, and {MAX_CHANNELS} is the limit")
         return Slide(contents)
     except SlideError as error:
         contents.close()
