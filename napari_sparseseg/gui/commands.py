@@ -111,7 +111,7 @@ SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "train": (train, "Train, pause or resume", "Shift+T"),
     "next_region": (next_region, "Go to the next doubtful region", "Shift+N"),
     "review": (review, "Go to the next held-out stroke that is wrong", "Shift+R"),
-    "accept_regions": (accept_regions, "Accept clicked regions as annotations", "Shift+A"),
+    "accept_regions": (accept_regions, "Accept clicked regions as annotations", "Shift+G"),
     "toggle_live": (toggle_live, "Switch live prediction on or off", "Shift+D"),
     "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or areas", "Shift+O"),
 }

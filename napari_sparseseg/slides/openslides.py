@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,10 @@ class _Handle:
     def __init__(self, path: str) -> None:
         self.path, self._lock = path, threading.Lock()
         self._slide = openslide.OpenSlide(path)
-        self.properties: Mapping[str, str] = dict(self._slide.properties)
+        self.properties: dict[str, str] = {}
+        for name in self._slide.properties:
+            with contextlib.suppress(KeyError):  # damaged files list names that OpenSlide itself does not find
+                self.properties[name] = self._slide.properties[name]
 
     @property
     def slide(self) -> Any:

@@ -73,7 +73,7 @@ def test_a_clicked_region_becomes_dense_and_a_stroke_corrects_it(viewer, panel, 
 
 def test_choosing_another_layer_ends_accepting(viewer, panel, mouse):
     drawing = viewer.layers.selection.active
-    mouse.key("A", shift=True)
+    mouse.key("G", shift=True)
     assert panel.predict.accept.isChecked()
     viewer.layers.selection.active = drawing
     pump(0.05)

@@ -53,7 +53,7 @@ def test_names_and_metadata_are_text(panel):
             section.heading.click()
             pump(0.1)
             assert not rendered(panel)
-    assert panel.header.error.text.text() == f"cannot open {EVIL}"
+    assert panel.header.error.text.text() == f"Cannot open {EVIL}"
     assert panel.classes.table.item(0, NAME).text() == EVIL
     assert panel.slide.slides.currentText().startswith("%s {0} <b>&lt;")
     panel._classes._show_undo()
