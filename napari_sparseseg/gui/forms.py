@@ -110,7 +110,7 @@ def predict_with_options(
         stem = out.name.split(".")[0]
         beside: dict[str, Any] = {"geojson": regions, "csv": areas}
         files = {kind: out.with_name(f"{stem}.{kind}") for kind, wanted in beside.items() if wanted}
-        opened.predict_slide(out, mpp=mpp or None, tissue_only=tissue_only, overwrite=True, resume=True, **files)
+        opened.predict_slide(out, mpp=mpp or None, tissue_only=tissue_only, resume=True, **files)
 
     opened.attempt(start)
 

@@ -22,13 +22,13 @@ from timm.layers.conv2d_same import conv2d_same
 from timm.models import adapt_input_conv
 from torch import nn
 
+from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.hub import permitted, stated_arguments, stated_licence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DEFAULT_ENCODER = "tf_efficientnet_lite0"
 BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 UNKNOWN_REACH = 96
 """Taken for encoders whose reach is not known; tiles may then differ a little along their edges."""

@@ -152,4 +152,13 @@ def test_forms_take_layers_over_and_predict_with_options(viewer, panel, tiny_sli
     quiet(panel)
     assert tifffile.imread(tmp_path / "coarse.ome.tif").squeeze().shape == (256, 256)
     assert (tmp_path / "coarse.csv").read_text().count("\n") >= 2
+    before = (tmp_path / "coarse.ome.tif").read_bytes()
+    shown.mpp.native.setFocus()
+    shown.mpp.native.selectAll()
+    QTest.keyClicks(shown.mpp.native, "2")
+    QTest.keyClick(shown.mpp.native, Qt.Key.Key_Tab)
+    click(shown.call_button.native)
+    quiet(panel)
+    assert "exists; choose another name" in panel.header.error.text.text()
+    assert (tmp_path / "coarse.ome.tif").read_bytes() == before
     assert not (tmp_path / "coarse.geojson").exists()

@@ -87,11 +87,19 @@ class PredictActions(QObject):
             self._context.problem.emit("There is nothing to predict yet: open slides, and train or load a model.", "")
             return
         folder = dialogs.ask_folder(self._panel, "Predict all slides into")
-        if not folder:
+        if folder:
+            looking = f"Looking into {Path(folder).name}"
+            self._context.in_background(lambda: _table_in(folder), lambda t: self._go_on(folder, t), name=looking)
+
+    def _go_on(self, folder: str, table: Path | None) -> None:
+        """Predict into a folder; a table that is there already is written anew only when the user says so."""
+        question = f"{table} is there already. Complete what is missing, and write this table anew?"
+        if table is not None and not dialogs.ask_yes(self._panel, "Go on in this folder?", question, "Go on"):
             return
+        session = self._context.session
         stop = self._context.stop_prediction = threading.Event()
         self._context.in_background(
-            lambda: session.predict_project(folder, stop=stop, resume=True, overwrite=True),
+            lambda: session.predict_project(folder, stop=stop, resume=True),
             self._on_predicted_all,
             name="Predicting all slides",
         )
@@ -230,3 +238,11 @@ def _unused(path: Path) -> Path:
     stem = path.name.split(".")[0]
     others = (path.with_name(f"{stem}-{n}.ome.zarr") for n in range(2, 1000))
     return next((p for p in (path, *others) if not p.exists()), path)
+
+
+def _table_in(folder: str) -> Path | None:
+    """The table of an earlier prediction of many slides, or any other file of its name."""
+    from napari_sparseseg.slide_prediction.batch import SUMMARY
+
+    table = Path(folder) / SUMMARY
+    return table if table.exists() else None
