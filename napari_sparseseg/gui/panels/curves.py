@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.theme import Palette
 
-HEIGHT, LABEL_HEIGHT = 96, 34
+HEIGHT, LABEL_HEIGHT = 96, 42
 LEFT_AXIS = 38
 MOST_POINTS = 2000
 
@@ -105,7 +105,7 @@ class Curves(QWidget):
                 plot.getAxis("bottom").setStyle(showValues=True)
                 self._box.insertWidget(0, plot)  # Dice, once there is one, over the axis that both share
                 made.append(plot)
-            made[1].setYRange(0, 1)
+            made[1].setYRange(0, 1, padding=0.1)
             made[1].setXLink(made[0])
             made[0].setLabel("bottom", "seconds of training")
             made[0].setFixedHeight(HEIGHT + LABEL_HEIGHT)
@@ -135,4 +135,6 @@ class Curves(QWidget):
             self._items[key] = plot.plot(pen=self._pen(colour, width))
         item = self._items[key]
         item.setPen(self._pen(colour, width))
-        item.setData([p[0] for p in points], [p[1] for p in points])
+        # A score comes rarely, and a line of one point is not seen.
+        dots = {} if key == "loss" else {"symbol": "o", "symbolSize": 5, "symbolBrush": colour, "symbolPen": None}
+        item.setData([p[0] for p in points], [p[1] for p in points], **dots)
