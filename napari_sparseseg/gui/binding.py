@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image, Layer
+from napari.layers import Layer
 
 from napari_sparseseg.gui.live_layers import class_colours
 from napari_sparseseg.gui.scribbles import Scribbles
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 def slide_name(slide: Slide) -> str:
     """How a slide is called in lists and layers: its file name."""
     return Path(slide.path).name or str(slide.path)
-
-
-def slide_path(layer: Layer) -> str | None:
-    """The slide file that an image layer shows, where one of our readers or napari itself opened it; else None."""
-    path = layer.source.path
-    return None if path is None or not isinstance(layer, Image) else str(path)
 
 
 def add_images(viewer: napari.Viewer, slide: Slide) -> list[Layer]:

@@ -183,7 +183,8 @@ def show_in_pixels(layers: Iterable[Layer]) -> None:
 
 
 def slide_of_layers(layers: Sequence[Image]) -> Slide:
-    """The slide that image layers show: ours where we opened it, else one over the layers' own arrays.
+    """The slide that image layers show: ours where we opened it, the file they came from where that is a slide and
+    shows the same (it is lazy and knows its resolution), else one over the layers' own arrays.
 
     Parameters
     ----------
@@ -202,6 +203,9 @@ def slide_of_layers(layers: Sequence[Image]) -> Slide:
         if layer.ndim != 2:
             raise SlideError(f"layer {layer.name!r} has {layer.ndim} dimensions; pass one 2-D plane of it.")
     stacks = [list(layer.data) if layer.multiscale else [layer.data] for layer in layers]
+    file = _slide_of_file(layers[0], [levels[0] for levels in stacks])
+    if file is not None:
+        return file
     if len(layers) == 1:
         levels: list[Any] = stacks[0]
         names: list[str] = []
@@ -211,6 +215,46 @@ def slide_of_layers(layers: Sequence[Image]) -> Slide:
         if tuple(layer.colormap.name for layer in layers) == ("red", "green", "blue") and layers[0].dtype == np.uint8:
             names = list(RGB)
     return ArraySlide(levels, mpp=_mpp(layers[0]), name=str(layers[0].source.path or layers[0].name), channels=names)
+
+
+def _slide_of_file(layer: Image, channels: Sequence[Any]) -> Slide | None:
+    """The slide in the file that another reader made layers of, if its pixels are theirs.
+
+    Parameters
+    ----------
+    layer
+        The first of the layers.
+    channels
+        Level 0 of each: (H, W, 3) of one RGB layer, or (H, W) of each channel.
+    """
+    path = layer.source.path
+    if path is None or napari_get_reader(os.fspath(path)) is None:
+        return None
+    try:
+        slide = open_slide(path)
+        try:
+            check_overview(slide)
+            if _same_pixels(slide, channels):
+                if slide.mpp is None:
+                    slide.mpp = _mpp(layer)
+                return slide
+        except SlideError:
+            pass  # the layers have the pixels
+        slide.close()
+    except SlideOpenError:
+        pass  # moved since, or of a kind that only the other reader knows
+    return None
+
+
+def _same_pixels(slide: Slide, channels: Sequence[Any]) -> bool:
+    """Whether slide and layers have the same size, and the same values in the middle."""
+    height, width = slide.shape
+    if any(tuple(channel.shape[:2]) != (height, width) for channel in channels):
+        return False
+    y, x = max(height // 2 - 32, 0), max(width // 2 - 32, 0)
+    seen = [np.asarray(channel[y : y + 64, x : x + 64]) for channel in channels]
+    theirs = seen[0] if seen[0].ndim == 3 else np.stack(seen, axis=-1)
+    return np.array_equal(theirs, slide.read((y, x, *theirs.shape[:2])))
 
 
 def _mpp(layer: Image) -> tuple[float, float] | None:

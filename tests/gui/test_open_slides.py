@@ -180,6 +180,24 @@ def test_a_pyramid_of_another_reader_in_micrometres(viewer, panel, mouse, kind):
     assert abs(box.x + box.width / 2 - 400) < 3
 
 
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_slide_that_napari_itself_opened(viewer, panel, tmp_path, edited):
+    """`viewer.open` means napari's own reader unless one is named; the file knows the resolution, the pixels win."""
+    pixels = texture(700, 900)
+    write_svs(tmp_path / "a.svs", pixels)
+    [layer] = viewer.open(tmp_path / "a.svs")
+    assert layer.source.reader_plugin == "napari"
+    assert not layer.multiscale
+    if edited:
+        layer.data = 255 - np.asarray(layer.data)
+    QTest.mouseClick(panel.slide.use_layer, Qt.MouseButton.LeftButton)
+    wait_until(lambda: panel.slides.binding is not None, 10)
+    assert panel.slides.binding.images == [layer]
+    slide = panel.session.slide
+    assert slide.mpp == (None if edited else (0.25, 0.25))
+    np.testing.assert_array_equal(slide.read((40, 50, 60, 70)), np.asarray(layer.data[40:100, 50:120]))
+
+
 def test_channels_of_another_reader_are_one_slide(viewer, panel):
     """As napari-ome-zarr does: one grey layer per channel, the same file, its scale in micrometres."""
     pixels = texture(600, 800, 4, np.uint16)

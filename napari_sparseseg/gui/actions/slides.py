@@ -102,10 +102,12 @@ class SlideActions(QObject):
             if known is None:
                 self._adopting[made.fingerprint] = list(together)
                 self._context.session.add(made)
-                show_in_pixels(together)
 
-        if self._context.attempt(take):
-            self.sync()
+        if is_ours(layer):
+            if self._context.attempt(take):
+                self.sync()
+        elif not self._loading:  # a second click
+            self._load(take, f"Looking at {layer.name}")
 
     def adopt_ours(self) -> None:
         """Take over every slide that our reader has opened in this viewer."""
@@ -125,6 +127,7 @@ class SlideActions(QObject):
         for key, entry in entries.items():
             if key not in self._bindings:
                 images = self._adopting.pop(entry.slide.fingerprint, None)
+                show_in_pixels(images or ())
                 self._bindings[key] = SlideBinding(self._context.viewer, entry, images)
                 if images is None:
                     self._context.viewer.reset_view()
