@@ -1,7 +1,8 @@
 """Soak: painting, panning, training and predicting in the real window for a long time; whatever grows is a leak.
 
 A few turns by default and ten minutes with ``-m slow``; an hour is
-``SPARSESEG_SOAK_SECONDS=3600 pytest -m slow tests/gui/test_soak.py -s -o faulthandler_timeout=0``. The line that is printed has the figures.
+``SPARSESEG_SOAK_SECONDS=3600 pytest -m slow tests/gui/test_soak.py -s -o faulthandler_timeout=0``.
+The line that is printed has the figures.
 """
 
 from __future__ import annotations
