@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 CALIBRATION_BINS = 15
+LEAST_PROBABILITY = 1e-3
 
 
 def confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: Sequence[int]) -> Counts:
@@ -135,6 +136,35 @@ def expected_calibration_error(counts: NDArray[Any]) -> float:
     number, confidence, correct = np.asarray(counts, dtype=np.float64)
     total = number.sum()
     return float(np.abs(confidence - correct).sum() / total) if total else float("nan")
+
+
+def log_loss_sums(truth: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[int]) -> Floats:
+    """Sum -log of the probability of the true class, for `balanced_log_loss`.
+
+    Parameters
+    ----------
+    truth
+        (N,) class ids; what is no id of `classes` is ignored.
+    probabilities
+        (K, N) in the order of `classes`; counted as `LEAST_PROBABILITY` at least, so that one pixel cannot decide.
+
+    Returns
+    -------
+    float64 (2, K): sum, number of pixels. Can be summed over windows.
+    """
+    out = np.zeros((2, len(classes)))
+    for k, class_id in enumerate(classes):
+        own = probabilities[k, truth == class_id]
+        out[:, k] = -np.log(np.maximum(own, LEAST_PROBABILITY)).sum(), own.size
+    return out
+
+
+def balanced_log_loss(sums: NDArray[Any]) -> float:
+    """Mean over classes of the mean of `log_loss_sums` in nats; NaN without any pixel."""
+    total, number = np.asarray(sums, dtype=np.float64)
+    scores = _ratio(total, number, number)
+    scored = scores[~np.isnan(scores)]
+    return float(scored.mean()) if scored.size else float("nan")
 
 
 def _ids(values: NDArray[Any], what: str) -> NDArray[Any]:

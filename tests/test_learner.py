@@ -13,7 +13,7 @@ from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.inference import predict_region
-from napari_sparseseg.learning.comparison import SHARES, Turns
+from napari_sparseseg.learning.comparison import NOISE, SHARES, Turns
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.model import load_model
 from napari_sparseseg.learning.sources import Source
@@ -118,8 +118,9 @@ def test_fine_steps_compare_and_never_serve_a_worse_share(slide):
             found.append(report.validation)
     shares = found[0]["shares"]
     assert set(shares) == {"instant", "0.0", *map(str, SHARES)}
-    assert found[0]["balanced_dice"] == pytest.approx(max(shares["instant"], shares["0.0"]), abs=1e-4) or (
-        shares[str(found[0]["share"])] > max(shares["instant"], shares["0.0"])
+    heads = max(shares["instant"], shares["0.0"])
+    assert found[0]["balanced_dice"] == pytest.approx(heads, abs=1e-4) or (
+        shares[str(found[0]["share"])] >= heads - NOISE
     )
     before = learner.model
     learner.step()
@@ -137,15 +138,16 @@ def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide, 
     a = annotated()
     learner = fitted(slide, a)
     learner.turns = Turns(first=1)
-    scores, best, stale = [], -1.0, 0
+    scores, served, best, stale = [], None, -1.0, 0
     while len(scores) < 5:
         report = learner.step()
         if report.validation:
             scores.append(report.validation["balanced_dice"])
             gained = scores[-1] > best
             stale = (0 if gained else stale + 1) if len(scores) > 1 else 0
+            served = scores[-1] if scores[-1] >= best - NOISE else served
             best = max(best, scores[-1])
-            assert learner.metrics["balanced_dice"] == best
+            assert learner.metrics["balanced_dice"] == served
             assert learner.turns.stale == stale
     a.paint([(100, 50), (100, 150)], 5, 4)
     learner.set_sources(sources(slide, a))

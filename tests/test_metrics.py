@@ -116,3 +116,12 @@ def test_a_calibrated_predictor_has_almost_no_error_and_a_sure_one_has_all():
 def test_mistakes_are_refused(truth, predicted, classes, message):
     with pytest.raises(SparseSegError, match=message):
         metrics.confusion(truth, predicted, classes)
+
+
+def test_balanced_log_loss_by_hand():
+    truth = np.array([1, 1, 1, 3, 7])
+    p = np.array([[0.5, 0.25, 0.0, 0.9, 0.1], [0.5, 0.75, 1.0, 0.1, 0.9]])
+    sums = metrics.log_loss_sums(truth, p, [1, 3])
+    np.testing.assert_allclose(sums, [[np.log(2) + np.log(4) + np.log(1000), np.log(10)], [3, 1]])
+    assert metrics.balanced_log_loss(sums) == pytest.approx((np.log(8000) / 3 + np.log(10)) / 2)
+    assert np.isnan(metrics.balanced_log_loss(np.zeros((2, 3))))

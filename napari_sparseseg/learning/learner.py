@@ -2,8 +2,8 @@
 
 * `refit` fits the instant head to everything labelled, after each stroke.
 * `step` does one short piece of work of the fine part: train the U-Net decoder, or compare it with the head on held-out
-  strokes. The served model mixes both in the share that scored best there; a share of 0, the head alone, is always
-  among the candidates, so the model served is not worse than the instant one on what was held out.
+  strokes. The served model mixes both in the share that did best there; a share of 0, the head alone, is always among
+  the candidates, so the model served is not worse than the instant one on what was held out, but for chance.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ class Learner:
     def _take_over(self, comparison: Comparison) -> dict[str, Any]:
         """Serve what scored best from the next step on: the head is fitted to everything then, which takes a while."""
         self._comparison = None
-        if self.turns.gained(comparison.metrics["balanced_dice"]):
+        if self.turns.keeps_up(comparison.metrics["balanced_dice"]):
             self._refit_due = True
             self._share, self._fine, self.metrics = comparison.best_share, comparison.decoder, comparison.metrics
             self._augmented = comparison.augmented

@@ -59,6 +59,8 @@ class Scores:
         int64 (K, K + 1), see `metrics.confusion`.
     calibration
         (3, bins), see `metrics.calibration_counts`.
+    log_loss_sums
+        (2, K), see `metrics.log_loss_sums`.
     units
         Held-out strokes (or slides) behind the score.
     seen
@@ -70,6 +72,7 @@ class Scores:
     classes: tuple[ClassDef, ...]
     confusion: NDArray[np.int64]
     calibration: NDArray[np.float64]
+    log_loss_sums: NDArray[np.float64]
     units: int = 0
     seen: int = 0
     warnings: tuple[str, ...] = ()
@@ -84,6 +87,11 @@ class Scores:
         """Expected calibration error over the held-out pixels, 0..1; NaN when there are none."""
         return metrics.expected_calibration_error(self.calibration)
 
+    @property
+    def log_loss(self) -> float:
+        """Mean -log of the true class's probability, each class counting the same; NaN when none was scored."""
+        return metrics.balanced_log_loss(self.log_loss_sums)
+
     def to_json(self) -> dict[str, Any]:
         """All scores as JSON-able values; None where a class could not be scored."""
         balanced = metrics.balanced(self.confusion)
@@ -95,6 +103,7 @@ class Scores:
         return {
             "balanced_dice": _number(self.balanced_dice),
             "calibration_error": _number(self.calibration_error),
+            "log_loss": _number(self.log_loss),
             "classes": {
                 c.name: {
                     "id": c.id,
@@ -125,6 +134,7 @@ class Scorer:
         self._ids = np.array([c.id for c in classes], np.uint8)
         self._confusion = np.zeros((len(classes), len(classes) + 1), np.int64)
         self._calibration = np.zeros((3, metrics.CALIBRATION_BINS))
+        self._log_loss = np.zeros((2, len(classes)))
 
     def add(self, labels: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
         """Count a window: held-out labels (h, w), 0 = not scored; probabilities (K, h, w).
@@ -144,10 +154,12 @@ class Scorer:
         predicted = self._ids[chosen.argmax(0)] if truth.size else truth
         self._confusion += metrics.confusion(truth, predicted, self._ids.tolist())
         self._calibration += metrics.calibration_counts(chosen.max(0, initial=0.0), predicted == truth)
+        self._log_loss += metrics.log_loss_sums(truth, chosen, self._ids.tolist())
 
     def scores(self, units: int = 0, seen: int = 0, warnings: Sequence[str] = ()) -> Scores:
         """What was counted so far."""
-        return Scores(self._classes, self._confusion.copy(), self._calibration.copy(), units, seen, tuple(warnings))
+        sums = self._confusion.copy(), self._calibration.copy(), self._log_loss.copy()
+        return Scores(self._classes, *sums, units, seen, tuple(warnings))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
