@@ -17,8 +17,9 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QPushButton, QWidget
 
 from tests.conftest import two_textures, write_slide
-from tests.gui.answers import answer_file, choose_entry
+from tests.gui.answers import answer, answer_file, choose_entry
 from tests.gui.mouse import camera, look_at, pump, wait_until
+from tests.gui.test_loop import wait_idle
 from tests.gui.test_panel_states import palette_entry
 from tests.gui.test_widget import click, click_cell, open_panel, open_slide, panel
 from tests.smooth_model import CLASSES, SmoothModel
@@ -162,3 +163,24 @@ def test_forms_take_layers_over_and_predict_with_options(viewer, panel, tiny_sli
     assert "exists; choose another name" in panel.header.error.text.text()
     assert (tmp_path / "coarse.ome.tif").read_bytes() == before
     assert not (tmp_path / "coarse.geojson").exists()
+
+
+def test_a_network_is_downloaded_only_after_licence_and_size_were_shown(viewer, panel, tiny_slide):
+    open_slide(panel, tiny_slide)
+    for class_id, x in ((1, 250), (2, 780)):
+        panel.session.annotations.paint([(200, x), (800, x)], 20, class_id)
+    click(panel.train.more.heading)
+    edit = panel.train.settings.encoder.lineEdit()
+    edit.setFocus()
+    edit.selectAll()
+    QTest.keyClicks(edit, "resnet18")
+    asked = answer("Cancel")
+    click(panel.train.train)
+    wait_idle(lambda: bool(asked))
+    pump(0.2)
+    (question,) = asked
+    assert "resnet18: 47 MB" in question  # 11.69 million parameters of four bytes
+    assert "Licence: apache-2.0" in question
+    assert "timm/resnet18" in question
+    assert panel.session.status.state == "idle"
+    assert panel.train.train.text() == "Train"

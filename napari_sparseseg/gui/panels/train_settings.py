@@ -54,7 +54,8 @@ class TrainSettings(QWidget):
             "What the network knows before the first stroke. Any encoder that timm knows can be typed in; its licence "
             "and size are shown before it is downloaded"
         )
-        self.encoder.currentTextChanged.connect(lambda _: self._show_beginning())
+        self.encoder.activated.connect(self._show_beginning)
+        self.encoder.lineEdit().editingFinished.connect(self._show_beginning)
         self._show_beginning()
         self.encoder.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.device = QComboBox()
@@ -104,8 +105,7 @@ class TrainSettings(QWidget):
 
     def _show_beginning(self) -> None:
         """Where a name is too long for the box, its end is cut off and not its beginning."""
-        if not self.encoder.hasFocus():
-            self.encoder.lineEdit().setCursorPosition(0)
+        self.encoder.lineEdit().setCursorPosition(0)
 
     def show_config(self, config: TrainConfig) -> None:
         """Show a session's settings."""
@@ -116,6 +116,7 @@ class TrainSettings(QWidget):
             self.encoder.setCurrentIndex(index)
         else:
             self.encoder.setCurrentText(key)
+        self._show_beginning()
         if self.device.findText(config.device) < 0:
             self.device.addItem(config.device)
         self.device.setCurrentText(config.device)
