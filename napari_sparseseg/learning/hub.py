@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from timm.models import load_model_config_from_hf
-
 from napari_sparseseg.errors import ModelError
 
 if TYPE_CHECKING:
@@ -35,6 +33,8 @@ def stated_arguments(base: str) -> dict[str, Any]:
     """What a repository on the hub says that its network takes beside its name."""
     if not base.startswith("hf-hub:"):
         return {}
+    from timm.models import load_model_config_from_hf
+
     try:
         _, _, found = load_model_config_from_hf(base.removeprefix("hf-hub:"))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
