@@ -172,7 +172,16 @@ class LazyLabels(Labels):
             part = part.grown(self.contour + 1).intersection(Box(0, 0, tile.box.height, tile.box.width))
         shown = self._raw_to_displayed(self._slice.image.raw, part.slices())
         self._slice.image.view[part.slices()] = shown
-        self.events.labels_update(data=shown, offset=[part.y, part.x])
+        self.upload(shown, part.y, part.x)
+
+    def upload(self, data: np.ndarray, y: int, x: int) -> None:
+        """Put part of what is shown into the texture.
+
+        The list of layers hears nothing of it: it would draw its row anew for every move of the mouse, and with it,
+        because of the canvas, the whole window is composed.
+        """
+        with self.events.blocker():
+            self.events.labels_update(data=data, offset=[y, x])
 
     def _on_slice_loaded(self) -> None:
         """With asynchronous slicing an answer may come late, for an older view and without the newest strokes."""

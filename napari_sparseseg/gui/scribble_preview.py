@@ -72,7 +72,7 @@ class Preview:
             data[
                 _line_art([points - origin for points in lines], DOT_PX * pen if dots else 0.0, LINE_PX * pen, box)
             ] = self._value()
-        layer.events.labels_update(data=data, offset=[box.y, box.x])
+        layer.upload(data, box.y, box.x)
 
     def _shapes(self) -> tuple[list[NDArray[Any]], bool]:
         """Closed lines in data coordinates, and whether their corners get dots."""

@@ -140,7 +140,7 @@ class Mouse:
         pump()
         for point in path[1:]:
             start = time.perf_counter()
-            time.sleep(MOVE_GAP_S)
+            pump(MOVE_GAP_S)
             timing.moves.append(self.move(point, button))
             pump()
             if hz:
