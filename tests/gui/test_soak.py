@@ -147,7 +147,7 @@ class Person:
         pump(0.3)
 
     def paint(self) -> None:
-        look_at(self.viewer, 512, 512, 0.7)
+        look_at(self.viewer, 512, 512, min(self.mouse.size) / 1100)  # a press beside the canvas would move the docks
         kind = self.rng.choice((1, 2))
         self.mouse.key(str(kind))
         x = self.rng.uniform(60, 420) if kind == 1 else self.rng.uniform(600, 960)
@@ -172,7 +172,7 @@ class Person:
         QTest.keyPress(canvas, Qt.Key.Key_Space)
         pump(0.02)
         x, y = self.mouse.size[0] / 2, self.mouse.size[1] / 2
-        end = x + self.rng.uniform(-200, 200), y + self.rng.uniform(-200, 200)
+        end = x * self.rng.uniform(0.2, 1.8), y * self.rng.uniform(0.2, 1.8)
         self.mouse.drag(line((x, y), end, 15))
         QTest.keyRelease(canvas, Qt.Key.Key_Space)
         pump(0.02)
