@@ -84,10 +84,11 @@ class InputScale:
                 "channels); use a slide with the same channels."
             )
         values = np.array(pixels, np.float32, order="C")
-        np.nan_to_num(values, copy=False)
+        if pixels.dtype.kind == "f":
+            np.nan_to_num(values, copy=False)
         low = torch.tensor(self.low, dtype=torch.float32)
         span = torch.tensor(self.high, dtype=torch.float32) - low
-        return ((torch.from_numpy(values) - low) / span).clamp_(-0.5, 1.5).permute(0, 3, 1, 2)
+        return torch.from_numpy(values).sub_(low).div_(span).clamp_(-0.5, 1.5).permute(0, 3, 1, 2)
 
 
 class FeatureMaps(nn.Module):
