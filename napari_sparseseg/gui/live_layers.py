@@ -129,6 +129,8 @@ class LiveLayer(LazyLabels):
         # napari puts the centre of a pixel at its integer coordinate, in every layer
         self.scale, self.translate = down, (down - 1) / 2
         self.editable = False
+        for name in ("polygon", "brush_stroke"):  # to build them is half of what adding a layer takes
+            self._overlays[name].visible = False
 
     @property
     def _type_string(self) -> str:
@@ -169,13 +171,12 @@ class LiveLayer(LazyLabels):
         f = tile.factor
         self.update_box(Box(tile.box.y * f, tile.box.x * f, tile.box.height * f, tile.box.width * f))
 
-    def _outdated(self, level: int, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which level-0 tiles under a box of a level are outdated; the tile row and column of each of its pixels."""
-        rows = (np.arange(box.y, box.y1) << level) // TILE
-        columns = (np.arange(box.x, box.x1) << level) // TILE
-        cells = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-        versions = self._store.shown_versions(level, cells)
-        return (versions > NOTHING) & (versions < self._outdated_below), rows - rows[0], columns - columns[0]
+    def _outdated(self, level: int, box: Box) -> tuple[np.ndarray, Box]:
+        """Which level-0 tiles under a box of a level are outdated; and the box of them, in tiles."""
+        y, x = (box.y << level) // TILE, (box.x << level) // TILE
+        cells = Box(y, x, (((box.y1 << level) - 1) // TILE) + 1 - y, (((box.x1 << level) - 1) // TILE) + 1 - x)
+        versions = self._store.shown_versions(level, cells.slices())
+        return (versions > NOTHING) & (versions < self._outdated_below), cells
 
     def _update_slice_response(self, response: Any) -> None:
         self._arriving = tile_of(response)
@@ -188,17 +189,20 @@ class LiveLayer(LazyLabels):
         if ramp:  # 0 stays clear
             shown = np.where(shown > 0, shown | 1, 0).astype(np.uint8)
         tile = self._arriving or self.tile
+        shown = shown.copy()  # napari would hand out the labels themselves, and their dimmed codes go in here
         if not self._outdated_below or tile is None or raw.shape != (tile.box.height, tile.box.width):
-            return shown.copy()  # napari would hand out the labels themselves, and their dimmed codes go in here later
+            return shown
         box = tile.box
         if data_slice is not None:
             (y0, y1, _), (x0, x1, _) = (s.indices(n) for s, n in zip(data_slice, raw.shape, strict=True))
             box = Box(box.y + y0, box.x + x0, y1 - y0, x1 - x0)
-        dim, rows, columns = self._outdated(tile.level, box)
-        if not dim.any():
-            return shown.copy()
-        codes = shown & 254 if ramp else self._dim_codes[shown]
-        return np.where(dim[np.ix_(rows, columns)], codes, shown)
+        dim, cells = self._outdated(tile.level, box)
+        for i, j in np.argwhere(dim):
+            y, x = max(box.y, (cells.y + i) * TILE >> tile.level), max(box.x, (cells.x + j) * TILE >> tile.level)
+            y1, x1 = ((cells.y + i + 1) * TILE >> tile.level), ((cells.x + j + 1) * TILE >> tile.level)
+            part = shown[y - box.y : y1 - box.y, x - box.x : x1 - box.x]
+            part[:] = part & 254 if ramp else self._dim_codes[part]
+        return shown
 
     def _channel(self, what: Shown) -> int | None:
         ids = [c.id for c in self._model_classes]
