@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from psygnal import Signal
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.geometry import Box
     from napari_sparseseg.learning_loop import LearningLoop
     from napari_sparseseg.slide_set import SlideSet
+
+TRIM_EVERY_S = 10.0
 
 
 class LiveWorker:
@@ -29,6 +32,7 @@ class LiveWorker:
         self._slides, self._loop = slides, loop
         self._made_for: tuple[object, ...] = ()
         self._looking_at: tuple[str, Box, float] | None = None
+        self._trimmed, self._untidy = 0.0, False
         self.view: LiveView | None = None
         self.enabled = False
         self.held = False
@@ -56,4 +60,19 @@ class LiveWorker:
                 self.view.request(*self._looking_at[1:])
             self.changed.emit()
         seen = dict(self._loop.seen).get(entry.key, 0)
-        return self.view.work(model, self._loop.status.model_version, seen)
+        worked = self.view.work(model, self._loop.status.model_version, seen)
+        self._untidy = worked or self._tidy()
+        return worked
+
+    def _tidy(self) -> bool:
+        """Give back the memory of passing arrays once a view is complete; whether that is still to be done.
+
+        Without it 500 pans with a training run in between held 270 MB that nobody used.
+        """
+        if not self._untidy or time.monotonic() < self._trimmed + TRIM_EVERY_S:
+            return self._untidy
+        from napari_sparseseg.learning.backend import give_back_memory
+
+        give_back_memory()
+        self._trimmed = time.monotonic()
+        return False
