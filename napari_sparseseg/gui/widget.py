@@ -91,7 +91,6 @@ class SparseSegWidget(QWidget):
         napari_viewer.events.theme.connect(self._paint)
         self._paint()
         self._on_session()
-        self.slides.binding_changed.connect(self._on_binding)
         self.slides.adopt_ours()
 
     @property
@@ -196,13 +195,10 @@ class SparseSegWidget(QWidget):
         self.setMinimumWidth(MIN_WIDTH)
 
     def _on_session(self) -> None:
+        # while the user opens a slide and draws the first strokes there is time to import torch
+        self.session.warm_up()
         self.viewer.update_console({"session": self._context.session})
         self._show_state()
-
-    def _on_binding(self) -> None:
-        # while the user draws the first strokes there is time to import torch
-        if self.slides.binding is not None and not self.session.status.model_version:
-            self.session.warm_up()
 
     def _on_counted(self, statistics: LabelStatistics) -> None:
         self._classes.show_statistics(statistics)
