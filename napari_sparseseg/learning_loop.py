@@ -155,6 +155,16 @@ class LearningLoop:
             run.spent += time.monotonic() - started
         return True
 
+    def end_worker(self) -> bool:
+        """End a run that somebody stopped, before any other work: who closes napari waits for it; engine thread."""
+        from napari_sparseseg.learning.distributed import ranks
+
+        run = self._run
+        if run is None or not run.stopping or ranks().world > 1:  # several ranks end together, in `train_worker`
+            return False
+        self._finish(run)
+        return True
+
     def train_worker(self) -> bool:
         """One fine step, or the end of a run whose budget is used up; engine thread."""
         run = self._run

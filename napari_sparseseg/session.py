@@ -61,7 +61,8 @@ class Session(PredictionSession):
         )
         self._live = LiveWorker(self.set, self._loop)
         self._live.changed.connect(self.live_changed.emit)
-        self._engine = Engine((self._loop.refit_worker, self._live.work, self._loop.train_worker), self._loop.fail)
+        workers = (self._loop.end_worker, self._loop.refit_worker, self._live.work, self._loop.train_worker)
+        self._engine = Engine(workers, self._loop.fail)
         self._predictor = Predictor(self.set, self._loop, self._live, self._engine, self._emit_status)
         self._closed = False
         self.set.annotated.connect(self._engine.wake)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Layer
 
 from napari_sparseseg.gui.live_layers import class_colours
-from napari_sparseseg.gui.scribbles import Scribbles
+from napari_sparseseg.gui.scribbles import Scribbles, camera_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -51,6 +51,7 @@ class SlideBinding:
 
     def __init__(self, viewer: napari.Viewer, entry: SlideEntry, images: Sequence[Layer] | None = None) -> None:
         self.viewer, self.entry = viewer, entry
+        self._shown, self._seen = False, self._camera if images else None
         self.images = list(images) if images else add_images(viewer, entry.slide)
         self.scribbles = self._draw_on(entry.annotations)
         self._hidden: frozenset[int] = frozenset()
@@ -77,10 +78,23 @@ class SlideBinding:
         self.scribbles = self._draw_on(self.entry.annotations)
         return True
 
+    @property
+    def _camera(self) -> tuple[Any, float]:
+        camera = camera_of(self.viewer)
+        return camera.center, camera.zoom
+
     def set_visible(self, visible: bool) -> None:
-        """Show or hide all layers of the slide."""
+        """Show or hide all layers of the slide; shown again it is seen as it was left, the first time as a whole."""
+        if self._shown and not visible:
+            self._seen = self._camera
         for layer in self.layers:
             layer.visible = visible
+        if visible and self._seen is not None:
+            camera = camera_of(self.viewer)
+            camera.center, camera.zoom = self._seen
+        elif visible:
+            self.viewer.reset_view(layers=self.images)
+        self._shown = visible
         if visible and self.scribbles.layer in self.viewer.layers:
             self.viewer.layers.selection.active = self.scribbles.layer
 

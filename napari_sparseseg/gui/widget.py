@@ -22,7 +22,7 @@ from napari_sparseseg.gui.next_step import next_step, state_line
 from napari_sparseseg.gui.panels.classes import ClassesPanel
 from napari_sparseseg.gui.panels.header import Header
 from napari_sparseseg.gui.panels.predict import PredictPanel
-from napari_sparseseg.gui.panels.section import Section
+from napari_sparseseg.gui.panels.section import Section, WheelGuard
 from napari_sparseseg.gui.panels.slide import SlidePanel
 from napari_sparseseg.gui.panels.train import TrainPanel
 from napari_sparseseg.gui.theme import palette
@@ -182,6 +182,7 @@ class SparseSegWidget(QWidget):
         for section in self.sections:
             column.addWidget(section)
         column.addStretch(1)
+        WheelGuard(inner)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)

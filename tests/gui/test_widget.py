@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt
-from qtpy.QtGui import QGuiApplication
+from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtGui import QGuiApplication, QWheelEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QLineEdit, QScrollArea, QWidget
+from qtpy.QtWidgets import QApplication, QLineEdit, QScrollArea, QWidget
 
 from napari_sparseseg import Session
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.gui.panels.class_table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
 from tests.gui.answers import answer_file, choose_entry
 from tests.gui.conftest import opened_viewer
-from tests.gui.mouse import Mouse, line, pump, wait_until
+from tests.gui.mouse import Mouse, camera, line, look_at, pump, wait_until
 
 if TYPE_CHECKING:
     from napari_sparseseg.gui.widget import SparseSegWidget
@@ -158,6 +158,22 @@ def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
         assert section.minimumSizeHint().width() <= section.width()
 
 
+def test_the_wheel_scrolls_the_panel_and_changes_no_value(panel):
+    for control, value in (
+        (panel.train.balancing, panel.train.balancing.currentIndex),
+        (panel.predict.what, panel.predict.what.currentIndex),
+        (panel.predict.opacity, panel.predict.opacity.value),
+    ):
+        before, at = value(), QPointF(control.rect().center())
+        event = QWheelEvent(
+            at, control.mapToGlobal(at), QPoint(), QPoint(0, -120), Qt.MouseButton.NoButton,
+            Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase, False,
+        )  # fmt: skip
+        QApplication.sendEvent(control, event)
+        assert value() == before
+        assert not event.isAccepted(), "Qt offers it to the scroll area then"
+
+
 def test_sections_fold(panel):
     for section in panel.sections:
         click(section.heading)
@@ -210,7 +226,7 @@ def test_an_image_of_another_reader_can_be_chosen(viewer, panel, mouse):
     pump(0.1)
     assert panel.slide.layers.isVisible()
     click(panel.slide.use_layer)
-    pump(0.3)
+    wait_until(lambda: panel.slides.binding is not None, 10)
     assert panel.session.slide.shape == (600, 800)
     assert not panel.slide.layers.isVisible()
     mouse.drag(line(mouse.canvas(300, 200), mouse.canvas(300, 600), 10))
@@ -370,6 +386,10 @@ def test_two_slides_share_classes_and_show_one_at_a_time(viewer, panel, mouse, t
     wait_until(lambda: len(viewer.layers) == 6, 10)
     assert [la.visible for la in viewer.layers if "CMU" in la.name] == [True] * 3
     assert [la.visible for la in viewer.layers if "tiny" in la.name] == [False] * 3
+    np.testing.assert_allclose(camera(viewer).center[1:], (2966 / 2, 2219 / 2))
+    fits = min(mouse.size[0] / 2220, mouse.size[1] / 2967)
+    assert camera(viewer).zoom == pytest.approx(0.95 * fits, rel=0.01), "the whole of it fits"
+    look_at(viewer, 700, 900, 2.0)
     rename(panel, 0, "tumour")
     panel.slide.slides.setFocus()
     QTest.keyClick(panel.slide.slides, Qt.Key.Key_Up)
@@ -377,6 +397,11 @@ def test_two_slides_share_classes_and_show_one_at_a_time(viewer, panel, mouse, t
     assert panel.session.slide.shape == (1024, 1024)
     assert [la.visible for la in viewer.layers if "tiny" in la.name] == [True] * 3
     assert [c.name for c in panel.session.annotations.classes] == ["tumour", "background"]
+    QTest.keyClick(panel.slide.slides, Qt.Key.Key_Down)
+    pump(0.2)
+    assert (*camera(viewer).center[1:], camera(viewer).zoom) == (700, 900, 2.0), "seen as it was left"
+    QTest.keyClick(panel.slide.slides, Qt.Key.Key_Up)
+    pump(0.2)
     click(panel.slide.close_slide)
     assert len(panel.session.slides) == 1
     assert len(viewer.layers) == 3
@@ -417,8 +442,7 @@ def test_the_mpp_can_be_said_where_the_file_does_not(viewer, panel):
     viewer.add_image(np.full((600, 800, 3), 200, np.uint8), name="photo")
     pump(0.1)
     click(panel.slide.use_layer)
-    pump(0.3)
-    assert panel.slide.mpp.isVisible()
+    wait_until(panel.slide.mpp.isVisible, 10)
     panel.slide.mpp.setFocus()
     panel.slide.mpp.selectAll()
     QTest.keyClicks(panel.slide.mpp, "0.25")

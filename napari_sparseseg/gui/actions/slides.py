@@ -129,8 +129,6 @@ class SlideActions(QObject):
                 images = self._adopting.pop(entry.slide.fingerprint, None)
                 show_in_pixels(images or ())
                 self._bindings[key] = SlideBinding(self._context.viewer, entry, images)
-                if images is None:
-                    self._context.viewer.reset_view()
                 self._offer_recovery(entry)
         self._activate()
         self._list_layers()

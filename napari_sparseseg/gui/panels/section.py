@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, Signal
 from qtpy.QtWidgets import (
+    QAbstractSpinBox,
+    QComboBox,
     QFrame,
     QHBoxLayout,
     QHeaderView,
@@ -14,6 +16,7 @@ from qtpy.QtWidgets import (
     QMenu,
     QPushButton,
     QSizePolicy,
+    QSlider,
     QToolButton,
     QVBoxLayout,
     QWidget,
@@ -110,6 +113,25 @@ class ElidedLabel(QLabel):
         shown = self.fontMetrics().elidedText(self._whole, Qt.TextElideMode.ElideMiddle, max(0, self.width() - 4))
         super().setText(shown)
         self.setToolTip(plain_tip(self._whole) if shown != self._whole else "")
+
+
+class WheelGuard(QObject):
+    """The wheel scrolls the panel: it changes a value under the mouse only where the user has chosen that control."""
+
+    def __init__(self, inner: QWidget) -> None:
+        super().__init__(inner)
+        for kind in (QComboBox, QAbstractSpinBox, QSlider):
+            for control in inner.findChildren(kind):
+                control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # the wheel would give it the focus
+                control.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        if event is None or event.type() != QEvent.Type.Wheel or not isinstance(watched, QWidget):
+            return False
+        if watched.hasFocus():
+            return False
+        event.ignore()  # goes on to the scroll area
+        return True
 
 
 def plain_tip(text: str) -> str:
