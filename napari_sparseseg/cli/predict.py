@@ -1,0 +1,114 @@
+"""``napari-sparseseg predict``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg.cli.common import command, not_negative, positive, positive_int, say
+from napari_sparseseg.errors import SparseSegError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from napari_sparseseg.session import Session
+
+
+def add_predict(commands: Any) -> None:
+    """Describe the command."""
+    predict = command(commands, "predict", _predict, "run a model over whole slides")
+    predict.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
+    predict.add_argument("--model", type=Path, required=True)
+    predict.add_argument(
+        "--output", type=Path, required=True, metavar="OUT", help="OUT.ome.zarr, OUT.ome.tif, or a folder"
+    )
+    predict.add_argument("--mpp", type=positive, help="resolution of the result, default: the model's")
+    predict.add_argument("--geojson", type=Path, metavar="FILE", help="regions as QuPath objects")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="area per class")
+    predict.add_argument("--resume", action="store_true", help="finish an interrupted prediction")
+    predict.add_argument("--overwrite", action="store_true", help="replace existing results")
+    predict.add_argument("--tissue-only", action="store_true", help="leave glass unlabelled (0), which is faster")
+    predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
+    predict.add_argument(
+        "--flips", action="store_true", help="average over the eight flips and turns of each tile: eight times slower"
+    )
+    predict.add_argument(
+        "--min-area", type=not_negative, default=100.0, metavar="UM2",
+        help="leave out smaller objects, um2; default: %(default)s",
+    )  # fmt: skip
+    predict.add_argument(
+        "--ome-zarr", choices=("0.4", "0.5"), default="0.4",
+        help="0.5 is sharded: far fewer files, but not every reader knows it; default: %(default)s",
+    )  # fmt: skip
+    predict.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
+    where = predict.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=positive_int, help="threads on this machine")
+    where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a dask.distributed cluster")
+
+
+def _predict(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.learning.backend import lean_process
+    from napari_sparseseg.session import Session
+    from napari_sparseseg.slide_prediction.progress_line import ProgressLine
+
+    folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
+    if len(args.slides) > 1 and not folder:
+        raise SparseSegError(f"--output {args.output} is one file, but there are {len(args.slides)} slides.")
+    if len(args.slides) > 1 and (args.geojson or args.csv):
+        raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
+    lean_process()
+    options = {
+        "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": args.tissue_only,
+        "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
+        "workers": args.workers, "scheduler": args.scheduler,
+    }  # fmt: skip
+    with Session((), config=TrainConfig(device=args.device)) as session:
+        unreadable = _open_all(session, args.slides)
+        session.load_model(args.model)
+        try:
+            if len(args.slides) > 1:
+                return _predict_batch(session, args, unreadable, options)
+            out = args.output
+            if folder:
+                out.mkdir(parents=True, exist_ok=True)
+                out = out / f"{args.slides[0].name.split('.')[0]}.ome.zarr"
+            line = ProgressLine(args.slides[0].name)
+            result = session.predict_slide(out, geojson=args.geojson, csv=args.csv, progress=line, **options)
+        except KeyboardInterrupt:
+            print("what is done is kept: give the same command with --resume to go on", file=sys.stderr)
+            raise
+    say(args, f"wrote {out}")
+    return result.to_json()
+
+
+def _open_all(session: Session, paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """Open slides; of several, those that cannot be opened are named and left out."""
+    unreadable = []
+    for path in paths:
+        try:
+            session.open(path, role="predict")
+        except SparseSegError as error:
+            if len(paths) == 1:
+                raise
+            unreadable.append((str(path), str(error)))
+    return unreadable
+
+
+def _predict_batch(
+    session: Session, args: argparse.Namespace, unreadable: list[tuple[str, str]], options: dict[str, Any]
+) -> dict[str, Any]:
+    from napari_sparseseg.slide_prediction.progress_line import ProgressLine
+
+    if not session.slides:
+        raise SparseSegError("none of the slides can be opened: " + "; ".join(why for _, why in unreadable))
+    batch = session.predict_project(args.output, progress=ProgressLine(f"{len(session.slides)} slides"), **options)
+    for result in batch.results:
+        say(args, f"wrote {result.output}")
+    say(args, f"wrote {batch.summary}")
+    failed = [*unreadable, *batch.failed]
+    if failed:
+        raise SparseSegError(f"{len(failed)} slides failed: " + "; ".join(f"{name}: {why}" for name, why in failed))
+    return batch.to_json()

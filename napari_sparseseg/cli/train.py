@@ -1,0 +1,127 @@
+"""``napari-sparseseg train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg.cli.common import command, positive, positive_int, say
+from napari_sparseseg.errors import TrainingError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from napari_sparseseg.session import Session
+
+
+def add_train(commands: Any) -> None:
+    """Describe the command."""
+    train = command(commands, "train", _train, "train a model on annotated slides")
+    train.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
+    train.add_argument("--model", type=Path, required=True, metavar="OUT.safetensors")
+    train.add_argument(
+        "--annotations", type=Path, nargs="+", metavar="FILE",
+        help="one per slide, in the same order; default: the file beside each slide with its stem and .geojson, .xml "
+        "or .sparseseg",
+    )  # fmt: skip
+    train.add_argument("--balancing", choices=("none", "instance", "mini-batch"), default="instance")
+    train.add_argument("--mpp", type=positive, help="training resolution in um per pixel, default: 1.0")
+    train.add_argument("--encoder", default="tf_efficientnet_lite0", help="any timm encoder, default: %(default)s")
+    budget = train.add_mutually_exclusive_group()
+    budget.add_argument("--seconds", type=positive, help="training time, default: 60")
+    budget.add_argument("--steps", type=positive_int, help="training steps instead of time")
+    train.add_argument("--patience", type=positive_int, help="end when so many held-out comparisons brought no gain")
+    train.add_argument("--scratch", action="store_true", help="the paper's plain U-Net instead of a pretrained encoder")
+    train.add_argument("--yes", action="store_true", help="download the encoder named without a question")
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--resume", action="store_true", help="go on from the model file where it exists")
+    train.add_argument("--init", type=Path, metavar="MODEL", help="start from this model")
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    """Alone, or as one of the processes that torchrun started: then the first one speaks and writes."""
+    from napari_sparseseg.learning.distributed import join
+
+    with join(args.device) as (mine, args.device):
+        if not mine.first:
+            args.silent, args.json = True, False
+        return _train_here(args)
+
+
+def _train_here(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.exchange import find_annotations
+    from napari_sparseseg.session import Session
+
+    if args.annotations and len(args.annotations) != len(args.slides):
+        raise TrainingError(
+            f"--annotations has {len(args.annotations)} files for {len(args.slides)} slides; give one per slide."
+        )
+    if args.model.suffix != ".safetensors":
+        raise TrainingError(f"--model {args.model} must end in .safetensors.")
+    if not args.model.resolve().parent.is_dir():
+        raise TrainingError(f"the folder of --model {args.model} does not exist; make it first.")
+    init = args.model if args.resume and args.model.exists() else args.init
+    _agree_to_download(args)
+    config = TrainConfig(
+        balancing=args.balancing, mpp=args.mpp, encoder=args.encoder, device=args.device, seed=args.seed,
+        architecture="scratch" if args.scratch else "pretrained",
+    )  # fmt: skip
+    with Session(() if init is None else _recipe_classes(init), config=config) as session:
+        for i, path in enumerate(args.slides):
+            session.open(path)
+            session.import_annotations(args.annotations[i] if args.annotations else find_annotations(path))
+        if init is not None:
+            session.load_model(init)
+        seconds = args.seconds if args.seconds or args.steps else 60.0
+        say(args, f"training on {len(args.slides)} slide(s), classes: {', '.join(c.name for c in session.classes)}")
+        _run_training(session, args, seconds)
+        if not args.silent:
+            session.save_model(args.model)
+        status = session.status
+        result = {
+            "model": str(args.model), "steps": status.step, "loss": status.loss, "seconds": round(status.seconds, 1),
+            "device": status.device, "classes": [c.name for c in session.classes], "metrics": status.metrics,
+            "labelled_pixels": {c.name: _labelled(session, c.id) for c in session.classes},
+        }  # fmt: skip
+    say(args, f"wrote {args.model} after {result['steps']} steps, {result['seconds']} s on {result['device']}")
+    return result
+
+
+def _agree_to_download(args: argparse.Namespace) -> None:
+    """Licence and size of an encoder that is not bundled, before its weights are fetched."""
+    from napari_sparseseg.config import TrainConfig
+
+    if not TrainConfig(encoder=args.encoder).downloads:
+        return
+    from napari_sparseseg.learning.encoders import encoder_info
+
+    info = encoder_info(args.encoder)
+    about = f"encoder {info.name}: {info.megabytes:,.0f} MB from {info.source}, licence: {info.licence}"
+    say(args, about)
+    asked = sys.stdin.isatty() and not args.silent and not args.yes
+    if not args.yes and not (asked and input("Download where it is not here yet? [y/N] ").lower().startswith("y")):
+        raise TrainingError(f"{about}. It is used only after consent: give --yes.")
+
+
+def _recipe_classes(model: Path) -> tuple[Any, ...]:
+    from napari_sparseseg.learning.model import read_recipe
+
+    return read_recipe(model).classes
+
+
+def _run_training(session: Session, args: argparse.Namespace, seconds: float | None) -> None:
+    try:
+        session.train(seconds=seconds, steps=args.steps, patience=args.patience, wait=True)
+    except KeyboardInterrupt:
+        session.stop()
+        if not args.silent:
+            session.save_model(args.model)
+        say(args, f"interrupted; what was learned so far is in {args.model}")
+        raise
+
+
+def _labelled(session: Session, class_id: int) -> int:
+    return sum(e.annotations.counts().get(class_id, 0) for e in session.set.entries)
