@@ -50,22 +50,16 @@ def hide_triton() -> None:
 
 
 def lean_process() -> None:
-    """Make a process that only predicts hold less memory: no triton, and glibc gives freed blocks back.
+    """Make a process that only predicts hold less memory: no triton, and one heap that gives back what it has to spare.
 
-    Memory is bought with time. On a 20,000 px slide, instant head, two cores, one run each (2026-11-23): 1,050 MB at
-    most and 0.68 of the bare network's throughput; with thresholds of 32 and 16 MB 1,299 MB and 0.86. Only for a
-    process of our own: a viewer that predicts live with these took half as long again.
+    Tensors of a tile come out of the heap, else half of the time goes into page faults; what is free at its top beyond
+    64 MB goes back. Measured over 36 tiles of 960 px, one core, CPU time and most memory (2026-11-23): as glibc does it
+    1,190 MB; thresholds of 8 and 8 MB 25 s and 905 MB, 16 and 32 MB 17.6 s and 921 MB, 32 and 64 MB 16.5 s and 938 MB,
+    32 and 128 MB 14.9 s and 1,074 MB. dask's nanny tells its workers to give back every 64 kB, which this undoes. Only
+    for a process of our own: what a viewer does is in `_let_ended_threads_give_back`.
     """
     hide_triton()
-    _set_malloc(_M_MMAP_THRESHOLD, 8_000_000, _M_TRIM_THRESHOLD, 8_000_000, _M_ARENA_MAX, 1)
-
-
-def quick_worker() -> None:
-    """Undo what dask's nanny tells glibc: to give back every 64 kB that is freed, tensors of 20 MB included.
-
-    Measured on tiles of 960 px, one core: 2.1 s of CPU time instead of 3.0. A worker then holds up to 1.4 GB, not 1.0.
-    """
-    _set_malloc(_M_MMAP_THRESHOLD, 32_000_000, _M_TRIM_THRESHOLD, 256_000_000)
+    _set_malloc(_M_MMAP_THRESHOLD, 32_000_000, _M_TRIM_THRESHOLD, 64_000_000, _M_ARENA_MAX, 1)
 
 
 @functools.cache

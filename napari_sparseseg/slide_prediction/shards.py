@@ -247,13 +247,13 @@ _opening = threading.Lock()
 
 def open_task(task: ShardTask) -> ShardPredictor:
     """Open slide, model and store as a worker process does it: each for itself."""
-    from napari_sparseseg.learning.backend import quick_worker
+    from napari_sparseseg.learning.backend import lean_process
     from napari_sparseseg.learning.model import load_model
     from napari_sparseseg.slides import open_slide
     from napari_sparseseg.slides.cache import TILES
     from napari_sparseseg.tissue import detect_tissue
 
-    quick_worker()
+    lean_process()
     TILES.max_bytes = READ_CACHE
     slide = open_slide(task.slide)
     if task.mpp is not None:
