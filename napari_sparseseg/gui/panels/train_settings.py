@@ -89,6 +89,12 @@ class TrainSettings(QWidget):
         """Budget of a run; None without an end."""
         return float(self.budget.currentData()) or None
 
+    def show_running(self, running: bool, *, has_model: bool) -> None:
+        """A run keeps the settings it began with; its model can be saved at any moment."""
+        for widget in (self.mpp, self.encoder, self.device, self.budget, self.seed, self.load):
+            widget.setEnabled(not running)
+        self.save.setEnabled(has_model)
+
     def config(self, base: TrainConfig) -> TrainConfig:
         """`base` with what is chosen here."""
         index = self.encoder.findText(self.encoder.currentText())
