@@ -7,10 +7,13 @@ is for the user and for a bug report; an empty one means that painting on the py
 from __future__ import annotations
 
 import inspect
+import sys
 from functools import cache
 
 import numpy as np
+import qtpy
 from napari.layers import Labels
+from qtpy.QtCore import QObject
 
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.gui.scribble_layer import ScribbleLayer
@@ -23,10 +26,12 @@ OVERRIDDEN = {
     "_begin_stroke": [],
     "_commit_stroke": [],
     "_abort_stroke": [],
+    "_raw_to_displayed": ["raw", "data_slice"],
 }
 """Methods napari must still call, with their parameters."""
 SIDE = 4096
 BRUSH = 20
+CALLS = 50
 
 
 @cache
@@ -46,6 +51,24 @@ def check() -> tuple[str, ...]:
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
         problems.append(f"a trial stroke ended in {type(error).__name__}: {error}")
     return tuple(problems)
+
+
+def qt_problem() -> str:
+    """What is wrong with the Qt binding, or nothing.
+
+    PySide6 6.12 is built for a Python that no longer counts references to None: before Python 3.12 every None that it
+    returns is one reference less, and when none is left, after some minutes, Python aborts.
+    """
+    lonely, before = QObject(), sys.getrefcount(None)
+    for _ in range(CALLS):
+        lonely.parent()
+    if before - sys.getrefcount(None) < CALLS // 2:
+        return ""
+    return (
+        f"{qtpy.API_NAME} {qtpy.QT_VERSION} on Python {sys.version.split()[0]} loses references to None: napari will "
+        "crash after some minutes, with or without this plugin. What you draw is kept. Install PySide6 before 6.12 or "
+        "PyQt6, or use Python 3.12 or newer."
+    )
 
 
 def _trial() -> list[str]:

@@ -25,6 +25,7 @@ from napari_sparseseg.gui.panels.predict import PredictPanel
 from napari_sparseseg.gui.panels.section import Section, WheelGuard
 from napari_sparseseg.gui.panels.slide import SlidePanel
 from napari_sparseseg.gui.panels.train import TrainPanel
+from napari_sparseseg.gui.seams import qt_problem
 from napari_sparseseg.gui.theme import palette
 from napari_sparseseg.session import Session
 
@@ -92,6 +93,9 @@ class SparseSegWidget(QWidget):
         self._paint()
         self._on_session()
         self.slides.adopt_ours()
+        broken = qt_problem()
+        if broken:
+            self.header.error.report(broken, "")
 
     @property
     def session(self) -> Session:

@@ -104,6 +104,7 @@ def assert_drawn(labels, expected, slack, label=1):
 
 def test_seams_of_this_napari_hold():
     assert seams.check() == ()
+    assert seams.qt_problem() == ""
 
 
 @BOTH
