@@ -63,6 +63,26 @@ def test_several_regions_are_deleted_as_one_step(shown):
     assert len(a.dense_regions) == 3
 
 
+def test_a_region_of_many_corners_is_a_line_that_keeps_its_shape(shown):
+    a, layer, mouse = shown.annotations, shown.dense_layer, Mouse(shown.viewer)
+    angles = np.linspace(0, 2 * np.pi, 10000, endpoint=False)
+    circle = np.stack([3000 + 200 * np.sin(angles), 3000 + 200 * np.cos(angles)], axis=1)
+    a.fill_polygon(circle, 1, dense=True)
+    wait_until(lambda: layer.nshapes == 1)
+    assert list(layer.shape_type) == ["path"]
+    drawn = layer.data[0][:, -2:] + 0.5
+    np.testing.assert_allclose(drawn, [*circle[::3], circle[0]], atol=1e-3)
+    shown.viewer.layers.selection.active = layer
+    layer.mode = "select"
+    start = mouse.canvas(*drawn[0])
+    mouse.drag(line(start, (start[0] + 40, start[1]), 5))
+    wait_until(lambda: layer.nshapes == 1 and np.array_equal(layer.data[0][:, -2:] + 0.5, drawn))
+    assert a.dense_regions[0].box.x == 2800
+    layer.selected_data = {0}
+    mouse.key("Delete")
+    wait_until(lambda: not a.dense_regions)
+
+
 @pytest.mark.parametrize("name", ["saved.sparseseg", "saved.geojson", "saved.xml"])
 def test_save_selected_layers_writes_all_scribbles(shown, tmp_path, name):
     mouse = Mouse(shown.viewer)
