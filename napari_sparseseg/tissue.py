@@ -8,15 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from napari_sparseseg.config import UNLABELLED
 from napari_sparseseg.geometry import Box, Frame
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from napari_sparseseg.config import ClassDef
     from napari_sparseseg.slides import Slide
 
+GLASS_NAMES = ("background", "glass")
+"""Classes so named, in any case, are what glass is labelled with where it is not predicted."""
 _THUMBNAIL = 2048
 _SMOOTHING = 1.5
 _LEAST_CONTRAST = 8.0
 """Below this many grey values (of 255) between glass and the rest, the slide is taken to be all tissue."""
+_FAINTEST = 10.0
+"""So many grey values from the colour of glass are tissue, however dark the rest is."""
+_MARGIN_UM = 20.0
+_DARKEST_GLASS, _PINK = 200.0, 6.0
 
 
 @dataclass(frozen=True)
@@ -47,21 +58,42 @@ class TissueMask:
         centres = (np.arange(start, start + count) + 0.5) * (downsample / self.frame.downsample[axis])
         cells = np.floor(centres).astype(np.intp)
         last = self.mask.shape[axis] - 1
-        return np.clip(cells, 0, last), (cells >= 0) & (cells <= last)
+        # A thumbnail may end a part of its pixel before the slide does; the last one stands for that too.
+        return np.clip(cells, 0, last), (cells >= 0) & (cells <= last + 1)
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz`` file, for workers elsewhere."""
+        np.savez_compressed(path, mask=self.mask, downsample=self.frame.downsample)
+
+    @classmethod
+    def load(cls, path: Path) -> TissueMask:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            y, x = file["downsample"].tolist()
+            return cls(file["mask"], Frame((y, x)))
 
 
-def detect_tissue(slide: Slide, margin_px: int = 4) -> TissueMask:
-    """Find tissue by how much a smoothed thumbnail differs from the background, with Otsu's threshold.
+def glass_label(classes: Sequence[ClassDef]) -> int:
+    """What skipped glass is labelled with: the class called ``background`` or ``glass``, else 0, unlabelled."""
+    return next((c.id for c in classes if c.name.strip().casefold() in GLASS_NAMES), UNLABELLED)
+
+
+def detect_tissue(slide: Slide, margin_px: int | None = None) -> TissueMask:
+    """Find tissue by how much a smoothed thumbnail differs from the background; in doubt it is tissue.
 
     A pixel's difference is that of its most different channel, so pale pink (which is bright) and unsaturated dark
-    (which is grey) both count. On a slide with no two groups of pixels everything is tissue: nothing is lost.
+    (which is grey) both count. Otsu's threshold says whether there are two groups of pixels at all: if not, everything
+    is tissue. It is no good for the border, as it parts pale tissue from dark where both are there; so on brightfield
+    ten grey values from glass are enough, elsewhere six standard deviations of what is dark.
 
     Parameters
     ----------
     slide
         An open slide.
     margin_px
-        The mask is widened by this many thumbnail pixels (2,048 on the longer side), for faint edges.
+        The mask is widened by this many thumbnail pixels (2,048 on the longer side); 20 um and at least four if not
+        given. Measured on a real skin slide: of the pixels with a saturation above 0.05, Otsu's threshold and four
+        pixels missed 6.5 %, ten grey values 1.5 %, with 10 um around them none.
     """
     image, frame = slide.thumbnail(_THUMBNAIL)
     pixels = np.nan_to_num(image.astype(np.float32))
@@ -74,21 +106,35 @@ def detect_tissue(slide: Slide, margin_px: int = 4) -> TissueMask:
     mask = strength > threshold
     if not mask.any() or mask.all() or strength[mask].mean() - strength[~mask].mean() < _LEAST_CONTRAST:
         return TissueMask(np.ones(strength.shape, bool), frame)
+    mask = strength > min(threshold, _FAINTEST if slide.is_rgb else _above_noise(strength[~mask]))
+    if margin_px is None:
+        pixel_um = 0.0 if slide.mpp is None else min(a * b for a, b in zip(frame.downsample, slide.mpp, strict=True))
+        margin_px = max(4, int(np.ceil(_MARGIN_UM / pixel_um)) if pixel_um else 0)
     if margin_px > 0:
-        mask = ndimage.binary_dilation(mask, iterations=margin_px)
+        mask = ndimage.distance_transform_edt(~mask) <= margin_px
     return TissueMask(mask, frame)
 
 
+def _above_noise(values: np.ndarray) -> float:
+    middle = float(np.median(values))
+    return middle + 6 * 1.4826 * float(np.median(np.abs(values - middle)))
+
+
 def _background(pixels: np.ndarray, slide: Slide) -> np.ndarray:
-    """Colour of empty glass: the commonest bright colour of a brightfield slide, else what the slide says."""
+    """Colour of empty glass: of the brightest pixels of a brightfield slide, else what the slide says.
+
+    On a slide without glass these are pale tissue: too dark for glass, or pinkish, which eosin is and lamps are not.
+    Then white is taken for glass, so that all of it is tissue.
+    """
     if not slide.is_rgb:
         return np.asarray(slide.background, np.float32)
     flat = pixels.reshape(-1, pixels.shape[-1])
     darkest_channel = flat.min(axis=1)
-    bright = flat[darkest_channel >= max(200.0, float(np.percentile(darkest_channel, 50)))]
-    if len(bright) < 0.001 * len(flat):
+    brightest = float(np.percentile(darkest_channel, 99))
+    colour: np.ndarray = np.median(flat[darkest_channel >= brightest - _LEAST_CONTRAST], axis=0).astype(np.float32)
+    red, green, blue = colour[:3]
+    if brightest < _DARKEST_GLASS or min(red, blue) - green > _PINK:
         return np.full(pixels.shape[-1], 255, np.float32)
-    colour: np.ndarray = np.median(bright, axis=0).astype(np.float32)
     return colour
 
 

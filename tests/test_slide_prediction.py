@@ -123,19 +123,23 @@ def test_the_result_does_not_depend_on_tiles_or_workers(cmu_svs, tmp_path):
     np.testing.assert_array_equal(level0(tmp_path / "a.ome.zarr"), level0(tmp_path / "c.ome.zarr"))
 
 
-def test_only_tissue_is_predicted_when_asked(cmu_svs, tmp_path):
-    model = SmoothModel()
+def test_glass_is_skipped_unless_asked_for_and_has_the_label_of_a_class_so_called(cmu_svs, tmp_path):
+    model = SmoothModel(classes=make_classes("abc"))
     with open_slide(cmu_svs) as slide:
-        predict_slide(slide, model, tmp_path / "all.ome.zarr", mpp=2, tile=128)
+        predict_slide(slide, model, tmp_path / "all.ome.zarr", mpp=2, tile=64, tissue_only=False)
         everywhere = model.calls
-        result = predict_slide(slide, model, tmp_path / "tissue.ome.zarr", mpp=2, tile=128, tissue_only=True)
-    assert model.calls - everywhere < everywhere
+        result = predict_slide(slide, model, tmp_path / "tissue.ome.zarr", mpp=2, tile=64)
+        assert model.calls - everywhere < everywhere
+        named = SmoothModel(classes=make_classes(["a", "b", "Glass"]))
+        other = predict_slide(slide, named, tmp_path / "named.ome.zarr", mpp=2, tile=64)
     whole, tissue = level0(tmp_path / "all.ome.zarr"), level0(tmp_path / "tissue.ome.zarr")
     assert (whole > 0).all()
     np.testing.assert_array_equal(tissue[tissue > 0], whole[tissue > 0])
     assert (tissue > 0).mean() == pytest.approx(result.tissue_share, abs=0.01)
     assert (whole[tissue == 0] == 1).mean() > 0.95
     assert [row.class_name for row in result.table if row.class_id == 0] == ["not predicted"]
+    np.testing.assert_array_equal(level0(tmp_path / "named.ome.zarr"), np.where(tissue > 0, tissue, 3))
+    assert all(row.class_id for row in other.table)
 
 
 def test_flips_are_undone(tmp_path):

@@ -29,7 +29,10 @@ def add_predict(commands: Any) -> None:
     predict.add_argument("--csv", type=Path, metavar="FILE", help="area per class")
     predict.add_argument("--resume", action="store_true", help="finish an interrupted prediction")
     predict.add_argument("--overwrite", action="store_true", help="replace existing results")
-    predict.add_argument("--tissue-only", action="store_true", help="leave glass unlabelled (0), which is faster")
+    predict.add_argument(
+        "--everywhere", action="store_true",
+        help="predict glass too; else it gets the class called background or glass if there is one, or 0, unlabelled",
+    )  # fmt: skip
     predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
     predict.add_argument(
         "--flips", action="store_true", help="average over the eight flips and turns of each tile: eight times slower"
@@ -61,7 +64,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
     lean_process()
     options = {
-        "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": args.tissue_only,
+        "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": not args.everywhere,
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
         "workers": args.workers, "scheduler": args.scheduler,
     }  # fmt: skip

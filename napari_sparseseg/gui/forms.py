@@ -90,14 +90,17 @@ def annotations_from_layer(layer: Any) -> None:  # with a type of napari the cho
         "step": 0.25,
         "tooltip": "Of the result; 0 is the resolution that the network was trained at, which it reads in any case",
     },
-    tissue_only={"label": "Tissue only", "tooltip": "Glass is skipped: faster, and no specks beside the tissue"},
+    tissue_only={
+        "label": "Tissue only",
+        "tooltip": "Glass is not predicted; it gets the class called background or glass, else none",
+    },
     regions={"label": "Regions (GeoJSON)", "tooltip": "For QuPath, in a file beside the result"},
     areas={"label": "Areas (CSV)", "tooltip": "mm² and share of each class, in a file beside the result"},
 )
 def predict_with_options(
     out: Path = Path("prediction.ome.zarr"),
     mpp: float = 0.0,
-    tissue_only: bool = False,
+    tissue_only: bool = True,
     regions: bool = False,
     areas: bool = False,
 ) -> None:

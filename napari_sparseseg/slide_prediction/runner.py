@@ -148,6 +148,7 @@ class SlideRun:
         """Predict the shards that are missing."""
         if self._options.tissue_only:
             self._tissue = detect_tissue(self._slide)
+            self._tissue.save(self._files.tissue)
         journal = self._files.journal
         todo = [(i, box) for i, box in self._shards if i not in journal.done]
         counter = _Counter(
@@ -206,7 +207,7 @@ class SlideRun:
             downsample=self._placement.frame.downsample,
             read_downsample=self._read_frame.downsample,
             tile=self._tile,
-            tissue_only=self._options.tissue_only,
+            tissue=None if self._tissue is None else str(self._files.tissue.resolve()),
             flips=self._options.flips,
         )
 

@@ -28,12 +28,12 @@ from napari_sparseseg.inference import (
     predict_pixels,
 )
 from napari_sparseseg.results.omezarr import SHARD, PredictionStore
+from napari_sparseseg.tissue import TissueMask, glass_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from napari_sparseseg.slides import Slide
-    from napari_sparseseg.tissue import TissueMask
 
 _READ_AHEAD = 2
 READ_CACHE = 64 << 20
@@ -53,7 +53,8 @@ class ShardTask:
     read_downsample: tuple[float, float]
     """Of what the model sees."""
     tile: int
-    tissue_only: bool
+    tissue: str | None
+    """File with the mask of where to predict; None: everywhere."""
     flips: bool
 
 
@@ -112,7 +113,7 @@ class ShardPredictor:
     tile
         Side of a tile of the label image, without halo.
     tissue
-        Where to predict; None: everywhere.
+        Where to predict; the rest gets what `glass_label` says. None: everywhere.
     flips
         Whether to average over the eight flips and turns of each tile.
     """
@@ -132,6 +133,7 @@ class ShardPredictor:
         self._slide, self._model, self._store = slide, model, store
         self._frame, self._read_frame, self._tile = frame, read_frame or frame, tile
         self._tissue, self._flips = tissue, flips
+        self._glass = 0 if tissue is None else glass_label(model.recipe.classes)
         self.waited = 0.0
         """Seconds that the network waited for pixels and for the store."""
 
@@ -155,7 +157,7 @@ class ShardPredictor:
             for piece in self._pieces(shards, reader):
                 control.check()
                 if piece.tile.y == piece.shard.y and piece.tile.x == piece.shard.x:
-                    labels = np.zeros((piece.shard.height, piece.shard.width), np.uint8)
+                    labels = np.full((piece.shard.height, piece.shard.width), self._glass, np.uint8)
                     uncertainty = np.zeros_like(labels)
                 if piece.pixels is not None:
                     self._predict(piece, labels, uncertainty)
@@ -206,7 +208,7 @@ class ShardPredictor:
         doubt = entropy(probabilities) if self._store.uncertainty else None
         if self._tissue is not None:
             tissue = self._tissue.read_region(piece.tile, self._frame)
-            found *= tissue
+            found = np.where(tissue, found, np.uint8(self._glass))
             doubt = None if doubt is None else doubt * tissue
         y, x = piece.tile.y - piece.shard.y, piece.tile.x - piece.shard.x
         target = Box(y, x, piece.tile.height, piece.tile.width).slices()
@@ -251,7 +253,6 @@ def open_task(task: ShardTask) -> ShardPredictor:
     from napari_sparseseg.learning.model import load_model
     from napari_sparseseg.slides import open_slide
     from napari_sparseseg.slides.cache import TILES
-    from napari_sparseseg.tissue import detect_tissue
 
     lean_process()
     TILES.max_bytes = READ_CACHE
@@ -259,7 +260,7 @@ def open_task(task: ShardTask) -> ShardPredictor:
     if task.mpp is not None:
         slide.mpp = task.mpp
     model = load_model(Path(task.model), device="auto")
-    tissue = detect_tissue(slide) if task.tissue_only else None
+    tissue = None if task.tissue is None else TissueMask.load(Path(task.tissue))
     return ShardPredictor(
         slide,
         model,

@@ -8,7 +8,8 @@ from one run: first the bare forward pass (`Model.net` on float tensors that lie
 tiles a run uses, halos included), then the run by the defaults, each in a process of its own so that memory is that
 process's. On the large slide the run is stopped after `--megapixels` of the label image; a smaller one is predicted
 whole, with its tables. Both throughputs are in label pixels of the same tiles, so the halo costs both the same; what
-share of the pixels that the network gets is label pixels in the end is printed beside them (`useful_share`).
+share of the pixels that the network gets is label pixels in the end is printed beside them (`useful_share`). Glass is
+predicted like the rest, which a run does not do unless asked.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def run(slide_path: Path, model_path: Path, out: Path, megapixels: float, schedu
         try:
             result = predict_slide(
                 slide, model, out, progress=progress, stop=stop, scheduler=scheduler,
-                geojson=out.with_suffix(".geojson"), csv=out.with_suffix(".csv"),
+                geojson=out.with_suffix(".geojson"), csv=out.with_suffix(".csv"), tissue_only=False,
             )  # fmt: skip
         except PredictionError:
             if not stop.is_set():
@@ -186,8 +187,10 @@ def cluster_speed(slide_path: Path, model_path: Path, out: Path) -> float:
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         model = load_model(model_path)
         with open_slide(slide_path) as slide:
-            predict_slide(slide, model, out.with_name("warm.ome.zarr"), scheduler=cluster.scheduler_address)
-            result = predict_slide(slide, model, out, scheduler=cluster.scheduler_address)
+            predict_slide(
+                slide, model, out.with_name("warm.ome.zarr"), scheduler=cluster.scheduler_address, tissue_only=False
+            )
+            result = predict_slide(slide, model, out, scheduler=cluster.scheduler_address, tissue_only=False)
     return result.megapixels_per_second
 
 
@@ -206,7 +209,7 @@ def redone_after_kill(slide_path: Path, model_path: Path, out: Path) -> int:
     from napari_sparseseg.learning.model import load_model
 
     with open_slide(slide_path) as slide:
-        result = predict_slide(slide, load_model(model_path), out, resume=True)
+        result = predict_slide(slide, load_model(model_path), out, resume=True, tissue_only=False)
     kept = result.shards_resumed
     return done - kept + 1  # and the one under way when it was killed
 
