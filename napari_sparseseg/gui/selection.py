@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def selected_outlines(viewer: napari.Viewer) -> list[NDArray[Any]]:
-    """Selected rectangles and polygons of the visible Shapes layers: (N, 2) of (y, x) each, level-0 pixels."""
+    """Selected rectangles, polygons and closed lines of the visible Shapes layers: (N, 2) of (y, x), level-0 pixels."""
     found = []
     for layer in viewer.layers:
         if not isinstance(layer, Shapes) or not layer.visible:
             continue
         for k in sorted(layer.selected_data):
-            if layer.shape_type[k] in ("rectangle", "polygon"):
-                world = np.array([layer.data_to_world(point) for point in layer.data[k]], float)
+            points, kind = layer.data[k], layer.shape_type[k]
+            if kind in ("rectangle", "polygon") or (kind == "path" and np.array_equal(points[0], points[-1])):
+                world = np.array([layer.data_to_world(point) for point in points], float)
                 found.append(world[:, -2:] + PIXEL_CENTRE)
     return found
 
