@@ -25,6 +25,7 @@ from napari_sparseseg.slide_prediction import predict_slide
 from napari_sparseseg.slide_prediction.journal import Journal
 from napari_sparseseg.slide_prediction.shards import ShardTask, close_task, run_shard
 from napari_sparseseg.slides import open_slide
+from napari_sparseseg.tissue import detect_tissue
 from tests.smooth_model import write_tall_slide
 
 if TYPE_CHECKING:
@@ -69,12 +70,14 @@ def test_shards_of_a_worker_process_equal_those_of_threads(tall_slide, model, tm
             predict_slide(slide, model, tmp_path / f"{name}.ome.zarr", mpp=1.0, tile=512, workers=workers)
         assert files(tmp_path / "a.ome.zarr") == files(tmp_path / "b.ome.zarr")
         model.save(tmp_path / "m.safetensors")
+        detect_tissue(slide).save(tmp_path / "tissue.npz")
         store = PredictionStore(tmp_path / "b.ome.zarr")
         expected = store.labels[0][:]
         store.labels[0][:] = 0
         task = ShardTask(
             slide=str(tall_slide), mpp=slide.mpp, model=str(tmp_path / "m.safetensors"), store=str(store.path),
-            downsample=(2.0, 2.0), read_downsample=(2.0, 2.0), tile=512, tissue=None, flips=False,
+            downsample=(2.0, 2.0), read_downsample=(2.0, 2.0), tile=512, tissue=str(tmp_path / "tissue.npz"),
+            flips=False,
         )  # fmt: skip
     assert [run_shard(task, i) for i in (1, 0)] == [1, 0]
     close_task()
