@@ -10,11 +10,15 @@ from psygnal import Signal
 from napari_sparseseg.live import LiveView
 
 if TYPE_CHECKING:
-    from napari_sparseseg.geometry import Box
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.geometry import Box, Frame
     from napari_sparseseg.learning_loop import LearningLoop
     from napari_sparseseg.slide_set import SlideSet
+    from napari_sparseseg.slides import Slide
 
 TRIM_EVERY_S = 10.0
+KEPT_BYTES = 256 << 20
+"""Tiles of slides that were active before, so that they are there at once when the user comes back."""
 
 
 class LiveWorker:
@@ -31,6 +35,7 @@ class LiveWorker:
     def __init__(self, slides: SlideSet, loop: LearningLoop) -> None:
         self._slides, self._loop = slides, loop
         self._made_for: tuple[object, ...] = ()
+        self._kept: dict[tuple[object, ...], LiveView] = {}
         self._looking_at: tuple[str, Box, float] | None = None
         self._trimmed, self._untidy = 0.0, False
         self.view: LiveView | None = None
@@ -54,7 +59,7 @@ class LiveWorker:
         frame = entry.slide.frame(model.recipe.mpp)
         wanted = (entry.key, frame, model.recipe.classes)
         if wanted != self._made_for or self.view is None:
-            self.view = LiveView(entry.slide, frame, len(model.recipe.classes))
+            self.view = self._view_of(entry.slide, wanted)
             self._made_for = wanted
             if self._looking_at is not None and self._looking_at[0] == entry.key:
                 self.view.request(*self._looking_at[1:])
@@ -63,6 +68,21 @@ class LiveWorker:
         worked = self.view.work(model, self._loop.status.model_version, seen)
         self._untidy = worked or self._tidy()
         return worked
+
+    def _view_of(self, slide: Slide, wanted: tuple[str, Frame, tuple[ClassDef, ...]]) -> LiveView:
+        """The slide's view from before, or a new one; those of slides, classes or resolutions that are gone go."""
+        _, frame, classes = wanted
+        found = self._kept.pop(wanted, None)
+        slides = [e.slide for e in self._slides.entries]
+        room = KEPT_BYTES
+        for key, view in reversed(list(self._kept.items())):
+            room -= view.store.nbytes
+            if room < 0 or key[0] == wanted[0] or key[2] != classes or not any(view.slide is s for s in slides):
+                del self._kept[key]
+        if found is None or found.slide is not slide:
+            found = LiveView(slide, frame, len(classes))
+        self._kept[wanted] = found
+        return found
 
     def _tidy(self) -> bool:
         """Give back the memory of passing arrays once a view is complete; whether that is still to be done.

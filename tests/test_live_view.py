@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
-from napari_sparseseg import open_slide
+from napari_sparseseg import Session, open_slide
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.inference import narrowness
+from napari_sparseseg.gui.areas import areas
+from napari_sparseseg.inference import narrowness, predict_region
 from napari_sparseseg.live import LiveView
 from napari_sparseseg.live_tiles import CHANGED, LABELS, TILE
-from tests.smooth_model import COLOURS, SmoothModel, write_tall_slide
+from napari_sparseseg.slides.arrays import ArraySlide
+from tests.smooth_model import CLASSES, COLOURS, SmoothModel, write_tall_slide
 
 
 @pytest.fixture
@@ -86,14 +90,65 @@ def test_a_pan_drops_what_was_not_begun(slide):
 @pytest.mark.parametrize("mpp", [0.25, 1.0, 2.0])
 def test_a_model_of_another_resolution(slide, mpp):
     """The slide has 0.5 um per px; tiles are predicted at the model's mpp and agree with a prediction on request."""
-    from napari_sparseseg.inference import predict_region
-
     model, live = SmoothModel(mpp=mpp), live_on(slide, mpp)
     live.request(Box(0, 0, 300, 160), 1.0)
     finish(live, model, 1)
     region = live.frame.cover(Box(0, 0, 300, 160))
     expected, _ = predict_region(model, slide, region, live.frame)
     np.testing.assert_array_equal(live.store.read(LABELS, 0, region), expected)
+
+
+def test_a_newer_model_leaves_nothing_of_the_one_before(slide):
+    """The model changes in the middle of a view: every tile ends with the newer one, whose labels are shown."""
+    live = live_on(slide)
+    live.request(Box(0, 0, 900, 160), 1.0)
+    assert live.work(SmoothModel(), 1, 1)
+    swapped = SmoothModel(colours=(COLOURS[1], COLOURS[0], COLOURS[2]))
+    while live.work(swapped, 2, 7):
+        pass
+    tiles = [live.store.get((0, i, 0)) for i in range(2)]
+    assert [(t.model_version, t.annotation_version) for t in tiles] == [(2, 7)] * 2
+    expected, _ = predict_region(swapped, slide, Box(0, 0, 900, 160), live.frame)
+    np.testing.assert_array_equal(live.store.read(LABELS, 0, Box(0, 0, 900, 160)), expected)
+
+
+def test_two_slides_with_a_loaded_model_keep_their_tiles(slide, tmp_path):
+    """No training; the second slide has half the model's mpp. Back on the first, nothing is predicted again."""
+    pixels = slide.read(Box(0, 0, 800, 160))
+    model = SmoothModel(mpp=0.5)
+    with Session(CLASSES) as session:
+        one = session.open(slide.path)
+        two = session.add(ArraySlide(np.kron(pixels, np.ones((2, 2, 1), np.uint8)), mpp=0.25))
+        session.live_enabled = True
+        session._engine.call(lambda: session._loop.use_model(model))
+        shown = []
+        for opened in (one, two, one):
+            calls = model.calls
+            session.set.activate(next(e for e in session.set.entries if e.slide is opened))
+            session.look_at((0, 0, 400, 160), 1.0)
+            wait_for(lambda opened=opened: session.live is not None and session.live.slide is opened)
+            wait_for(lambda: session._engine.call(lambda: session.live._planned[1] > 0 and not session.live.pending))
+            shown.append(session.live)
+        assert shown[2] is shown[0]
+        assert model.calls == calls
+        assert session.status.step == 0
+        for live, side in ((shown[0], 400), (shown[1], 200)):
+            region = live.frame.cover(Box(0, 0, 400, 160))
+            assert (region.height, live.frame.downsample) == (side, (400 / side,) * 2)
+            expected, _ = predict_region(model, live.slide, region, live.frame)
+            np.testing.assert_array_equal(live.store.read(LABELS, 0, region), expected)
+        first, second = (areas(live, Box(0, 0, 400, 160), CLASSES) for live in (shown[0], shown[1]))
+        assert sum(a.mm2 for a in first) == pytest.approx(400 * 160 * 0.5**2 / 1e6)
+        assert sum(a.mm2 for a in second) == pytest.approx(400 * 160 * 0.25**2 / 1e6)
+        labels = shown[1].store.read(LABELS, 0, Box(0, 0, 200, 80))
+        assert [a.share for a in second] == [pytest.approx((labels == c.id).mean()) for c in CLASSES]
+
+
+def wait_for(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_narrowness_by_hand():

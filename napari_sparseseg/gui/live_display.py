@@ -145,6 +145,7 @@ class LiveDisplay(QObject):
         viewer.layers.selection.update(selected)
         self.layer.events.opacity.connect(self._on_layer_opacity)
         self._apply()
+        self._dim_later()  # tiles from when the slide was active before
 
     def close(self) -> None:
         """Take the layer away and let go of camera and session."""
@@ -177,11 +178,14 @@ class LiveDisplay(QObject):
             self.shown_changed.emit()
 
     def _on_status(self) -> None:
-        version, live = self._context.session.status.model_version, self._live
+        version = self._context.session.status.model_version
         if version == self._version or self._context.closed:
             return
         self._version = version
-        self._newer.append((time.monotonic() + OUTDATED_MS / 1e3, live, version))
+        self._dim_later()
+
+    def _dim_later(self) -> None:
+        self._newer.append((time.monotonic() + OUTDATED_MS / 1e3, self._live, self._version))
         if not self._outdate.isActive():
             self._outdate.start(OUTDATED_MS)
 

@@ -118,8 +118,8 @@ def test_pause_shows_and_holds(viewer, panel, mouse):
     wait_idle(lambda: panel.header.state.whole_text() == "Paused", 10)
     time.sleep(1.0)  # the step at hand may end
     step = panel.session.status.step
-    wait_idle(lambda: True)
-    time.sleep(1.0)
+    mouse.drag(line(mouse.canvas(900, 600), mouse.canvas(900, 900), 10))
+    wait_idle(lambda: panel.session.status.live_annotation_version == 3)  # strokes are learned at once nevertheless
     assert panel.session.status.step == step
     click(panel.train.train)
     wait_idle(lambda: panel.session.status.step > step)
