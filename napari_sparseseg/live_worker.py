@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from psygnal import Signal
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from napari_sparseseg.slide_set import SlideSet
     from napari_sparseseg.slides import Slide
 
-TRIM_EVERY_S = 10.0
 KEPT_BYTES = 256 << 20
 """Tiles of slides that were active before, so that they are there at once when the user comes back."""
 
@@ -37,7 +35,6 @@ class LiveWorker:
         self._made_for: tuple[object, ...] = ()
         self._kept: dict[tuple[object, ...], LiveView] = {}
         self._looking_at: tuple[str, Box, float] | None = None
-        self._trimmed, self._untidy = 0.0, False
         self.view: LiveView | None = None
         self.enabled = False
         self.held = False
@@ -65,9 +62,7 @@ class LiveWorker:
                 self.view.request(*self._looking_at[1:])
             self.changed.emit()
         seen = dict(self._loop.seen).get(entry.key, 0)
-        worked = self.view.work(model, self._loop.status.model_version, seen)
-        self._untidy = worked or self._tidy()
-        return worked
+        return self.view.work(model, self._loop.status.model_version, seen)
 
     def _view_of(self, slide: Slide, wanted: tuple[str, Frame, tuple[ClassDef, ...]]) -> LiveView:
         """The slide's view from before, or a new one; those of slides, classes or resolutions that are gone go."""
@@ -83,16 +78,3 @@ class LiveWorker:
             found = LiveView(slide, frame, len(classes))
         self._kept[wanted] = found
         return found
-
-    def _tidy(self) -> bool:
-        """Give back the memory of passing arrays once a view is complete; whether that is still to be done.
-
-        Without it 500 pans with a training run in between held 270 MB that nobody used.
-        """
-        if not self._untidy or time.monotonic() < self._trimmed + TRIM_EVERY_S:
-            return self._untidy
-        from napari_sparseseg.learning.backend import give_back_memory
-
-        give_back_memory()
-        self._trimmed = time.monotonic()
-        return False

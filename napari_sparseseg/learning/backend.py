@@ -81,13 +81,6 @@ def _set_malloc(*options: int) -> None:
             libc.mallopt(option, value)
 
 
-def give_back_memory() -> None:
-    """Return what glibc holds of freed blocks between others to the system; takes some ten milliseconds."""
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
