@@ -219,7 +219,10 @@ def class_ids(classes: Sequence[ClassDef]) -> tuple[int, ...]:
 def match_classes(
     ours: Sequence[ClassDef], theirs: Sequence[ClassDef]
 ) -> tuple[tuple[ClassDef, ...], tuple[ClassDef, ...]]:
-    """The joint table of ours and a model's classes, and theirs with our ids; matched by name in any letter case."""
+    """The joint table of ours and a model's classes, and theirs with our ids; matched by name in any letter case.
+
+    A class that is new to us gets another colour where ours have its own already, while the palette has one.
+    """
     if not ours:
         return tuple(theirs), tuple(theirs)
     table = list(ours)
@@ -230,7 +233,9 @@ def match_classes(
             free = next((i for i in range(1, 256) if i not in {o.id for o in table}), None)
             if free is None:
                 raise SparseSegError("the model's classes do not fit: there are 255 classes already.")
-            known = ClassDef(free, c.name, c.colour)
+            taken = {o.colour.lower() for o in table}
+            unused = (colour for colour in (c.colour, *PALETTE) if colour.lower() not in taken)
+            known = ClassDef(free, c.name, next(unused, c.colour))
             table.append(known)
         channels.append(known)
     return tuple(table), tuple(channels)

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from napari_sparseseg.config import ClassDef, TrainConfig, make_classes, match_classes
+from napari_sparseseg.config import PALETTE, ClassDef, TrainConfig, make_classes, match_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.files import write_atomic
 from napari_sparseseg.project import Project, ProjectState, SlideRecord
@@ -136,3 +136,10 @@ def test_model_classes_are_matched_by_name():
     assert [c.name for c in table] == ["Stroma", "tumour", "necrosis"]
     assert [c.id for c in channels] == [2, 3]
     assert match_classes((), theirs) == (theirs, theirs)
+
+
+def test_a_class_of_a_model_does_not_look_like_another_of_ours():
+    ours = make_classes([("stroma", PALETTE[0]), ("tumour", PALETTE[1])])
+    theirs = make_classes([("Stroma", "#123456"), ("gland", PALETTE[1].upper()), ("fat", "#654321")])
+    table, _ = match_classes(ours, theirs)
+    assert [c.colour for c in table] == [PALETTE[0], PALETTE[1], PALETTE[2], "#654321"]
