@@ -63,7 +63,7 @@ class LiteTrunk(nn.Module):
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Maps of a normalised image."""
         maps = []
-        top, left = (_same(side, 3, 2) for side in image.shape[-2:])
+        top, left = (_same(int(side), 3, 2) for side in image.shape[-2:])
         x = F.relu6(self.conv_stem(F.pad(image, (*left, *top))), inplace=True)
         for block in self.blocks:
             x = block(x)
@@ -123,8 +123,8 @@ class _Layer(nn.Module):
         Without gradients the rows go through in bands: the middle is up to nine times as large as what goes in, and
         whole it is the largest thing in memory and does not fit the processor's cache. The values are the same.
         """
-        rows = -(-x.shape[2] // self.stride)
-        if torch.is_grad_enabled():
+        rows = -(-int(x.shape[2]) // self.stride)
+        if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():  # what is exported is for images of any size
             return self._band(x, 0, rows)
         columns = x.shape[3] * len(x) * self.conv_dw.in_channels
         step = max(8, _BAND_VALUES // columns // self.stride)
@@ -140,17 +140,18 @@ class _Layer(nn.Module):
 
     def _band(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of the result."""
-        height, width = x.shape[-2:]
+        height, width = (int(side) for side in x.shape[-2:])
+        whole = start == 0 and stop * self.stride >= height
         above, _ = _same(height, self.kernel, self.stride)
         top, bottom = start * self.stride - above, (stop - 1) * self.stride - above + self.kernel
-        part = x[:, :, max(0, top) : bottom]
+        part = x if whole else x[:, :, max(0, top) : bottom]
         if self.expands:
             part = F.relu6(_pointwise(self.conv_pw, part), inplace=True)
         left, right = _same(width, self.kernel, self.stride)
         part = F.pad(part, (left, right, max(0, -top), max(0, bottom - height)))
         part = F.relu6(self.conv_dw(part), inplace=True)
         out = _pointwise(self.conv_pwl if self.expands else self.conv_pw, part)
-        return out + x[:, :, start:stop] if self.shortcut else out
+        return out + (x if whole else x[:, :, start:stop]) if self.shortcut else out
 
 
 def _pointwise(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
