@@ -68,7 +68,7 @@ class TissueMask:
     @classmethod
     def load(cls, path: Path) -> TissueMask:
         """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:
             y, x = file["downsample"].tolist()
             return cls(file["mask"], Frame((y, x)))
 
