@@ -18,7 +18,7 @@ from napari.utils import DirectLabelColormap
 from napari.utils.colormaps import ensure_colormap
 
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.gui.scribble_display import LazyLabels, tile_of
+from napari_sparseseg.gui.scribble_display import LazyLabels
 from napari_sparseseg.live_tiles import (
     CHANGED,
     LABELS,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Frame
-    from napari_sparseseg.gui.scribble_display import Tile
     from napari_sparseseg.live_tiles import TileStore
 
 Kind = Literal["classes", "probability", "uncertainty", "margin", "changed"]
@@ -122,7 +121,6 @@ class LiveLayer(LazyLabels):
         self._store, self._model_classes = store, tuple(classes)
         self.shown = Shown()
         self._outdated_below = 0
-        self._arriving: Tile | None = None
         self._dim_codes = dim_codes(classes)
         super().__init__(live_levels(store, LABELS), classes, name=name, opacity=opacity)
         down = np.array(frame.downsample)
@@ -178,31 +176,34 @@ class LiveLayer(LazyLabels):
         versions = self._store.shown_versions(level, cells.slices())
         return (versions > NOTHING) & (versions < self._outdated_below), cells
 
-    def _update_slice_response(self, response: Any) -> None:
-        self._arriving = tile_of(response)
-        super()._update_slice_response(response)
-        self._arriving = None
+    def set_view_slice(self) -> None:
+        """Slice what is on screen, outdated tiles dimmed."""
+        super().set_view_slice()
+        tile = self.tile
+        if tile is not None:
+            self._dim(self._slice.image.view, tile.level, tile.box)
 
     def _raw_to_displayed(self, raw: np.ndarray, data_slice: tuple[slice, ...] | None = None) -> np.ndarray:
         shown: np.ndarray = super()._raw_to_displayed(raw, data_slice)
-        ramp = self.shown.kind != "classes"
-        if ramp:  # 0 stays clear
+        if self.shown.kind != "classes":  # 0 stays clear
             shown = np.where(shown > 0, shown | 1, 0).astype(np.uint8)
-        tile = self._arriving or self.tile
         shown = shown.copy()  # napari would hand out the labels themselves, and their dimmed codes go in here
-        if not self._outdated_below or tile is None or raw.shape != (tile.box.height, tile.box.width):
-            return shown
-        box = tile.box
-        if data_slice is not None:
+        tile = self.tile
+        if data_slice is not None and tile is not None:  # else it is a slice that arrives, and `tile` that before it
             (y0, y1, _), (x0, x1, _) = (s.indices(n) for s, n in zip(data_slice, raw.shape, strict=True))
-            box = Box(box.y + y0, box.x + x0, y1 - y0, x1 - x0)
-        dim, cells = self._outdated(tile.level, box)
-        for i, j in np.argwhere(dim):
-            y, x = max(box.y, (cells.y + i) * TILE >> tile.level), max(box.x, (cells.x + j) * TILE >> tile.level)
-            y1, x1 = ((cells.y + i + 1) * TILE >> tile.level), ((cells.x + j + 1) * TILE >> tile.level)
-            part = shown[y - box.y : y1 - box.y, x - box.x : x1 - box.x]
-            part[:] = part & 254 if ramp else self._dim_codes[part]
+            self._dim(shown, tile.level, Box(tile.box.y + y0, tile.box.x + x0, y1 - y0, x1 - x0))
         return shown
+
+    def _dim(self, shown: np.ndarray, level: int, box: Box) -> None:
+        """Dim what is outdated in the codes of a box of a level, in place."""
+        if not self._outdated_below:
+            return
+        dim, cells = self._outdated(level, box)
+        for i, j in np.argwhere(dim):
+            y, x = max(box.y, (cells.y + i) * TILE >> level), max(box.x, (cells.x + j) * TILE >> level)
+            y1, x1 = ((cells.y + i + 1) * TILE >> level), ((cells.x + j + 1) * TILE >> level)
+            part = shown[y - box.y : y1 - box.y, x - box.x : x1 - box.x]
+            part[:] = self._dim_codes[part] if self.shown.kind == "classes" else part & 254
 
     def _channel(self, what: Shown) -> int | None:
         ids = [c.id for c in self._model_classes]

@@ -198,6 +198,21 @@ def test_what_an_outdated_model_said_is_dimmed_until_replaced(viewer, mouse, sto
     assert (store.top[0] == 1).all()
 
 
+def test_after_panning_the_same_tiles_are_dimmed(viewer, mouse, store):
+    """What comes on screen is as large as what was there before, but other tiles of it are outdated."""
+    layer = LiveLayer(store, Frame(), CLASSES, opacity=1.0)
+    viewer.add_layer(layer)
+    for i, j in np.ndindex(4, 4):
+        store.put((0, i, j), Tile(full_tile(1).data, 2 if j == 1 else 1, 1))
+    layer.show(Shown(), CLASSES)
+    look_at(viewer, 2 * TILE, 2 * TILE, 1.0)
+    layer.outdate(2)
+    for x in (2 * TILE, 1.5 * TILE, 2.5 * TILE, 1.5 * TILE):
+        look_at(viewer, 2 * TILE, x, 1.0)
+        assert np.abs(colour_at(viewer, mouse, 2 * TILE, 2 * TILE - 60) - (255, 0, 0)).max() <= 3
+        assert np.abs(colour_at(viewer, mouse, 2 * TILE, 2 * TILE + 60) - (83, 19, 19)).max() <= 3
+
+
 def test_an_outdated_probability_is_half_as_opaque(viewer, mouse, store):
     layer = LiveLayer(store, Frame(), CLASSES, opacity=1.0)
     viewer.add_layer(layer)
