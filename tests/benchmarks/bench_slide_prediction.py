@@ -107,12 +107,17 @@ def peak_mb(name: str = "VmHWM") -> float:
 
 
 def bare(slide_path: Path, model_path: Path, count: int) -> dict[str, float]:
-    """Megapixels per second that go through the network, and the share of them that is label pixels."""
-    import torch
+    """Megapixels per second that go through the network, and the share of them that is label pixels.
 
+    The process is set up as that of a run is, before torch is imported: memory and threads decide the speed of both.
+    """
+    from napari_sparseseg.learning.backend import lean_process
     from napari_sparseseg.learning.model import load_model
 
+    lean_process()
     model = load_model(model_path)
+    import torch
+
     tile = default_tile(model)
     with open_slide(slide_path) as slide, torch.inference_mode():
         frame = slide.frame(MPP)
