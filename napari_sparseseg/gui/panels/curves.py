@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.theme import Palette
 
-HEIGHT, LABEL_HEIGHT = 96, 42
+HEIGHT, LABEL_HEIGHT = 96, 50
 LEFT_AXIS = 38
 MOST_POINTS = 2000
 
