@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.slides import Slide
 
-GLASS_NAMES = ("background", "glass")
+GLASS_NAMES = ("background", "bg", "blank", "empty", "glass", "no tissue", "white")
 """Classes so named, in any case, are what glass is labelled with where it is not predicted."""
 _THUMBNAIL = 2048
 _SMOOTHING = 1.5
@@ -74,7 +74,7 @@ class TissueMask:
 
 
 def glass_label(classes: Sequence[ClassDef]) -> int:
-    """What skipped glass is labelled with: the class called ``background`` or ``glass``, else 0, unlabelled."""
+    """What skipped glass is labelled with: the class with one of `GLASS_NAMES`, else 0, unlabelled."""
     return next((c.id for c in classes if c.name.strip().casefold() in GLASS_NAMES), UNLABELLED)
 
 

@@ -31,7 +31,7 @@ def add_predict(commands: Any) -> None:
     predict.add_argument("--overwrite", action="store_true", help="replace existing results")
     predict.add_argument(
         "--everywhere", action="store_true",
-        help="predict glass too; else it gets the class called background or glass if there is one, or 0, unlabelled",
+        help="predict glass too; else it gets the class called background, glass or alike, or 0 where there is none",
     )  # fmt: skip
     predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
     predict.add_argument(

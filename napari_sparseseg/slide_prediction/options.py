@@ -40,9 +40,9 @@ class Options:
     uncertainty: bool = False
     """Store the entropy (0 certain .. 255) as a second image."""
     tissue_only: bool = True
-    """Predict only where a thumbnail shows tissue. Glass is labelled with the class called ``background`` or ``glass``
-    where there is one, else it stays 0, unlabelled, and is a row of its own in the table. Where no glass can be told
-    from tissue, everything is predicted."""
+    """Predict only where a thumbnail shows tissue. Glass is labelled with the class called ``background``, ``glass`` or
+    alike (`tissue.GLASS_NAMES`), else it stays 0, unlabelled, and a row of its own in the table. Where no glass can be
+    told from tissue, everything is predicted."""
     resume: bool = False
     """Go on where an earlier run of the same slide, model and parameters ended; any other run is thrown away. Where the
     output is complete already, only missing tables are written."""
