@@ -14,6 +14,7 @@ from hypothesis import settings
 from tests.faults import report
 
 os.environ.setdefault("LP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `backend.import_torch` does, for tests that import torch first
 # Machines differ and are shared: a slow example is no failure.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")

@@ -6,6 +6,10 @@ operands lie on different devices. Values, and so speed and precision, need a ca
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +93,13 @@ def test_the_device_is_chosen_by_what_is_there(monkeypatch):
     assert choose_device("auto") == torch.device("mps")
     with pytest.raises(TrainingError, match="found: cpu, mps"):
         choose_device("cuda")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP library than the one that is asked here")
+@pytest.mark.parametrize(("own", "spins"), [(None, "0"), ("77", "77")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(own, spins):
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    asked = {"OMP_DISPLAY_ENV": "verbose"} | ({} if own is None else {"GOMP_SPINCOUNT": own})
+    code = "from napari_sparseseg.learning.backend import import_torch; import_torch()"
+    done = subprocess.run([sys.executable, "-c", code], env=kept | asked, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

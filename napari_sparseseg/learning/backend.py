@@ -116,6 +116,10 @@ def import_torch(threads: int | None = None) -> ModuleType:
         _load_libraries()
     # torch reads this once. With 4 kB pages half of the time of a tile of 1,088 px went into page faults (measured).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # Threads that wait for each other sleep. As OpenMP does it they spin: beside another busy program two threads took
+    # 3 to 7 s for a tile of 1,008 px, asleep 0.8 to 1.2 s; alone 0.36 to 0.41 s and 0.40 to 0.49 s (2026-11-23).
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     cores = os.cpu_count() or 1
