@@ -38,6 +38,7 @@ class Engine:
         self._on_error = on_error
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._wake = threading.Event()
+        self._held = False
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -78,6 +79,12 @@ class Engine:
                 self._thread.start()
         self._wake.set()
 
+    def hold(self, held: bool) -> None:
+        """Ask no worker for more until called with False; calls are served all the same. Any thread."""
+        self._held = held
+        if not held:
+            self._wake.set()
+
     def close(self, timeout: float = 10.0) -> bool:
         """End the thread after its current piece of work; waiting calls fail. True when it ended in time."""
         with self._start_lock:
@@ -112,6 +119,8 @@ class Engine:
         for worker in self._workers:
             if self._closing.is_set():
                 return True
+            if self._held:
+                return False
             try:
                 if worker():
                     return True

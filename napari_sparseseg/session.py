@@ -166,11 +166,18 @@ class Session(PredictionSession):
         session._loop.status = replace(session._loop.status, message="; ".join(notes))
         return session
 
+    def hold(self, held: bool) -> None:
+        """Begin nothing new while the user is asked whether to end it all; with False it goes on as before."""
+        self._engine.hold(held)
+
     def close(self) -> None:
         """Stop with a checkpoint, end the thread, close all files. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
+        # else a refit or a tile may come between the end of the run and that of the thread
+        self._live.enabled = self._loop.follow_strokes = False
+        self._engine.hold(False)
         run = self._loop.run
         if run is not None:
             run.stopping = True

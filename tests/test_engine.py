@@ -103,3 +103,19 @@ def test_close_fails_waiting_calls_and_ends_the_thread():
     assert not engine.running
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit(lambda: 1).result(1)
+
+
+def test_held_engine_serves_calls_and_begins_no_work_until_let_go(engine_of):
+    asked = threading.Event()
+
+    def worker():
+        asked.set()
+        return False
+
+    engine = engine_of(worker)
+    engine.hold(True)
+    engine.wake()
+    assert [engine.call(lambda i=i: i) for i in range(3)] == [0, 1, 2]
+    assert not asked.is_set()
+    engine.hold(False)
+    assert asked.wait(5)

@@ -104,9 +104,9 @@ class SlideBinding:
             self.scribbles.layer.colormap = class_colours(list(classes), hidden)
         self._hidden = frozenset(hidden)
 
-    def close(self) -> None:
-        """Take the scribbles and images out of the viewer."""
-        self.scribbles.close()
+    def close(self, *, take_out: bool = True) -> None:
+        """Let go of the annotations; with `take_out` scribbles and images leave the viewer."""
+        self.scribbles.close(take_out=take_out)
         for layer in self.images:
-            if layer in self.viewer.layers:
+            if take_out and layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)

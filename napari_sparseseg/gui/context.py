@@ -61,7 +61,8 @@ class Context(QObject):
         self.viewer, self.session = viewer, session
         self.jobs = Jobs(self)
         self.jobs.failed.connect(self.report)
-        self.closed = False
+        self.closed = self.leaving = False
+        """Closed, because the window closes: napari takes its layers with it, one by one it would hold the user up."""
         self.stop_prediction = threading.Event()
         """Set it to end the whole-slide prediction under way; each run has a new one."""
         self._due: set[str] = set()

@@ -163,7 +163,7 @@ class LiveDisplay(QObject):
         if layer is not None:
             self._visible = layer.visible
             layer.events.opacity.disconnect(self._on_layer_opacity)
-            if layer in self._context.viewer.layers:
+            if layer in self._context.viewer.layers and not self._context.leaving:
                 self._context.viewer.layers.remove(layer)
 
     def _apply(self) -> None:

@@ -125,8 +125,8 @@ class Scribbles:
         if event.value is self.layer or event.value is self.dense_layer:
             self.close()
 
-    def close(self) -> None:
-        """Take both layers out of the viewer and let go of everything; again is harmless."""
+    def close(self, *, take_out: bool = True) -> None:
+        """Let go of everything; with `take_out` both layers leave the viewer. Again is harmless."""
         if self.closed:
             return
         self.closed = True
@@ -139,5 +139,5 @@ class Scribbles:
         self.layer.mode = "pan_zoom"
         for layer in (self.layer, self.dense_layer):
             layer.detach()
-            if layer in self.viewer.layers:
+            if take_out and layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QSize, Qt, QTimer
@@ -158,6 +160,9 @@ class SparseSegWidget(QWidget):
                     return True
                 self._window_closing = True
             elif event.type() == QEvent.Type.Hide and self._window_closing:
+                self._context.leaving = True
+                # Python's last walks over all objects of napari and torch take longer than all else at the end
+                atexit.register(gc.freeze)
                 self.shut_down()
         return False
 
@@ -166,9 +171,14 @@ class SparseSegWidget(QWidget):
 
     def _ask_to_close(self) -> None:
         """In place of napari's own question: closed by a call, the window asks no more."""
-        window = self._window
-        if window is not None and ask_yes(window, "Close napari?", CLOSING.get(self.session.status.state, ""), "Close"):
+        window, session = self._window, self.session
+        if window is None:
+            return
+        session.hold(True)  # so that nothing is under way any more when the answer comes
+        if ask_yes(window, "Close napari?", CLOSING.get(session.status.state, ""), "Close"):
             window.close()
+        else:
+            session.hold(False)
 
     def _watch_window(self) -> None:
         window = self.window()

@@ -227,6 +227,8 @@ def test_closing_napari_while_it_trains_asks_first(viewer, panel, tiny_slide):
     assert "Training is running" in asked[0]
     assert window.isVisible()
     assert session.status.state == "training"
+    step = session.status.step
+    wait_until(lambda: session.status.step > step, 30)  # it was held while the question was open
     asked = answer("Close")
     close_from_outside(window)
     wait_until(lambda: bool(asked), 10)

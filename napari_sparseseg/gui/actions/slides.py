@@ -134,11 +134,11 @@ class SlideActions(QObject):
         self._list_layers()
 
     def release(self) -> None:
-        """Take all layers of the session out of the viewer."""
+        """Take all layers of the session out of the viewer, unless it goes with them."""
         self.binding = None
         self.binding_changed.emit()
         while self._bindings:
-            self._bindings.popitem()[1].close()
+            self._bindings.popitem()[1].close(take_out=not self._context.leaving)
 
     def close(self) -> None:
         """Let go of the viewer."""
