@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps
@@ -75,3 +76,32 @@ def test_standardised_maps_have_mean_0_and_spread_1():
     unit = (rows - decoder.mean) / decoder.std
     torch.testing.assert_close(unit.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(unit.std(0), torch.ones(3))
+
+
+def test_decoder_is_the_stages_written_plainly_and_in_bands_of_rows_too():
+    torch.manual_seed(0)
+    decoder = Decoder((5, 3, 2), (2, 4, 4), (8, 6), 3)
+    decoder.mean.normal_()
+    decoder.std.uniform_(0.5, 2)
+    maps = [torch.randn(2, 5, 640, 256), torch.randn(2, 3, 320, 128), torch.randn(2, 2, 320, 128)]
+    maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
+    keep = [torch.empty(2, m.shape[1], 1, 1).bernoulli_(0.5) * 2 for m in maps]
+    mean, std = (v.split((5, 3, 2)) for v in (decoder.mean, decoder.std))
+
+    def plain(factors):
+        unit = [
+            (m - a.view(-1, 1, 1)) / b.view(-1, 1, 1) * k for m, a, b, k in zip(maps, mean, std, factors, strict=True)
+        ]
+        x = torch.empty(2, 0, 320, 128)
+        for parts, stage in zip((unit[1:], unit[:1]), decoder.stages, strict=True):
+            before = F.interpolate(x, size=parts[0].shape[-2:], mode="bilinear") if x.shape[1] else x
+            x = stage.reduce(torch.cat([*parts, before], 1))
+            x = F.relu(stage.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+            x = x + F.relu(stage.mix(x))
+        return decoder.scores(x)
+
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(maps), plain([1, 1, 1]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(decoder(maps, keep), plain(keep), atol=1e-4, rtol=1e-4)
+    # with gradients no bands are cut
+    torch.testing.assert_close(decoder(maps, keep), plain(keep), atol=1e-4, rtol=1e-4)

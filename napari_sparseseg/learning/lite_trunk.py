@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from napari_sparseseg.learning.bands import in_bands
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -25,8 +27,6 @@ _SPECS = (
 )
 """Per block and layer: channels, expansion of the middle, kernel, stride (Tan and Le, 2019; the Lite variant)."""
 _EPSILON = 1e-3
-_BAND_VALUES = 1 << 19
-"""Values of a layer's middle that are held at a time where no gradient is wanted: 2 MB stay in the cache."""
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -123,20 +123,9 @@ class _Layer(nn.Module):
         Without gradients the rows go through in bands: the middle is up to nine times as large as what goes in, and
         whole it is the largest thing in memory and does not fit the processor's cache. The values are the same.
         """
-        rows = -(-int(x.shape[2]) // self.stride)
-        if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():  # what is exported is for images of any size
-            return self._band(x, 0, rows)
-        columns = x.shape[3] * len(x) * self.conv_dw.in_channels
-        step = max(8, _BAND_VALUES // columns // self.stride)
-        if step >= rows:
-            return self._band(x, 0, rows)
-        first = self._band(x, 0, step)
-        shape = (*first.shape[:2], rows, first.shape[3])
-        out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
-        out[:, :, :step] = first
-        for start in range(step, rows, step):
-            out[:, :, start : start + step] = self._band(x, start, min(rows, start + step))
-        return out
+        rows, columns = -(-int(x.shape[2]) // self.stride), int(x.shape[3])
+        middle = len(x) * columns * self.stride * self.conv_dw.in_channels
+        return in_bands(lambda start, stop: self._band(x, start, stop), rows, middle)
 
     def _band(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of the result."""

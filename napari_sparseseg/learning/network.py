@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from napari_sparseseg.learning.bands import in_bands
 from napari_sparseseg.learning.features import WORKING_STRIDE, FeatureMaps
 
 if TYPE_CHECKING:
@@ -89,12 +90,10 @@ class Decoder(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], keep: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Scores (B, K, h, w) on the grid of the finest map; `keep`: factors (B, C_i, 1, 1) of a channel dropout."""
         x: torch.Tensor | None = None
-        middle, spread = (torch.split(v.view(1, -1, 1, 1), self.channels, dim=1) for v in (self.mean, self.std))
+        middle, spread = (torch.split(v, self.channels) for v in (self.mean, self.std))
         for group, stage in zip(self.inputs, self.stages, strict=True):
-            factors = [1 / spread[i] if keep is None else keep[i] / spread[i] for i in group]
-            parts = [(maps[i] - middle[i]) * factor for i, factor in zip(group, factors, strict=True)]
-            x = stage(parts, x)
-            del parts  # at the finest scale they are an eighth of the memory of a whole-slide run
+            factors = [(1 if keep is None else keep[i].flatten(1)) / spread[i][None] for i in group]
+            x = stage([(maps[i], middle[i], factor) for i, factor in zip(group, factors, strict=True)], x)
         scores: torch.Tensor = self.scores(x)
         return scores
 
@@ -108,22 +107,40 @@ class _Stage(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mix = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, parts: Sequence[torch.Tensor], coarser: torch.Tensor | None) -> torch.Tensor:
-        """Maps (B, C_i, h, w) of this scale and what came of the coarser ones, to (B, width, h, w)."""
-        # Part by part and channels last, 1 x 1 is a matrix product without a copy of all parts in one; and as it
-        # commutes with upsampling, the coarser part is multiplied where it is small.
-        inputs = [*parts] if coarser is None else [*parts, coarser]
-        weights = torch.split(self.reduce.weight.flatten(1), [x.shape[1] for x in inputs], dim=1)
-        total: torch.Tensor = self.reduce.bias  # type: ignore[assignment]
-        for x, weight in zip(inputs, weights, strict=True):
-            product = F.linear(x.permute(0, 2, 3, 1), weight)
-            if x is coarser:
-                small = product.permute(0, 3, 1, 2)
-                product = F.interpolate(small, size=parts[0].shape[-2:], mode="bilinear", align_corners=False)
-                product = product.permute(0, 2, 3, 1)
-            total = product.add_(total)
-        out = F.relu(self.norm(total), inplace=True).permute(0, 3, 1, 2)
-        return out + F.relu(self.mix(out), inplace=True)
+    def forward(
+        self, parts: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], coarser: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Maps of this scale and what came of the coarser ones, to (B, width, h, w).
+
+        Each part is a map (B, C_i, h, w), what is taken from it (C_i), and what it is multiplied by (1 or B, C_i).
+        """
+        # Part by part and channels last, 1 x 1 is a matrix product without a copy of all parts in one; the weights take
+        # in what each part is shifted and multiplied by; and as it commutes with upsampling, the coarser part is
+        # multiplied where it is small.
+        sizes = [x.shape[1] for x, _, _ in parts] + ([] if coarser is None else [coarser.shape[1]])
+        weights = torch.split(self.reduce.weight.flatten(1), sizes, dim=1)
+        scaled = [factor[:, None] * weight for (_, _, factor), weight in zip(parts, weights, strict=False)]
+        shifts = [weight @ shift for (_, shift, _), weight in zip(parts, scaled, strict=True)]
+        bias: torch.Tensor = self.reduce.bias  # type: ignore[assignment]
+        first = (bias - torch.stack(shifts).sum(0))[:, None, None]
+        maps = [x.permute(0, 2, 3, 1) for x, _, _ in parts]
+        _, height, width, _ = maps[0].shape
+        if coarser is not None:
+            small = F.linear(coarser.permute(0, 2, 3, 1), weights[-1]).add_(first).permute(0, 3, 1, 2)
+            large = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+            first = large.permute(0, 2, 3, 1)
+
+        def rows(start: int, stop: int) -> torch.Tensor:
+            above, below = max(0, start - 1), min(height, stop + 1)  # what the 3 x 3 sees
+            total = first if coarser is None else first[:, above:below]
+            for x, weight in zip(maps, scaled, strict=True):
+                part = x[:, above:below]
+                total = (part.flatten(1, 2) @ weight.transpose(1, 2)).view(*part.shape[:3], -1).add_(total)
+            out = F.relu(self.norm(total), inplace=True).permute(0, 3, 1, 2)
+            mixed = F.relu(self.mix(out), inplace=True)
+            return (out + mixed)[:, :, start - above : stop - above]
+
+        return in_bands(rows, height, len(maps[0]) * width * self.mix.in_channels)
 
 
 class TwoSpeedNet(nn.Module):

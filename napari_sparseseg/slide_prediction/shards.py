@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 _READ_AHEAD = 2
-READ_CACHE = 64 << 20
+READ_CACHE = 32 << 20
 """Bytes of decoded slide that a run keeps: enough for what neighbouring tiles share."""
 
 
