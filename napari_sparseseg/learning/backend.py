@@ -52,15 +52,15 @@ def hide_triton() -> None:
 def lean_process() -> None:
     """Make a process that only predicts hold less memory: no triton, and one heap that gives back what it has to spare.
 
-    Tensors of a tile come out of the heap, else half of the time goes into page faults; what is free at its top beyond
-    48 MB goes back. 36 tiles of 960 px by the instant head, one core, one run each on a busy machine (10 to 20 % from
-    run to run), CPU time and memory: as glibc does it 1,190 MB; thresholds of 8 and 8 MB 25 s and 905 MB, 16 and 32 MB
-    18 s and 920 MB, 32 and 64 MB 17 s and 940 MB, 32 and 128 MB 15 s and 1,075 MB. dask's nanny tells its
-    workers to give back every 64 kB, which this undoes. Only for a process of our own: what a viewer does is in
+    Small tensors come out of the heap, else half of the time goes into page faults; what is free at its top beyond
+    16 MB goes back. A label image of 4,096 px by a model with decoder, two threads, one run each on a busy machine
+    (2026-11-23), CPU time and memory by the two thresholds: 32 and 48 MB 31 s and 1,106 MB; 24 and 32 MB 28 s and
+    1,010 MB; 24 and 24 MB 33 s and 987 MB; 16 and 16 MB 34 s and 948 MB. dask's nanny tells its workers to give back
+    every 64 kB, which this undoes. Only for a process of our own: what a viewer does is in
     `_let_ended_threads_give_back`.
     """
     hide_triton()
-    _set_malloc(_M_MMAP_THRESHOLD, 32_000_000, _M_TRIM_THRESHOLD, 48_000_000, _M_ARENA_MAX, 1)
+    _set_malloc(_M_MMAP_THRESHOLD, 16_000_000, _M_TRIM_THRESHOLD, 16_000_000, _M_ARENA_MAX, 1)
 
 
 @functools.cache

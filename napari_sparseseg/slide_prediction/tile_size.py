@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.inference import Segmenter
 
 _INPUT_SIDE = 1088
-"""Halo included. The default encoder needs about 210 bytes per pixel, 330 with a decoder: with all that a process needs
-for torch (0.7 GB) a run then stays near 1 GB."""
+"""Halo included. The default network's tensors are then 140 MB at most, and a run with all that torch needs (0.6 GB)
+stays under 1 GB."""
 _SMALLEST = 16
 
 
