@@ -130,6 +130,25 @@ def test_the_shell_names_slides_that_fail_and_predicts_the_others(slides, model,
     assert [s["objects"] is not None for s in answer["slides"]] == [True] * 3
 
 
+def test_the_shell_predicts_a_project_by_its_own_model(slides, model, tmp_path, capsys):
+    project, out = tmp_path / "study.sparseseg", tmp_path / "out"
+    with Session() as session:
+        for path in slides[:2]:
+            session.open(path)
+        session.save(project)
+    assert main(["predict", str(project), "--output", str(out)]) == 2
+    assert "model" in capsys.readouterr().err
+    with Session.load(project) as session:
+        session.load_model(model)
+        session.save(project)
+    assert main(["predict", str(project), "--output", str(out)]) == 0
+    assert [row["slide"] for row in rows_of(out / "summary.csv")[::3]] == ["case.tif", "case.tif"]
+    given = ["--output", str(out), "--model", str(model)]
+    assert main(["predict", str(project), str(slides[2]), *given]) == 2
+    assert main(["predict", str(slides[2]), "--output", str(out)]) == 2
+    assert "--model" in capsys.readouterr().err
+
+
 def test_ctrl_c_keeps_what_is_done(model, tmp_path):
     """A real interrupt of a real command; the second run goes on with the first one's shards."""
     slide = write_slide(tmp_path / "large.tif", 6144, 4)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def add_predict(commands: Any) -> None:
     """Describe the command."""
     predict = command(commands, "predict", _predict, "run a model over whole slides")
-    predict.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
-    predict.add_argument("--model", type=Path, required=True)
+    predict.add_argument(
+        "slides", type=Path, nargs="+", metavar="SLIDE", help="or one project NAME.sparseseg, for all its slides"
+    )
+    predict.add_argument("--model", type=Path, help="a .safetensors file; default: that of the project")
     predict.add_argument(
         "--output", type=Path, required=True, metavar="OUT", help="OUT.ome.zarr, OUT.ome.tif, or a folder"
     )
@@ -52,15 +54,21 @@ def add_predict(commands: Any) -> None:
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.learning.backend import lean_process
+    from napari_sparseseg.project import SUFFIX
     from napari_sparseseg.session import Session
     from napari_sparseseg.slide_prediction.progress_line import ProgressLine
 
     folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
-    if len(args.slides) > 1 and not folder:
-        raise SparseSegError(f"--output {args.output} is one file, but there are {len(args.slides)} slides.")
-    if len(args.slides) > 1 and (args.geojson or args.csv):
+    project = any(path.suffix == SUFFIX for path in args.slides)
+    several = project or len(args.slides) > 1
+    if project and len(args.slides) > 1:
+        raise SparseSegError("give one project, or slides; for several projects, run the command for each.")
+    if not project and args.model is None:
+        raise SparseSegError("slides need --model MODEL.safetensors; only a project has a model of its own.")
+    if several and not folder:
+        raise SparseSegError(f"--output {args.output} is one file, but there may be several slides; name a folder.")
+    if several and (args.geojson or args.csv):
         raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
     lean_process()
     options = {
@@ -68,11 +76,15 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
         "workers": args.workers, "scheduler": args.scheduler,
     }  # fmt: skip
-    with Session((), config=TrainConfig(device=args.device)) as session:
-        unreadable = _open_all(session, args.slides)
-        session.load_model(args.model)
+    with Session.load(args.slides[0]) if project else Session(()) as session:
+        if session.status.message:
+            print(session.status.message, file=sys.stderr)
+        session.config = session.config.updated({"device": args.device})
+        unreadable = [] if project else _open_all(session, args.slides)
+        if (model := args.model or session.checkpoint) is not None:
+            session.load_model(model)
         try:
-            if len(args.slides) > 1:
+            if several:
                 return _predict_batch(session, args, unreadable, options)
             out = args.output
             if folder:
@@ -106,7 +118,7 @@ def _predict_batch(
     from napari_sparseseg.slide_prediction.progress_line import ProgressLine
 
     if not session.slides:
-        raise SparseSegError("none of the slides can be opened: " + "; ".join(why for _, why in unreadable))
+        raise SparseSegError("; ".join(["none of the slides can be opened", *(why for _, why in unreadable)]) + ".")
     batch = session.predict_project(args.output, progress=ProgressLine(f"{len(session.slides)} slides"), **options)
     for result in batch.results:
         say(args, f"wrote {result.output}")
