@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
-from napari_sparseseg.config import GREY, PALETTE, make_classes
+from napari_sparseseg.config import GREY, PALETTE, ClassDef, make_classes
 from napari_sparseseg.gui.presets import PRESETS, next_colour
 
 # Machado, Oliveira & Fernandes (2009), table 1, severity 1.0; they work on linear RGB
@@ -55,4 +55,7 @@ def test_presets_have_distinct_colours_and_grey_glass():
 
 def test_the_next_colour_is_new():
     classes = make_classes(["a", "b"])
-    assert next_colour(classes) not in {c.colour for c in classes}
+    for i in range(3, 31):
+        colour = next_colour(classes)
+        assert colour not in {c.colour for c in classes}
+        classes = (*classes, ClassDef(i, f"class {i}", colour))

@@ -11,7 +11,10 @@ import napari
 from napari.components.viewer_model import ViewerModel
 from napari.settings import get_settings
 from napari.utils.action_manager import action_manager
+from napari.utils.interactions import Shortcut
 from napari.utils.notifications import show_info
+
+from napari_sparseseg.gui.panels.section import plain_tip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +24,20 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.widget import SparseSegWidget
 
 PLUGIN = "napari-sparseseg"
+WHY = "why"
+"""Property of a button: its tooltip without the keys."""
+BUTTONS: dict[str, Callable[[SparseSegWidget], QAbstractButton]] = {
+    "train": lambda p: p.train.train,
+    "stop": lambda p: p.train.stop,
+    "next_region": lambda p: p.predict.next,
+    "review": lambda p: p.predict.review,
+    "accept_regions": lambda p: p.predict.accept,
+    "toggle_live": lambda p: p.predict.live,
+    "toggle_outlines": lambda p: p.predict.contour,
+    "predict_slide": lambda p: p.predict.predict_slide,
+    "add_class": lambda p: p.classes.add,
+    "open_slide": lambda p: p.slide.open,
+}
 
 
 def panel() -> SparseSegWidget:
@@ -34,52 +51,52 @@ def panel() -> SparseSegWidget:
 
 def train() -> None:
     """Train, or pause or resume it."""
-    _press(lambda p: p.train.train)
+    _press("train")
 
 
 def stop() -> None:
     """End training and write the model."""
-    _press(lambda p: p.train.stop)
+    _press("stop")
 
 
 def next_region() -> None:
     """Go where the model is least sure."""
-    _press(lambda p: p.predict.next)
+    _press("next_region")
 
 
 def review() -> None:
     """Go to the held-out strokes that the model gets wrong."""
-    _press(lambda p: p.predict.review)
+    _press("review")
 
 
 def accept_regions() -> None:
     """Clicks accept regions of the prediction, or draw again."""
-    _press(lambda p: p.predict.accept)
+    _press("accept_regions")
 
 
 def toggle_live() -> None:
     """Switch the live prediction on or off."""
-    _press(lambda p: p.predict.live)
+    _press("toggle_live")
 
 
 def toggle_outlines() -> None:
     """Borders of the prediction, or its areas."""
-    _press(lambda p: p.predict.contour)
+    _press("toggle_outlines")
 
 
 def predict_slide() -> None:
     """The whole slide into a file."""
-    _press(lambda p: p.predict.predict_slide)
+    _press("predict_slide")
 
 
 def add_class() -> None:
     """One more class."""
-    _press(lambda p: p.classes.add)
+    _press("add_class")
 
 
 def open_slide() -> None:
     """Choose slide files."""
-    _press(lambda p: p.slide.open)
+    _press("open_slide")
 
 
 def save_project() -> None:
@@ -128,6 +145,17 @@ def register_shortcuts() -> None:
             action_manager.bind_shortcut(action, chosen_key)
 
 
+def show_keys(panel: SparseSegWidget) -> None:
+    """Say in the tooltips of the buttons which keys press them now."""
+    chosen = get_settings().shortcuts.shortcuts
+    for name, (_, _, key) in SHORTCUTS.items():
+        button = BUTTONS[name](panel)
+        why = button.property(WHY) or button.toolTip()
+        button.setProperty(WHY, why)
+        keys = " or ".join(Shortcut(k).qt for k in chosen.get(f"{PLUGIN}:{name}", [key]))
+        button.setToolTip(plain_tip(f"{why}\nKey: {keys}" if keys else why))
+
+
 def _on_key(command: Callable[[], None]) -> Callable[[Any], None]:
     def run(viewer: Any) -> None:
         command()
@@ -135,9 +163,9 @@ def _on_key(command: Callable[[], None]) -> Callable[[Any], None]:
     return run
 
 
-def _press(find: Callable[[SparseSegWidget], QAbstractButton]) -> None:
+def _press(name: str) -> None:
     opened = panel()
-    button = find(opened)
+    button = BUTTONS[name](opened)
     if button.isEnabled():
         button.click()
     else:

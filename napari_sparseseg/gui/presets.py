@@ -6,6 +6,8 @@ that it draws no eye, and nothing has the pink of eosin while other colours are 
 
 from __future__ import annotations
 
+from qtpy.QtGui import QColor
+
 from napari_sparseseg.config import GREY, PALETTE, ClassDef, make_classes
 
 _MORE = ("#332288", "#882255", "#44aa99", "#117733", "#ddcc77", "#aa4499")
@@ -32,9 +34,10 @@ PRESETS: dict[str, tuple[ClassDef, ...]] = {
 
 
 def next_colour(classes: tuple[ClassDef, ...]) -> str:
-    """The first colour that no class has yet."""
+    """The first colour that no class has yet; after the last one their darker and lighter shades."""
     used = {c.colour.lower() for c in classes}
-    return next((c for c in COLOURS if c not in used), COLOURS[len(classes) % len(COLOURS)])
+    shades = [COLOURS, *([QColor(c).darker(percent).name() for c in COLOURS] for percent in (165, 60, 230))]
+    return next((c for shade in shades for c in shade if c not in used), COLOURS[len(classes) % len(COLOURS)])
 
 
 def next_name(classes: tuple[ClassDef, ...]) -> str:

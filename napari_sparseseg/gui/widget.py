@@ -6,6 +6,7 @@ import atexit
 import gc
 from typing import TYPE_CHECKING, Any
 
+from napari.settings import get_settings
 from qtpy.QtCore import QEvent, QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
@@ -17,14 +18,14 @@ from napari_sparseseg.gui.actions.recent import RecentActions
 from napari_sparseseg.gui.actions.slides import SlideActions
 from napari_sparseseg.gui.actions.training import TrainActions
 from napari_sparseseg.gui.activity import Activity
-from napari_sparseseg.gui.commands import register_shortcuts
+from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
 from napari_sparseseg.gui.dialogs import ask_yes
 from napari_sparseseg.gui.next_step import next_step, state_line
 from napari_sparseseg.gui.panels.classes import ClassesPanel
 from napari_sparseseg.gui.panels.header import Header
 from napari_sparseseg.gui.panels.predict import PredictPanel
-from napari_sparseseg.gui.panels.section import Section, WheelGuard
+from napari_sparseseg.gui.panels.section import Section, WheelGuard, plain_tip
 from napari_sparseseg.gui.panels.slide import SlidePanel
 from napari_sparseseg.gui.panels.train import TrainPanel
 from napari_sparseseg.gui.seams import qt_problem
@@ -67,13 +68,23 @@ class SparseSegWidget(QWidget):
         self.viewer = napari_viewer
         self._context = Context(napari_viewer, Session(autosave=True), self)
         self.header = Header()
-        self.slide, self.classes = SlidePanel(), ClassesPanel()
-        self.train, self.predict = TrainPanel(), PredictPanel()
+        self.slide: SlidePanel = SlidePanel()
+        self.classes: ClassesPanel = ClassesPanel()
+        self.train: TrainPanel = TrainPanel()
+        self.predict: PredictPanel = PredictPanel()
         self.sections = (
-            Section("Slide", self.slide, tip="What to work on"),
-            Section("Classes", self.classes, tip="What to tell apart"),
-            Section("Train", self.train, tip="Learn it from the strokes"),
-            Section("Predict", self.predict, tip="See it, measure it, export it"),
+            Section("Slide", self.slide, tip="Fold it away once the slide is open"),
+            Section(
+                "Classes",
+                self.classes,
+                tip="What the network is to tell apart: the selected class is what the brush draws",
+            ),
+            Section(
+                "Train",
+                self.train,
+                tip="The network learns from the strokes; the settings need no change to begin with",
+            ),
+            Section("Predict", self.predict, tip="See where it is wrong, then measure and export what it found"),
         )
         self._lay_out()
         self.slides = SlideActions(self._context, self.slide, self.header)
@@ -92,7 +103,9 @@ class SparseSegWidget(QWidget):
             signal.connect(self._show_state)
         self._context.session_replaced.connect(self._on_session)
         napari_viewer.events.theme.connect(self._paint)
+        get_settings().shortcuts.events.shortcuts.connect(self._show_keys)
         self._paint()
+        self._show_keys()
         self._on_session()
         self.slides.adopt_ours()
         broken = qt_problem()
@@ -130,6 +143,7 @@ class SparseSegWidget(QWidget):
         if self._window is not None:
             self._window.removeEventFilter(self)
         self.viewer.events.theme.disconnect(self._paint)
+        get_settings().shortcuts.events.shortcuts.disconnect(self._show_keys)
         self._training.stop_timers()
         self._guidance.close()
         self._prediction.close()
@@ -191,7 +205,7 @@ class SparseSegWidget(QWidget):
     def _lay_out(self) -> None:
         inner = QWidget()
         column = QVBoxLayout(inner)
-        column.setContentsMargins(6, 0, 6, 6)
+        column.setContentsMargins(4, 0, 4, 6)
         column.setSpacing(8)
         for section in self.sections:
             column.addWidget(section)
@@ -208,6 +222,8 @@ class SparseSegWidget(QWidget):
         layout.addWidget(self.header)
         layout.addWidget(scroll, 1)
         self.setMinimumWidth(MIN_WIDTH)
+        for control in self.findChildren(QWidget):
+            control.setToolTip(plain_tip(control.toolTip()))
 
     def _on_session(self) -> None:
         # while the user opens a slide and draws the first strokes there is time to import torch
@@ -226,7 +242,8 @@ class SparseSegWidget(QWidget):
         text = state_line(status, jobs, has_slide=has_slide)
         active = bool(jobs) or status.state in ("training", "predicting")
         summaries = (
-            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.numbers.whole_text(), ""
+            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.numbers.whole_text(),
+            f"live prediction {'on' if self.predict.live.isChecked() else 'off'}",
         )  # fmt: skip
         for section, summary in zip(self.sections, summaries, strict=True):
             section.summary.setText(summary)
@@ -241,6 +258,9 @@ class SparseSegWidget(QWidget):
                 known=() if model is None else model.recipe.classes,
             )
         )
+
+    def _show_keys(self) -> None:
+        show_keys(self)
 
     def _paint(self) -> None:
         colours = palette(self.viewer)

@@ -66,6 +66,8 @@ def opened_viewer(width: int = 1000, height: int = 760) -> Iterator[napari.Viewe
     settings = get_settings()
     settings.application.save_window_geometry = False
     settings.application.ipy_interactive = False
+    # napari collects garbage with every layer that goes: half a million objects of libraries need no second look
+    gc.freeze()
     threads, windows = set(threading.enumerate()), _windows()
     viewer = napari.Viewer(show=True)
     viewer.window.resize(width, height)

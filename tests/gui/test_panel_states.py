@@ -100,6 +100,7 @@ def test_keys_over_the_slide_are_naparis(viewer, panel, mouse, tiny_slide):
 def test_our_shortcuts_are_in_naparis_editor_and_clash_with_none(viewer, panel):
     from napari._app_model import get_app_model
     from napari._qt.widgets.qt_keyboard_settings import ShortcutEditor
+    from napari.settings import get_settings
     from napari.utils.action_manager import action_manager
 
     editor = ShortcutEditor()
@@ -112,6 +113,12 @@ def test_our_shortcuts_are_in_naparis_editor_and_clash_with_none(viewer, panel):
     assert len(keys) == len(set(keys)) == 6
     assert not set(keys) & taken
     editor.deleteLater()
+    assert panel.train.train.toolTip().endswith("Key: Shift+T")
+    settings = get_settings().shortcuts
+    before = settings.shortcuts
+    settings.shortcuts = {**before, "napari-sparseseg:train": ["Alt-Y"]}  # what the editor does when a key is chosen
+    assert panel.train.train.toolTip().endswith("Key: Alt+Y")
+    settings.shortcuts = before
 
 
 def test_a_shortcut_does_what_the_button_does(viewer, panel, mouse, tiny_slide):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,9 @@ def test_every_control_says_why(panel):
     kinds = ("QPushButton", "QComboBox", "QCheckBox", "QDoubleSpinBox", "QSpinBox", "QSlider")
     for widget in panel.findChildren(QWidget):
         if widget.metaObject().className() in kinds:
-            assert widget.toolTip(), (widget, getattr(widget, "text", lambda: "")())
+            tip = widget.toolTip()
+            assert tip, (widget, getattr(widget, "text", lambda: "")())
+            assert all(len(row) <= 64 for row in tip.splitlines()), "Qt breaks no line of it"
 
 
 def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
@@ -156,6 +159,9 @@ def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
         assert right <= right_edge <= panel.width(), (widget, getattr(widget, "text", lambda: "")(), right)
     for section in panel.sections:
         assert section.minimumSizeHint().width() <= section.width()
+    table = panel.classes.table
+    widest = max(table.fontMetrics().horizontalAdvance(name) for name in names(panel))
+    assert widest + 6 <= table.columnWidth(NAME)
 
 
 def test_the_wheel_scrolls_the_panel_and_changes_no_value(panel):
@@ -319,14 +325,25 @@ def test_an_unticked_class_is_hidden_not_removed(viewer, panel, mouse, tiny_slid
     assert panel.session.annotations.counts()[1] > 0
 
 
-def test_a_preset_replaces_the_table(panel):
-    menu = panel.classes.presets.menu()
-    next(a for a in menu.actions() if a.text() == "Colorectal tissue").trigger()
-    pump(0.1)
-    assert len(panel.session.classes) == 9
+def test_a_preset_replaces_the_table_and_classes_of_qupath_join_it(panel, tmp_path):
+    choose_entry(panel.classes.presets, "Colorectal tissue")
+    wait_until(lambda: len(panel.session.classes) == 9, 5)
     assert names(panel)[0] == "tumour epithelium"
     assert len({c.colour for c in panel.session.classes}) == 9
     assert panel.classes.table.verticalScrollBar().isVisible() is False
+    file = tmp_path / "classes.json"
+    # alpha, red, green and blue in a signed 32-bit integer, as QuPath writes them
+    theirs = [{"name": "Necrosis", "color": -13487566}, {"name": "Stroma", "color": -6895466}]
+    file.write_text(json.dumps({"pathClasses": theirs}))
+    asked = answer_file(file)
+    choose_entry(panel.classes.presets, "Add the classes of QuPath…")
+    wait_until(lambda: len(panel.session.classes) == 10, 20)
+    assert asked == ["Classes of QuPath"]
+    assert text(panel, 9, NAME) == "Necrosis"
+    by_name = {c.name: c.colour for c in panel.session.classes}
+    assert (by_name["stroma"], by_name["Necrosis"]) == ("#96c896", "#323232")
+    click(panel.classes.undo)
+    assert len(names(panel)) == 9
 
 
 def test_protected_labels_are_not_painted_over(viewer, panel, mouse, tiny_slide):

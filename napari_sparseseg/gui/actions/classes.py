@@ -132,7 +132,7 @@ class ClassActions(QObject):
     def _show_undo(self) -> None:
         self._panel.undo.setEnabled(bool(self._undo))
         what = f": {self._undo[-1].what}" if self._undo else ""
-        self._panel.undo.setToolTip(plain_tip(f"Take back the last change of this table{what}"))
+        self._panel.undo.setToolTip(plain_tip(f"After a slip: take back the last change of this table{what}"))
 
     def _on_session(self) -> None:
         self._undo, self._known, self._statistics = [], (), None

@@ -58,14 +58,16 @@ class AreaPanel(QWidget):
         self.table = _area_table()
         self.empty = note()
         self.place = QComboBox()
-        self.place.setToolTip("Of what the table shows the predicted areas")
+        self.place.setToolTip("What the areas are of: a look at the field, a region to report on, or the whole slide")
         self.place.setAccessibleName("Areas of")
         self.place.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.place.addItems([name for name, _ in PLACES])
         self.place.activated.connect(self.place_chosen.emit)
         self.copy = button("Copy", "The table as CSV, to paste into a spreadsheet", self._on_copy)
         self.save = button(
-            "Save…", "The table as a CSV file", lambda: self.table_requested.emit(areas_csv(self._areas))
+            "Save…",
+            "The table as a CSV file, for a report or to go with the slide",
+            lambda: self.table_requested.emit(areas_csv(self._areas)),
         )
         layout = column(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -107,7 +109,7 @@ class AreaPanel(QWidget):
 def _area_table() -> QTableWidget:
     table = QTableWidget(0, len(HEADINGS))
     table.setHorizontalHeaderLabels(HEADINGS)
-    table.setToolTip("Predicted area of each class")
+    table.setToolTip("How much of each class was predicted: an unlikely share shows at once what to correct")
     table.setAccessibleName("Predicted areas")
     fix_rows(table)
     table.setShowGrid(False)

@@ -8,7 +8,7 @@ from qtpy.QtCore import QRectF, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QPainter, QPen, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
-from napari_sparseseg.gui.panels.section import fit_rows, fix_rows
+from napari_sparseseg.gui.panels.section import fit_rows, fix_rows, plain_tip
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 VISIBLE, LOCK, COLOUR, NAME, KEY, STROKES, SHARE = range(7)
 HEADINGS = ("", "", "", "Class", "Key", "Strokes", "Share")
 TIPS = (
-    "Shown on the slide; unticked classes are hidden, not removed",
+    "Untick to see the tissue below a class; it is hidden, not removed",
     "Click (or L) to lock: a locked class is neither drawn over nor erased, so that careful work stays",
-    "Double-click to choose another colour",
-    "Click to draw with it, double-click to rename it",
-    "Press this key over the slide to draw with the class",
-    "Strokes drawn, on all training slides",
+    "Double-click for another colour where this one is hard to tell from the stain",
+    "Click to draw with it, double-click to rename it: the name is that in QuPath and in the tables",
+    "Press this key over the slide to draw with the class, without a way to this table",
+    "Strokes drawn on all training slides; from two on, one is held out to see how good the model is",
     "Share of all labelled pixels; how much it counts in training is shown below Train",
 )
-SWATCH, ICON_WIDTH, CELL_MARGINS = 16, 26, 10
+SWATCH, ICON_WIDTH, CELL_MARGINS = 16, 22, 8
 WIDEST = {KEY: "Key", STROKES: "Strokes", SHARE: "100 %"}
 MOST_ROWS = 12
 """Rows shown before the table scrolls."""
@@ -70,11 +70,12 @@ class ClassTable(QTableWidget):
         self._ink = "#808080"
         self.setHorizontalHeaderLabels(HEADINGS)
         for i, tip in enumerate(TIPS):
-            self.horizontalHeaderItem(i).setToolTip(tip)  # type: ignore[union-attr,unused-ignore]
+            self.horizontalHeaderItem(i).setToolTip(plain_tip(tip))  # type: ignore[union-attr,unused-ignore]
         self.horizontalHeaderItem(NAME).setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         fix_rows(self)
         self.setShowGrid(False)
         self.setWordWrap(False)
+        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # long names often differ at the end only
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed)
@@ -126,7 +127,7 @@ class ClassTable(QTableWidget):
             colour = _item("", f"{c.colour}. {TIPS[COLOUR]}")
             colour.setIcon(swatch(c.colour))
             lock = _item("", TIPS[LOCK])
-            name = _item(c.name, TIPS[NAME], editable=True)
+            name = _item(c.name, f"{c.name}\n{TIPS[NAME]}", editable=True)
             key = _item(str(c.id) if c.id <= LAST_KEY else "", TIPS[KEY], centre=True)
             for column, item in ((VISIBLE, visible), (LOCK, lock), (COLOUR, colour), (NAME, name), (KEY, key)):
                 self.setItem(r, column, item)
@@ -279,7 +280,7 @@ def _item(
     text: str, tip: str, *, editable: bool = False, centre: bool = False, right: bool = False
 ) -> QTableWidgetItem:
     item = QTableWidgetItem(text)
-    item.setToolTip(tip)
+    item.setToolTip(plain_tip(tip))
     if not editable:
         item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEditable)
     if centre:

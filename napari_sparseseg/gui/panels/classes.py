@@ -53,13 +53,29 @@ class ClassesPanel(QWidget):
         self.table.visibility_changed.connect(self.visibility_changed.emit)
         self.table.renamed.connect(self._on_renamed)
         self.table.colour_requested.connect(self._on_colour)
-        self.add = button("Add", "One more class, with a colour of its own", self._on_add)
+        self.add = button(
+            "Add",
+            "For tissue that is none of these; the new colour is told apart by colour-blind eyes too",
+            self._on_add,
+        )
         self.remove = button(
             "Remove", "Remove the selected class and all of its strokes; can be undone", self._on_remove
         )
-        self.up = button("↑", "Move the class up (Alt+Up in the table); its key stays", lambda: self._move(-1))
-        self.down = button("↓", "Move the class down (Alt+Down in the table); its key stays", lambda: self._move(1))
-        self.undo = button("Undo", "Take back the last change of this table", self.undo_requested.emit)
+        self.up = button(
+            "↑",
+            "Put together what belongs together: one up (Alt+Up in the table); its key stays",
+            lambda: self._move(-1),
+        )
+        self.down = button(
+            "↓",
+            "Put together what belongs together: one down (Alt+Down in the table); its key stays",
+            lambda: self._move(1),
+        )
+        self.undo = button(
+            "Undo",
+            "After a slip: take back the last change of this table",
+            self.undo_requested.emit,
+        )
         for narrow in (self.up, self.down):
             narrow.setFixedWidth(26)
         self.presets = menu_button(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
+from napari_sparseseg.gui.panels.section import plain_tip
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -95,7 +97,7 @@ class Curves(QWidget):
             ):
                 plot = pyqtgraph.PlotWidget()
                 plot.setFixedHeight(HEIGHT)
-                plot.setToolTip(tip)
+                plot.setToolTip(plain_tip(tip))
                 plot.setMouseEnabled(x=False, y=False)
                 plot.setMenuEnabled(False)
                 plot.hideButtons()

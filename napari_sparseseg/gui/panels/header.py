@@ -62,7 +62,7 @@ class ErrorBanner(Banner):
         self.layout_.insertWidget(1, self.details)
         self.more = button("Details", "What a developer needs to see; nothing of the slide is in it", self._on_details)
         self.copy = button("Copy", "Copy message and details, for a bug report", self._on_copy)
-        self.dismiss = button("Dismiss", "Hide this message", self.hide)
+        self.dismiss = button("Dismiss", "Make room again once the message is read", self.hide)
         for made in (self.more, self.copy, self.dismiss):
             self.buttons.addWidget(made)
 
@@ -146,7 +146,7 @@ class Header(QWidget):
         self.saved = QLabel()
         self.menu_button = QToolButton()
         self.menu_button.setText("☰")
-        self.menu_button.setToolTip("Projects, scripts of what was done, help")
+        self.menu_button.setToolTip("To go on another day, to repeat by script what was done, to read more")
         self.menu_button.setAccessibleName("Menu")
         self.menu_button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.menu_button.setStyleSheet("QToolButton::menu-indicator { image: none; }")
@@ -169,7 +169,7 @@ class Header(QWidget):
     def add_action(self, text: str, tip: str, triggered: Callable[[], object]) -> None:
         """One line of the menu."""
         action = self.menu.addAction(text)
-        action.setToolTip(tip)
+        action.setToolTip(plain_tip(tip))
         action.triggered.connect(lambda _=False: triggered())
 
     def paint(self, palette: Palette) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
-    QComboBox,
     QLabel,
     QPushButton,
     QSlider,
@@ -16,7 +15,7 @@ from qtpy.QtWidgets import (
 
 from napari_sparseseg.gui.live_layers import Shown
 from napari_sparseseg.gui.panels.areas import AreaPanel
-from napari_sparseseg.gui.panels.section import ElidedLabel, button, column, menu_button, note, row
+from napari_sparseseg.gui.panels.section import ElidedLabel, NameBox, button, column, menu_button, note, plain_tip, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,13 +63,11 @@ class PredictPanel(QWidget):
         self.live.setChecked(True)
         self.live.setToolTip("Predict what is on screen and learn each stroke at once, also while training is paused")
         self.live.toggled.connect(self.live_toggled.emit)
-        self.what = QComboBox()
-        self.what.setToolTip("The class map, or how sure the model is: doubtful regions are where strokes help most")
-        self.what.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.what = NameBox("The class map, or how sure the model is: doubtful regions are where strokes help most")
         self.what.activated.connect(lambda i: self.shown_chosen.emit(self.what.itemData(i)))
         self.opacity = QSlider(Qt.Orientation.Horizontal)
         self.opacity.setRange(0, 100)
-        self.opacity.setToolTip("How much of the slide shows through")
+        self.opacity.setToolTip("Low to judge the tissue, high to see the classes")
         self.opacity.setAccessibleName("Opacity")
         self.opacity.valueChanged.connect(lambda v: self.opacity_changed.emit(v / 100))
         self.contour = QCheckBox("Outlines")
@@ -115,7 +112,9 @@ class PredictPanel(QWidget):
     def _accept_button(self) -> QPushButton:
         made = QPushButton("Accept regions")
         made.setCheckable(True)
-        made.setToolTip("Click a region of the prediction to make it a dense region; strokes in it count more")
+        made.setToolTip(
+            "Where the prediction is right: a click on a region makes it an annotation, dense and to be learned from"
+        )
         made.toggled.connect(self.accept_toggled.emit)
         return made
 
@@ -147,7 +146,7 @@ class PredictPanel(QWidget):
         text = "Cancel prediction" if running else PREDICT_SLIDE
         if self.predict_slide.text() != text:
             self.predict_slide.setText(text)
-            self.predict_slide.setToolTip(CANCEL_TIP if running else PREDICT_SLIDE_TIP)
+            self.predict_slide.setToolTip(plain_tip(CANCEL_TIP if running else PREDICT_SLIDE_TIP))
         self.export.setEnabled(not running)
 
     def show_doubt(self, text: str) -> None:

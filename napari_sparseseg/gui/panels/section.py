@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QEvent, QObject, QSize, Qt, Signal
@@ -17,6 +18,9 @@ from qtpy.QtWidgets import (
     QPushButton,
     QSizePolicy,
     QSlider,
+    QStyle,
+    QStyleOptionComboBox,
+    QStylePainter,
     QToolButton,
     QVBoxLayout,
     QWidget,
@@ -25,11 +29,13 @@ from qtpy.QtWidgets import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qtpy.QtGui import QResizeEvent
+    from qtpy.QtGui import QPaintEvent, QResizeEvent
     from qtpy.QtWidgets import QTableWidget
 
 SPACING = 6
 ROW_HEIGHT, HEADING_HEIGHT = 24, 24
+TIP_WIDTH = 64
+"""Characters."""
 
 
 class Section(QWidget):
@@ -115,6 +121,37 @@ class ElidedLabel(QLabel):
         self.setToolTip(plain_tip(self._whole) if shown != self._whole else "")
 
 
+class NameBox(QComboBox):
+    """A choice of names of any length: Qt would cut a long one off, here it has an ellipsis and is in the tooltip.
+
+    Parameters
+    ----------
+    tip
+        Why one would choose.
+    """
+
+    def __init__(self, tip: str) -> None:
+        super().__init__()
+        self._tip = tip
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(8)
+        self._show_tip()
+        self.currentTextChanged.connect(self._show_tip)
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        painter, option = QStylePainter(self), QStyleOptionComboBox()
+        self.initStyleOption(option)
+        painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
+        field = QStyle.SubControl.SC_ComboBoxEditField
+        room = self.style().subControlRect(QStyle.ComplexControl.CC_ComboBox, option, field, self).width() - 4
+        option.currentText = self.fontMetrics().elidedText(option.currentText, Qt.TextElideMode.ElideMiddle, room)
+        painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
+
+    def _show_tip(self) -> None:
+        name = self.currentText()
+        self.setToolTip(plain_tip(f"{name}\n{self._tip}" if name else self._tip))
+
+
 class WheelGuard(QObject):
     """The wheel scrolls the panel: it changes a value under the mouse only where the user has chosen that control."""
 
@@ -135,8 +172,13 @@ class WheelGuard(QObject):
 
 
 def plain_tip(text: str) -> str:
-    """A tooltip that shows text from files as it is: Qt takes what looks like HTML for HTML, and loads its images."""
-    return f"<qt>{html.escape(text)}</qt>" if "<" in text or "&" in text else text
+    """A tooltip as it is and not wider than the panel; again is harmless.
+
+    Qt breaks no lines of plain text, and takes what looks like HTML for HTML, whose images it loads.
+    """
+    if "<" in text or "&" in text:
+        return text if text.startswith("<qt>") else f"<qt>{html.escape(text)}</qt>"
+    return "\n".join(textwrap.fill(line, TIP_WIDTH) for line in text.splitlines())
 
 
 def button(text: str, tip: str, clicked: Callable[[], object]) -> QPushButton:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QLabel, QWidget
 
-from napari_sparseseg.gui.panels.section import button, column, menu_button, note, plain_tip, row
+from napari_sparseseg.gui.panels.section import NameBox, button, column, menu_button, note, plain_tip, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,10 +61,7 @@ class SlidePanel(QWidget):
             self.sample_requested.emit,
         )
         self.recent = menu_button("Recent", "Slides opened lately, so that yesterday's work is one click away", ())
-        self.slides = QComboBox()
-        self.slides.setToolTip("Slides that are open; one class table and one model serve all of them")
-        self.slides.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.slides.setMinimumContentsLength(8)
+        self.slides = NameBox("Slides that are open; one class table and one model serve all of them")
         self.slides.activated.connect(self.slide_chosen.emit)
         self.close_slide = button("Close", "Close this slide; what was drawn is kept", self.close_requested.emit)
         self.facts = note()
@@ -82,13 +79,12 @@ class SlidePanel(QWidget):
         self.mpp.setToolTip("The file does not say it; areas in mm² and models for other slides need it")
         self.mpp.valueChanged.connect(self.mpp_entered.emit)
         self.import_button = button(
-            "Import…", "Take over what was drawn in QuPath (GeoJSON), ASAP (XML) or here", self.import_requested.emit
+            "Import…", "Go on with what was drawn in QuPath (GeoJSON), ASAP (XML) or here", self.import_requested.emit
         )
-        self.layers = QComboBox()
-        self.layers.setToolTip("Scribble on an image that is in napari already")
-        self.layers.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.layers.setMinimumContentsLength(8)
-        self.use_layer = button("Use layer", "Scribble on the image layer chosen here", self._on_use_layer)
+        self.layers = NameBox("Scribble on an image that is in napari already")
+        self.use_layer = button(
+            "Use layer", "Scribble on the layer chosen here without opening its file again", self._on_use_layer
+        )
         layout = column(self)
         layout.addLayout(row(self.open, self.recent, self.sample, stretch=0))
         layout.addLayout(row(self.layers, self.use_layer, stretch=0))
@@ -157,4 +153,4 @@ def slide_facts(slide: Slide) -> str:
     if slide.mpp is None:
         parts.append("µm per pixel not known, enter it below")
     kept = [part.replace(" ", "\u00a0") for part in parts]  # lines break between the parts only
-    return "\n".join([" · ".join(kept), *slide.warnings])
+    return "\n".join([" · ".join(kept[:2]), *filter(None, [" · ".join(kept[2:])]), *slide.warnings])

@@ -63,7 +63,7 @@ class TrainPanel(QWidget):
         self.train.setFixedHeight(BIG_BUTTON)
         self.train.setAccessibleName("Train")
         self.stop = button(
-            "Stop", "End training after the step at hand and write the model to disk", self.stop_requested.emit
+            "Stop", "End training and write the model to disk; Train goes on from there", self.stop_requested.emit
         )
         self.stop.setFixedHeight(BIG_BUTTON)
         self.progress = QProgressBar()
@@ -73,7 +73,10 @@ class TrainPanel(QWidget):
         self.numbers = ElidedLabel()
         self.settings = TrainSettings()
         self.more = Section(
-            "More", self.settings, tip="Resolution, network, device and time; the defaults are good", opened=False
+            "More",
+            self.settings,
+            tip="Resolution, network, device, time: for finer detail or a longer run; the defaults are good",
+            opened=False,
         )
         self.curves = Curves()
         self.scores = note()
@@ -82,7 +85,7 @@ class TrainPanel(QWidget):
         self.log.setMaximumBlockCount(LOG_LINES)
         self.log.setFixedHeight(LOG_HEIGHT)
         self.log.setAccessibleName("Log")
-        self.log.setToolTip("What happened, newest last")
+        self.log.setToolTip("What was done and why, newest last, for when a result surprises you")
         self.log.hide()
         layout = column(self)
         layout.addLayout(row(self.train, self.stop, stretch=0))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SCRATCH = "scratch"
 ENCODERS = {
-    DEFAULT_ENCODER: "EfficientNet-Lite0 (built in)",
-    SCRATCH: "U-Net from scratch (as in the paper)",
+    DEFAULT_ENCODER: "EfficientNet-Lite0",
+    SCRATCH: "U-Net from scratch",
 }
 BUDGETS = {"Until I stop": 0, "1 minute": 60, "5 minutes": 300, "15 minutes": 900, "1 hour": 3600}
 
@@ -51,8 +51,9 @@ class TrainSettings(QWidget):
         for key, text in ENCODERS.items():
             self.encoder.addItem(text, key)
         self.encoder.setToolTip(
-            "What the network knows before the first stroke. Any encoder that timm knows can be typed in; its licence "
-            "and size are shown before it is downloaded"
+            "What the network knows before the first stroke: EfficientNet-Lite0 is built in and quick, the U-Net of "
+            "the paper knows nothing yet. Any encoder that timm knows can be typed in; its licence and size are shown "
+            "before it is downloaded"
         )
         self.encoder.activated.connect(self._show_beginning)
         self.encoder.lineEdit().editingFinished.connect(self._show_beginning)
@@ -65,10 +66,12 @@ class TrainSettings(QWidget):
         self.budget = QComboBox()
         for text, seconds in BUDGETS.items():
             self.budget.addItem(text, seconds)
-        self.budget.setToolTip("Training can always be stopped and goes on where it was")
+        self.budget.setToolTip(
+            "For training that ends while you are away; Stop ends it at any time, Train goes on where it was"
+        )
         self.seed = QSpinBox()
         self.seed.setRange(0, 2**31 - 1)
-        self.seed.setToolTip("The same seed and the same strokes draw the same patches")
+        self.seed.setToolTip("For a run that can be repeated: the same seed and the same strokes draw the same patches")
         self.load = button("Load model…", "Predict with a saved model, or go on training it", self.load_requested.emit)
         self.save = button(
             "Save model…", "The present model as one file, for other slides or the shell", self.save_requested.emit
