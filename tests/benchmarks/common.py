@@ -74,14 +74,14 @@ class Task:
     rare: int
 
 
-def synthetic(imbalance: float, seed: int, side: int = 1536) -> Task:
+def synthetic(imbalance: float, seed: int, side: int = 1536, train: int = 3, test: int = 2) -> Task:
     """Synthetic tissue whose rarest class has 1 / `imbalance` of the area of each other; which one, the seed says."""
     rare = 1 + seed % 4
     shares = [1.0 / imbalance if c == rare else 1.0 for c in (1, 2, 3, 4)]
     # Several pictures: of a class with a hundredth of the area there is otherwise one small spot to learn from.
-    made = [_rendered(shares, side, 1000 * seed + k) for k in range(1, 6)]
+    made = [_rendered(shares, side, 1000 * seed + k) for k in range(1, 1 + train + test)]
     name = f"synthetic 1:{imbalance:g}"
-    return Task(name, tuple(made[:3]), tuple(made[3:]), TISSUE, 0.5, 6, 160, 12, 256, (1, 2, 3, 4), rare)
+    return Task(name, tuple(made[:train]), tuple(made[train:]), TISSUE, 0.5, 6, 160, 12, 256, (1, 2, 3, 4), rare)
 
 
 def _rendered(shares: list[float], side: int, seed: int) -> Field:

@@ -10,7 +10,7 @@ from tests.benchmarks import annotator
 
 @pytest.mark.timeout(0)
 def test_corrections_help() -> None:
-    rows = annotator.main(["--strokes", "6", "--seeds", "2", "--think", "1"])
+    rows = annotator.main(["--strokes", "6", "--seeds", "1"])
     for policy in annotator.POLICIES:
         own = [r for r in rows if r["policy"] == policy]
         first, last = ([r["here"] for r in own if r["round"] == t] for t in (0, 6))
