@@ -23,10 +23,10 @@ FEW_STROKES = 4
 
 def state_line(status: Status, jobs: Sequence[str], *, has_slide: bool) -> str:
     """The line at the top of the panel."""
-    if jobs:
-        return f"{jobs[0]}…"
     if status.state == "predicting" and status.progress is not None:
         return f"Predicting the slide, {status.progress:.0%}".replace("%", " %")
+    if jobs:
+        return f"{jobs[0]}…"
     if not has_slide and status.state == "idle":
         return "No slide open"
     if status.state == "training" and not status.model_version:

@@ -7,8 +7,8 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 from napari.settings import get_settings
-from qtpy.QtCore import QEvent, QSize, Qt, QTimer
-from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, QSize, QTimer
+from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.actions.classes import ClassActions
 from napari_sparseseg.gui.actions.guidance import GuidanceActions
@@ -25,7 +25,7 @@ from napari_sparseseg.gui.next_step import next_step, state_line
 from napari_sparseseg.gui.panels.classes import ClassesPanel
 from napari_sparseseg.gui.panels.header import Header
 from napari_sparseseg.gui.panels.predict import PredictPanel
-from napari_sparseseg.gui.panels.section import Section, WheelGuard, plain_tip
+from napari_sparseseg.gui.panels.section import Section, SteadyScroll, WheelGuard, plain_tip
 from napari_sparseseg.gui.panels.slide import SlidePanel
 from napari_sparseseg.gui.panels.train import TrainPanel
 from napari_sparseseg.gui.seams import qt_problem
@@ -88,7 +88,7 @@ class SparseSegWidget(QWidget):
         )
         self._lay_out()
         self.slides = SlideActions(self._context, self.slide, self.header)
-        self._recent = RecentActions(self._context, self.slide, self.slides)
+        self._recent = RecentActions(self._context, self.slide, self.slides, lambda path: self._project.open(path))
         self._classes = ClassActions(self._context, self.classes, self.slides)
         self._training = TrainActions(self._context, self.train)
         self._prediction = PredictActions(self._context, self.predict, self.slides, self._classes)
@@ -211,16 +211,11 @@ class SparseSegWidget(QWidget):
             column.addWidget(section)
         column.addStretch(1)
         WheelGuard(inner)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(inner)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(4)
         layout.addWidget(self.header)
-        layout.addWidget(scroll, 1)
+        layout.addWidget(SteadyScroll(inner), 1)
         self.setMinimumWidth(MIN_WIDTH)
         for control in self.findChildren(QWidget):
             control.setToolTip(plain_tip(control.toolTip()))

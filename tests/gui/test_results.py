@@ -74,6 +74,7 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     answer_file(tmp_path / "regions.geojson")
     choose_entry(panel.predict.export, "Regions for QuPath (GeoJSON)…")
     quiet(panel)
+    assert panel.predict.result.whole_text() == f"Wrote {tmp_path / 'regions.geojson'}"
     features = json.loads((tmp_path / "regions.geojson").read_text())["features"]
     found = {f["properties"]["classification"]["name"] for f in features}
     assert "stroma" in found

@@ -394,6 +394,11 @@ def test_saved_as_a_project_and_opened_again(viewer, panel, tiny_slide, tmp_path
     wait_until(lambda: panel.session is not first and panel.slides.binding is not None, 20)
     assert panel.session.annotations.counts() == counts
     assert len(viewer.layers) == 3
+    second = panel.session
+    wait_until(lambda: "study.sparseseg" in [a.text() for a in panel.slide.recent.menu().actions()], 10)
+    choose_entry(panel.slide.recent, "study.sparseseg")
+    wait_until(lambda: panel.session is not second and panel.slides.binding is not None, 20)
+    assert panel.session.annotations.counts() == counts
 
 
 def test_two_slides_share_classes_and_show_one_at_a_time(viewer, panel, mouse, tiny_slide, cmu_svs):

@@ -19,6 +19,8 @@ from napari_sparseseg.gui.selection import around, selected_outlines
 from napari_sparseseg.gui.view_box import view_box
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from napari.layers import Layer
 
     from napari_sparseseg.gui.actions.classes import ClassActions
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 AREAS_MS = 250
+
+
+ENDINGS = {"geojson": "-regions.geojson", "csv": "-areas.csv"}
+"""Of suggested names; `SLIDE.geojson` beside a slide is what was drawn on it."""
 
 
 class PredictActions(QObject):
@@ -76,7 +82,8 @@ class PredictActions(QObject):
         stop = self._context.stop_prediction = threading.Event()
         self._context.in_background(
             lambda: session.predict_slide(out, slide=slide, stop=stop, **options),
-            lambda result: self._on_predicted(out, result, slide),  # another slide may be active by then
+            # another slide may be active by then
+            lambda result: self._on_predicted(out, options.get("geojson") or options.get("csv") or out, result, slide),
             name="Predicting the slide",
         )
 
@@ -186,22 +193,25 @@ class PredictActions(QObject):
         if self._context.session.status.state == "predicting":
             self._context.stop_prediction.set()
             return
-        folder = Path(entry.slide.path).parent
-        suggestion = _unused(folder / f"{Path(entry.slide.path).name.split('.')[0]}.ome.zarr")
-        out = dialogs.ask_save(self._panel, "Predict the whole slide into", str(suggestion), dialogs.RESULTS)
+        suggestion = str(_unused(Path(_beside(entry.slide, ".ome.zarr"))))
+        out = dialogs.ask_save(self._panel, "Predict the whole slide into", suggestion, dialogs.RESULTS)
         if out:
             self.predict_slide(out, overwrite=True, resume=True)  # a run that was cancelled goes on
 
     def _on_table(self, text: str) -> None:
         path = dialogs.ask_save(self._panel, "Save areas", "areas.csv", "Table (*.csv)")
         if path:
-            self._context.in_background(lambda: Path(path).write_text(text, encoding="utf-8"), name="Saving areas")
+            self._write(path, lambda: Path(path).write_text(text, encoding="utf-8"), "Saving areas")
 
-    def _on_predicted(self, out: str, result: SlideResult, slide: Slide) -> None:
+    def _write(self, path: str, work: Callable[[], object], name: str) -> None:
+        """Write a file in the background and say so."""
+        self._context.in_background(work, lambda _: self._panel.show_result(f"Wrote {path}"), name=name)
+
+    def _on_predicted(self, out: str, asked_for: str, result: SlideResult, slide: Slide) -> None:
         self._results[slide] = result
         self._measure()
         self._result = Path(out)
-        self._panel.show_result(f"Wrote {out}")
+        self._panel.show_result(f"Wrote {asked_for}")
 
     def _on_predicted_all(self, batch: BatchResult) -> None:
         self._panel.show_result(f"Wrote {batch.summary}")
@@ -214,8 +224,7 @@ class PredictActions(QObject):
         if entry is None or self._context.session.model is None:
             self._context.problem.emit("There is no prediction to export yet: train first.", "")
             return
-        stem = Path(entry.slide.path).name.split(".")[0]
-        path = dialogs.ask_save(self._panel, "Export", f"{stem}.{what}", kinds)
+        path = dialogs.ask_save(self._panel, "Export", _beside(entry.slide, ENDINGS[what]), kinds)
         if not path:
             return
         out = self._result or Path(path).with_suffix(".ome.zarr")
@@ -226,11 +235,16 @@ class PredictActions(QObject):
         entry = self._context.entry
         if entry is None:
             return
-        stem = Path(entry.slide.path).name.split(".")[0]
-        path = dialogs.ask_save(self._panel, "Export scribbles", f"{stem}.geojson", "QuPath (*.geojson)")
+        path = dialogs.ask_save(self._panel, "Export scribbles", _beside(entry.slide, ".geojson"), "QuPath (*.geojson)")
         if path:
             annotations = entry.annotations
-            self._context.in_background(lambda: annotations.to_geojson(path), name="Exporting scribbles")
+            self._write(path, lambda: annotations.to_geojson(path), "Exporting scribbles")
+
+
+def _beside(slide: Slide, ending: str) -> str:
+    """A file in the folder of the slide that is called as it is."""
+    path = Path(slide.path)
+    return str(path.with_name(path.name.split(".")[0] + ending))
 
 
 def _unused(path: Path) -> Path:

@@ -42,8 +42,8 @@ class ProjectActions(QObject):
 
     def save(self, path: str) -> None:
         """Save as a project, in the background."""
-        session = self._context.session
-        self._context.in_background(lambda: session.save(path), lambda _: self.show_saved(), name="Saving the project")
+        session, saved = self._context.session, self._context.slides_changed.emit
+        self._context.in_background(lambda: session.save(path), lambda _: saved(), name="Saving the project")
 
     def open(self, path: str) -> None:
         """Open a project in place of the present session."""

@@ -1,4 +1,4 @@
-"""Recent slides: remembered across sessions, opened from the menu of the Slide section."""
+"""Recent slides and projects: remembered across sessions, opened from the menu of the Slide section."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import QObject
 
 from napari_sparseseg.files import state_folder, write_atomic
+from napari_sparseseg.recovery import recovery_folder
 from napari_sparseseg.samples import sample_slide
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from napari_sparseseg.gui.actions.slides import SlideActions
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.panels.slide import SlidePanel
@@ -50,17 +53,25 @@ def _file() -> Path:
 class RecentActions(QObject):
     """Keeps the list and fills the menu."""
 
-    def __init__(self, context: Context, panel: SlidePanel, slides: SlideActions) -> None:
+    def __init__(
+        self, context: Context, panel: SlidePanel, slides: SlideActions, open_project: Callable[[str], object]
+    ) -> None:
         super().__init__(context)
-        self._context, self._panel, self._slides = context, panel, slides
+        self._context, self._panel, self._slides, self._open_project = context, panel, slides, open_project
         self._seen: set[Path] = set()
         context.slides_changed.connect(self._on_slides)
-        panel.recent_chosen.connect(slides.open)
+        panel.recent_chosen.connect(self._on_chosen)
         self._list(None)
 
+    def _on_chosen(self, path: str) -> None:
+        (self._open_project if (Path(path) / "project.json").exists() else self._slides.open)(path)
+
     def _on_slides(self) -> None:
-        paths = [Path(e.slide.path) for e in self._context.session.set.entries]
+        session = self._context.session
+        paths = [Path(e.slide.path) for e in session.set.entries]
         new = [p.absolute() for p in paths if p.exists() and p != sample_slide()]
+        if session.project is not None and session.project.parent != recovery_folder().resolve():
+            new.insert(0, session.project.absolute())
         new = [p for p in new if p not in self._seen]
         if new:
             self._seen |= set(new)

@@ -85,10 +85,14 @@ class ClassesPanel(QWidget):
                 ("Add the classes of QuPath…", self.import_requested.emit),
             ],
         )  # fmt: skip
+        menu = self.presets.menu()
+        menu.insertSeparator(menu.actions()[-1])
         self.protect = QCheckBox("Protect what is labelled")
         self.protect.setToolTip("New strokes go only where nothing is labelled yet (napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)
-        self.hint = note("Draw on the slide: keys 1–9 choose the class, [ and ] the brush, Ctrl+Z undoes a stroke.")
+        self.hint = note(
+            "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush, Ctrl+Z undoes a stroke."
+        )
         layout = column(self)
         layout.addWidget(self.table)
         layout.addLayout(row(self.add, self.remove, self.up, self.down, self.undo, stretch=0))

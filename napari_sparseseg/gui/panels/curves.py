@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.panels.section import plain_tip
@@ -11,11 +12,13 @@ from napari_sparseseg.gui.panels.section import plain_tip
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from qtpy.QtCore import QObject
+
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.theme import Palette
 
 HEIGHT, LABEL_HEIGHT = 96, 50
-LEFT_AXIS = 38
+LEFT_AXIS, DESCENDERS = 38, 6
 MOST_POINTS = 2000
 
 
@@ -50,9 +53,11 @@ class Curves(QWidget):
         self.hide()
 
     def add_loss(self, seconds: float, loss: float) -> None:
-        """One more point; of very many every second is dropped."""
-        if self._loss and seconds <= self._loss[-1][0]:
+        """One more point; of very many every second is dropped. A clock that went back is a new run."""
+        if self._loss and seconds == self._loss[-1][0]:
             return
+        if self._loss and seconds < self._loss[-1][0]:
+            self.clear()
         self._loss.append((seconds, loss))
         if len(self._loss) > MOST_POINTS:
             self._loss = self._loss[::2]
@@ -73,6 +78,13 @@ class Curves(QWidget):
         if mean is not None:
             self._mean.append((seconds, mean))
             self._draw("mean", plot, self._mean, self._text_colour(), 2.5)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """The wheel scrolls the panel; pyqtgraph would keep it."""
+        if event is None or event.type() != QEvent.Type.Wheel:
+            return False
+        event.ignore()
+        return True
 
     def paint(self, palette: Palette) -> None:
         """Take over the colours of a theme."""
@@ -99,6 +111,9 @@ class Curves(QWidget):
                 plot.setFixedHeight(HEIGHT)
                 plot.setToolTip(plain_tip(tip))
                 plot.setMouseEnabled(x=False, y=False)
+                plot.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+                for part in (plot, plot.viewport()):
+                    part.installEventFilter(self)
                 plot.setMenuEnabled(False)
                 plot.hideButtons()
                 plot.setLabel("left", title)
@@ -110,6 +125,7 @@ class Curves(QWidget):
             made[1].setYRange(0, 1, padding=0.1)
             made[1].setXLink(made[0])
             made[0].setLabel("bottom", "seconds of training")
+            made[0].plotItem.setContentsMargins(0, 0, 0, DESCENDERS)
             made[0].setFixedHeight(HEIGHT + LABEL_HEIGHT)
             made[1].hide()  # until there is a score
             self._plots = tuple(made)

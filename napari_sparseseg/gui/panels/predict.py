@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QLabel,
@@ -15,7 +15,17 @@ from qtpy.QtWidgets import (
 
 from napari_sparseseg.gui.live_layers import Shown
 from napari_sparseseg.gui.panels.areas import AreaPanel
-from napari_sparseseg.gui.panels.section import ElidedLabel, NameBox, button, column, menu_button, note, plain_tip, row
+from napari_sparseseg.gui.panels.section import (
+    ElidedLabel,
+    NameBox,
+    button,
+    column,
+    menu_button,
+    note,
+    plain_tip,
+    row,
+    scroll_to,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,5 +166,8 @@ class PredictPanel(QWidget):
 
     def show_result(self, text: str) -> None:
         """Where the predicted slide is."""
+        seen = not self.predict_slide.visibleRegion().isEmpty()
         self.result.setText(text)
         self.result.setVisible(bool(text))
+        if text and seen:  # where the button was in sight, so is what came of it
+            QTimer.singleShot(0, lambda: scroll_to(self.result))

@@ -16,6 +16,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QMenu,
     QPushButton,
+    QScrollArea,
     QSizePolicy,
     QSlider,
     QStyle,
@@ -169,6 +170,34 @@ class WheelGuard(QObject):
             return False
         event.ignore()  # goes on to the scroll area
         return True
+
+
+class SteadyScroll(QScrollArea):
+    """Scrolls to what Tab reaches, and does not jump when a button that was pressed is disabled and passes focus on."""
+
+    def __init__(self, inner: QWidget) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(inner)
+
+    def focusNextPrevChild(self, forward: bool) -> bool:
+        bar, left = self.verticalScrollBar(), self.window().focusWidget()
+        before = bar.value()
+        moved = bool(super().focusNextPrevChild(forward))
+        if left is not None and not left.isEnabled():
+            bar.setValue(before)
+        return moved
+
+
+def scroll_to(widget: QWidget) -> None:
+    """Bring a part of the panel into sight."""
+    above = widget.parentWidget()
+    while above is not None and not isinstance(above, SteadyScroll):
+        above = above.parentWidget()
+    if above is not None:
+        above.ensureWidgetVisible(widget)
 
 
 def plain_tip(text: str) -> str:

@@ -60,7 +60,7 @@ class SlidePanel(QWidget):
             "A small real slide with scribbles, to see how it works before your own",
             self.sample_requested.emit,
         )
-        self.recent = menu_button("Recent", "Slides opened lately, so that yesterday's work is one click away", ())
+        self.recent = menu_button("Recent", "Yesterday's slides and projects, one click away", ())
         self.slides = NameBox("Slides that are open; one class table and one model serve all of them")
         self.slides.activated.connect(self.slide_chosen.emit)
         self.close_slide = button("Close", "Close this slide; what was drawn is kept", self.close_requested.emit)

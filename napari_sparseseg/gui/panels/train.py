@@ -10,6 +10,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QPlainTextEdit, QProgressBar, QWidget
 
 from napari_sparseseg.gui.panels.curves import Curves
+from napari_sparseseg.gui.panels.header import sentence
 from napari_sparseseg.gui.panels.section import ElidedLabel, Section, button, column, note, row
 from napari_sparseseg.gui.panels.share_bar import ShareBars
 from napari_sparseseg.gui.panels.train_settings import TrainSettings
@@ -145,7 +146,8 @@ class TrainPanel(QWidget):
     def say(self, text: str) -> None:
         """One line in the log."""
         self.log.show()
-        self.log.appendPlainText(f"{time.strftime('%H:%M:%S')}  {text}")
+        self.log.appendPlainText(f"{time.strftime('%H:%M:%S')}  {sentence(text)}")
+        self.log.verticalScrollBar().setValue(self.log.verticalScrollBar().maximum())
 
     def _on_train(self) -> None:
         signals: dict[str, Any] = {"training": self.pause_requested, "paused": self.resume_requested}
