@@ -11,7 +11,7 @@ import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QGuiApplication, QWheelEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QLineEdit, QScrollArea, QWidget
+from qtpy.QtWidgets import QApplication, QGraphicsView, QLineEdit, QScrollArea, QWidget
 
 from napari_sparseseg import Session
 from napari_sparseseg.config import make_classes
@@ -165,7 +165,13 @@ def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
 
 
 def test_the_wheel_scrolls_the_panel_and_changes_no_value(panel):
+    curves = panel.train.curves
+    curves.add_loss(30.0, 0.5)
+    curves.add_loss(2.0, 0.9)
+    assert curves.points == 1, "a clock that went back is a new run"
+    plot = curves.findChild(QGraphicsView).viewport()
     for control, value in (
+        (plot, lambda: curves.points),
         (panel.train.balancing, panel.train.balancing.currentIndex),
         (panel.predict.what, panel.predict.what.currentIndex),
         (panel.predict.opacity, panel.predict.opacity.value),
@@ -178,6 +184,20 @@ def test_the_wheel_scrolls_the_panel_and_changes_no_value(panel):
         QApplication.sendEvent(control, event)
         assert value() == before
         assert not event.isAccepted(), "Qt offers it to the scroll area then"
+
+
+def test_the_panel_stays_where_it_is_when_a_pressed_button_is_disabled(panel):
+    """Its focus goes to the next control, which may be far below."""
+    bar = panel.findChild(QScrollArea).verticalScrollBar()
+    panel.train.stop.setEnabled(True)
+    panel.train.stop.setFocus()
+    bar.setValue(0)
+    for control in (panel.train.balancing, panel.train.more.heading, panel.predict.live, panel.predict.opacity):
+        control.setEnabled(False)
+    assert bar.maximum() > 0
+    panel.train.stop.setEnabled(False)
+    assert panel.window().focusWidget() is not panel.train.stop
+    assert bar.value() == 0
 
 
 def test_sections_fold(panel):
