@@ -128,6 +128,7 @@ class Tour:
             self.panel.predict.areas.place.setFocus()
             QTest.keyClick(self.panel.predict.areas.place, Qt.Key.Key_End)
             self.panel.predict.result.setText("Wrote slide.ome.zarr")  # not the folder of this run
+            until(lambda: not self.panel.session.live.pending, 120)
             self.note("4-keep")
 
 
