@@ -9,6 +9,7 @@ from napari.layers import Layer
 
 from napari_sparseseg.gui.live_layers import class_colours
 from napari_sparseseg.gui.scribbles import Scribbles, camera_of
+from napari_sparseseg.gui.view_box import show_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -93,7 +94,7 @@ class SlideBinding:
             camera = camera_of(self.viewer)
             camera.center, camera.zoom = self._seen
         elif visible:
-            self.viewer.reset_view(layers=self.images)
+            show_whole(self.viewer, self.entry.slide.shape)
         self._shown = visible
         if visible and self.scribbles.layer in self.viewer.layers:
             self.viewer.layers.selection.active = self.scribbles.layer

@@ -31,3 +31,13 @@ def view_box(viewer: napari.Viewer) -> tuple[Box, float]:
     top, left = y - height * pixel / 2, x - width * pixel / 2
     box = Box(math.floor(top), math.floor(left), math.ceil(height * pixel) + 1, math.ceil(width * pixel) + 1)
     return box, pixel
+
+
+def show_whole(viewer: napari.Viewer, shape: tuple[int, int]) -> None:
+    """Show a slide of (height, width) level-0 pixels with some room around it.
+
+    What napari does with `ViewerModel.reset_view`, which before 0.9.2 knows only all layers, other slides' included.
+    """
+    camera = camera_of(viewer)
+    camera.zoom = 0.95 * min(a / b for a, b in zip(canvas_size(viewer), shape, strict=True))
+    camera.center = (0.0, *((side - 1) / 2 for side in shape))  # napari's pixel 0 is centred on 0
