@@ -23,6 +23,7 @@ from napari_sparseseg.gui.context import Context
 from napari_sparseseg.gui.dialogs import ask_yes
 from napari_sparseseg.gui.next_step import next_step, state_line
 from napari_sparseseg.gui.panels.classes import ClassesPanel
+from napari_sparseseg.gui.panels.curves import import_plots
 from napari_sparseseg.gui.panels.header import Header
 from napari_sparseseg.gui.panels.predict import PredictPanel
 from napari_sparseseg.gui.panels.section import Section, SteadyScroll, WheelGuard, plain_tip
@@ -221,8 +222,9 @@ class SparseSegWidget(QWidget):
             control.setToolTip(plain_tip(control.toolTip()))
 
     def _on_session(self) -> None:
-        # while the user opens a slide and draws the first strokes there is time to import torch
+        # while the user opens a slide and draws the first strokes there is time to import torch, and what draws curves
         self.session.warm_up()
+        self._context.jobs.run(import_plots)
         self.viewer.update_console({"session": self._context.session})
         self._show_state()
 

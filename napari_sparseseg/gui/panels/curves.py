@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, Qt
@@ -22,8 +23,13 @@ LEFT_AXIS, DESCENDERS = 38, 6
 MOST_POINTS = 2000
 
 
+def import_plots() -> None:
+    """Import what draws curves, off the GUI thread: on it the window stood still for 0.4 s at the first point."""
+    importlib.import_module("pyqtgraph")
+
+
 class Curves(QWidget):
-    """Loss above, held-out Dice below, over seconds of training. pyqtgraph is imported with the first point."""
+    """Loss above, held-out Dice below, over seconds of training."""
 
     def __init__(self) -> None:
         super().__init__()
