@@ -119,6 +119,7 @@ class Jobs(QObject):
     def _end(self, job: Job) -> Callable[[Any], object] | None:
         _, then, always = self._running.pop(job)
         self.changed.emit()
+        job.wait(1.0)  # microseconds: it may still be within `emit`, and Qt must not delete what emits
         job.deleteLater()
         if always is not None:
             always()
