@@ -129,6 +129,7 @@ class Tour:
             QTest.keyClick(self.panel.predict.areas.place, Qt.Key.Key_End)
             self.panel.predict.result.setText("Wrote slide.ome.zarr")  # not the folder of this run
             until(lambda: not self.panel.session.live.pending, 120)
+            idle(3.0)  # the last tiles are on their way to the screen
             self.note("4-keep")
 
 
