@@ -149,16 +149,17 @@ class Session(PredictionSession):
             self.save_model(saved.checkpoint)
 
     @classmethod
-    def load(cls, project: str | os.PathLike[str], *, autosave: bool = False) -> Session:
+    def load(cls, project: str | os.PathLike[str], *, autosave: bool = False, read_only: bool = False) -> Session:
         """Open a project: slides, annotations, settings and the last model.
 
+        With `read_only` nothing in it is changed, and it can be open elsewhere; what is done here is kept nowhere.
         Slides that cannot be opened, or were replaced by others, are left out and stay listed; so is a model that
         cannot be loaded; a project that is open elsewhere or may not be written to is opened read-only. All that is
         said in ``status.message``.
         """
         session = cls(autosave=autosave)
         try:
-            notes = session.open_recorded(project)
+            notes = session.open_recorded(project, read_only=read_only)
             notes += _load_checkpoint(session)
         except BaseException:
             session.close()

@@ -151,8 +151,10 @@ class SlideSession:
         """The model file that the last run wrote, or None."""
         return self._keeper.checkpoint
 
-    def open_recorded(self, path: str | os.PathLike[str]) -> list[str]:
+    def open_recorded(self, path: str | os.PathLike[str], *, read_only: bool = False) -> list[str]:
         """Open a project's slides, classes and settings; what the user must know of it, one clause each.
+
+        With `read_only` the project is neither locked nor changed.
 
         Raises
         ------
@@ -162,8 +164,10 @@ class SlideSession:
         project = Project.open(path)
         self.config, self.classes = project.state.config, project.state.classes
         self._keeper.begin(project)
+        if read_only:
+            self._keeper.read_only = "is only read here"
         notes = [note for note in (self._open_record(project, r) for r in project.state.slides) if note]
-        if self._keeper.read_only:
+        if self._keeper.read_only and not read_only:
             notes.append(f"the project {self._keeper.read_only}: changes here are not kept; save under another name")
         return notes
 

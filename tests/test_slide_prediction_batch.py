@@ -141,12 +141,25 @@ def test_the_shell_predicts_a_project_by_its_own_model(slides, model, tmp_path, 
     with Session.load(project) as session:
         session.load_model(model)
         session.save(project)
-    assert main(["predict", str(project), "--output", str(out)]) == 0
+        assert main(["predict", str(project), "--output", str(out)]) == 0
+    assert "case.tif" not in capsys.readouterr().err, "no slide is left out while the project is open elsewhere"
     assert [row["slide"] for row in rows_of(out / "summary.csv")[::3]] == ["case.tif", "case.tif"]
     given = ["--output", str(out), "--model", str(model)]
     assert main(["predict", str(project), str(slides[2]), *given]) == 2
     assert main(["predict", str(slides[2]), "--output", str(out)]) == 2
     assert "--model" in capsys.readouterr().err
+
+
+def test_predicting_a_project_by_another_model_changes_nothing_in_it(slides, model, tmp_path):
+    project = tmp_path / "study.sparseseg"
+    with Session(["fat", "nerve"]) as session:
+        session.open(slides[0])
+        session.annotations.paint([(50, 50), (90, 90)], 10, 1)
+        session.save(project)
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    given = ["--output", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
+    assert main(["predict", str(project), *given]) == 0
+    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
 
 
 def test_ctrl_c_keeps_what_is_done(model, tmp_path):

@@ -76,7 +76,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
         "workers": args.workers, "scheduler": args.scheduler,
     }  # fmt: skip
-    with Session.load(args.slides[0]) if project else Session(()) as session:
+    with Session.load(args.slides[0], read_only=True) if project else Session(()) as session:
         if session.status.message:
             print(session.status.message, file=sys.stderr)
         session.config = session.config.updated({"device": args.device})

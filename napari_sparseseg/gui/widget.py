@@ -190,9 +190,8 @@ class SparseSegWidget(QWidget):
         if window is None:
             return
         session.hold(True)  # so that nothing is under way any more when the answer comes
-        if ask_yes(window, "Close napari?", CLOSING.get(session.status.state, ""), "Close"):
-            window.close()
-        else:
+        close = ask_yes(window, "Close napari?", CLOSING.get(session.status.state, ""), "Close")
+        if not (close and window.close()):  # another plugin may have kept the window open
             session.hold(False)
 
     def _watch_window(self) -> None:
