@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 from typing import TYPE_CHECKING, Any
 
 from napari.settings import get_settings
-from qtpy.QtCore import QEvent, QSize, QTimer
+from qtpy.QtCore import QEvent, QSize
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.actions.classes import ClassActions
@@ -18,9 +16,9 @@ from napari_sparseseg.gui.actions.recent import RecentActions
 from napari_sparseseg.gui.actions.slides import SlideActions
 from napari_sparseseg.gui.actions.training import TrainActions
 from napari_sparseseg.gui.activity import Activity
+from napari_sparseseg.gui.closing import Closing
 from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
-from napari_sparseseg.gui.dialogs import ask_yes
 from napari_sparseseg.gui.next_step import next_step, state_line
 from napari_sparseseg.gui.panels.classes import ClassesPanel
 from napari_sparseseg.gui.panels.curves import import_plots
@@ -38,17 +36,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import napari
-    from qtpy.QtCore import QObject
 
     from napari_sparseseg.gui.label_statistics import LabelStatistics
 
 HINTED_STROKES = 6
 """After so many the user knows the keys."""
-CLOSING = {
-    "training": "Training is running. It ends after the step at hand, and the model is written to disk.",
-    "paused": "Training is paused. It ends here, and the model is written to disk.",
-    "predicting": "A slide is being predicted. What is done is kept; the next run into the same file completes it.",
-}
 MIN_WIDTH, PREFERRED = 310, QSize(360, 860)
 
 
@@ -96,8 +88,7 @@ class SparseSegWidget(QWidget):
         self._guidance = GuidanceActions(self._context, self.predict, self.slides, self._prediction.display)
         self._project = ProjectActions(self._context, self.header, self.train, self._prediction.predict_all)
         self._activity = Activity(self._context)
-        self._window: QWidget | None = None
-        self._window_closing = False
+        self._closing = Closing(self, self._context, self.shut_down)
         self._context.problem.connect(self.header.error.report)
         self._training.counted.connect(self._on_counted)
         for signal in (self._context.status_changed, self._context.slides_changed, self._context.jobs.changed):
@@ -141,8 +132,7 @@ class SparseSegWidget(QWidget):
         """End training with a checkpoint, take the layers away, close all files. Safe to call twice."""
         if self._context.closed:
             return
-        if self._window is not None:
-            self._window.removeEventFilter(self)
+        self._closing.leave()
         self.viewer.events.theme.disconnect(self._paint)
         get_settings().shortcuts.events.shortcuts.disconnect(self._show_keys)
         self._training.stop_timers()
@@ -158,49 +148,12 @@ class SparseSegWidget(QWidget):
             if self.parent() is None:
                 self.shut_down()
             else:
-                self._watch_window()
+                self._closing.watch()
         return bool(super().event(event))
 
     def showEvent(self, event: QEvent | None) -> None:
         super().showEvent(event)
-        self._watch_window()
-
-    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """The window hides after it has agreed to close; before, the user may still cancel."""
-        if watched is self._window and event is not None:
-            if event.type() == QEvent.Type.Close:
-                if event.spontaneous() and self._is_busy():
-                    event.ignore()
-                    QTimer.singleShot(0, self._ask_to_close)
-                    return True
-                self._window_closing = True
-            elif event.type() == QEvent.Type.Hide and self._window_closing:
-                self._context.leaving = True
-                # Python's last walks over all objects of napari and torch take longer than all else at the end
-                atexit.register(gc.freeze)
-                self.shut_down()
-        return False
-
-    def _is_busy(self) -> bool:
-        return not self._context.closed and self.session.status.state in CLOSING
-
-    def _ask_to_close(self) -> None:
-        """In place of napari's own question: closed by a call, the window asks no more."""
-        window, session = self._window, self.session
-        if window is None:
-            return
-        session.hold(True)  # so that nothing is under way any more when the answer comes
-        close = ask_yes(window, "Close napari?", CLOSING.get(session.status.state, ""), "Close")
-        if not (close and window.close()):  # another plugin may have kept the window open
-            session.hold(False)
-
-    def _watch_window(self) -> None:
-        window = self.window()
-        if window is not self and window is not self._window and not self._context.closed:
-            if self._window is not None:
-                self._window.removeEventFilter(self)
-            self._window = window
-            window.installEventFilter(self)
+        self._closing.watch()
 
     def _lay_out(self) -> None:
         inner = QWidget()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Pixels = np.ndarray[Any, np.dtype[Any]]
 COARSER = 1.05
 """A level may be this much coarser than what is asked for: 5 % is not seen, the next finer level costs up to 16 x."""
-_BLOCK = 4096
+_BLOCK = 1024
 """Source pixels per side that are held at once while resampling."""
 
 

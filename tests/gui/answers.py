@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QDialogButtonBox, QFileDialog, QLineEdit, QMessageBox
+from qtpy.QtWidgets import QApplication, QDialog, QDialogButtonBox, QFileDialog, QLabel, QLineEdit, QPushButton
 
 from tests.gui.mouse import pump
 
@@ -26,15 +26,15 @@ def _when(answered: Callable[[], bool], tries: int = TRIES) -> None:
 
 
 def answer(button: str) -> list[str]:
-    """Press `button` of the next question; its text arrives in the list."""
+    """Press `button` of the next question, ours or napari's own; its text arrives in the list."""
     asked: list[str] = []
 
     def press() -> bool:
         box = QApplication.activeModalWidget()
-        if not isinstance(box, QMessageBox):
+        if not isinstance(box, QDialog) or isinstance(box, QFileDialog) or not box.isVisible():
             return False
-        asked.append(box.text())
-        wanted = next(b for b in box.buttons() if b.text().replace("&", "") == button)
+        asked.append(" ".join(label.text() for label in box.findChildren(QLabel)))
+        wanted = next(b for b in box.findChildren(QPushButton) if b.text().replace("&", "") == button)
         QTest.mouseClick(wanted, Qt.MouseButton.LeftButton)
         return True
 

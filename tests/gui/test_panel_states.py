@@ -244,6 +244,38 @@ def test_closing_napari_while_it_trains_asks_first(viewer, panel, tiny_slide):
     assert (session.project / "models" / "model.safetensors").exists()
 
 
+def test_training_waits_while_napari_asks_whether_to_close(viewer, panel, tiny_slide):
+    """Its own question, by its keys: nothing new is begun meanwhile; no goes on, yes writes the model and leaves."""
+    open_slide(panel, tiny_slide)
+    fitted(panel)
+    session, window = panel.session, viewer.window._qt_window
+    held: list[int] = []
+
+    def look() -> None:
+        if QApplication.activeModalWidget() is not None:
+            held.append(session.status.step)
+
+    looking = QTimer()
+    looking.timeout.connect(look)
+    looking.start(50)
+    QTimer.singleShot(3000, lambda: answer("Cancel"))
+    window.activateWindow()
+    wait_until(window.isActiveWindow, 5)  # else keys are no shortcuts
+    QTest.keyClick(window, Qt.Key.Key_W, Qt.KeyboardModifier.ControlModifier)  # returns after the answer
+    looking.stop()
+    assert len(held) > 10
+    assert held[-1] <= held[len(held) // 2]  # a step under way may end first
+    assert window.isVisible()
+    wait_until(lambda: session.status.step > held[-1], 30)
+    answer("Close")
+    window.activateWindow()
+    wait_until(window.isActiveWindow, 5)
+    QTest.keyClick(window, Qt.Key.Key_W, Qt.KeyboardModifier.ControlModifier)
+    wait_idle(lambda: not window.isVisible(), 20)
+    assert not session._engine.running
+    assert (session.project / "models" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_text_can_be_read_in_both_themes(viewer, panel, theme):
     """WCAG contrast of the panel's own colours: 4.5 for text, 3 for marks."""
