@@ -32,7 +32,8 @@ class Run:
     steps: int | None = None
     patience: int | None = None
     spent: float = 0.0
-    first_step: int = 0
+    first_step: int | None = None
+    """The learner's count when it began; None until then."""
     paused: bool = False
     stopping: bool = False
     error: Exception | None = None
@@ -44,7 +45,7 @@ class Run:
             self.stopping
             or (self.patience is not None and stale >= self.patience)
             or (self.seconds is not None and self.spent >= self.seconds)
-            or (self.steps is not None and step - self.first_step >= self.steps)
+            or (self.steps is not None and self.first_step is not None and step - self.first_step >= self.steps)
         )
 
 
@@ -99,6 +100,8 @@ class LearningLoop:
             status = replace(status, state="predicting", progress=slide_progress)
         elif run is not None:
             status = replace(status, state="paused" if run.paused else "training", budget_seconds=run.seconds)
+            if run.first_step is None:  # what the run before said last is not this one's
+                status = replace(status, loss=None, seconds=0.0)
         elif status.state != "failed":
             status = replace(status, state="idle")
         return replace(status, live_annotation_version=dict(self.seen).get(key, 0))
@@ -176,6 +179,8 @@ class LearningLoop:
             return True
         if run.paused or self._learner is None or not learning:
             return False
+        if run.first_step is None:
+            run.first_step = self._learner.step_count
         started = time.monotonic()
         report = self._learner.step()
         run.spent += time.monotonic() - started

@@ -103,7 +103,7 @@ class Session(PredictionSession):
         """
         config = self.config.updated(settings if balancing is None else {**settings, "balancing": balancing})
         self.set.require_two_classes()
-        run = Run(config, seconds, steps, patience, first_step=self._loop.status.step)
+        run = Run(config, seconds, steps, patience)
         self._loop.begin(run)
         self.config = config
         self._loop.forget_fit()

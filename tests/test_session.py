@@ -147,7 +147,8 @@ def test_saved_model_predicts_the_same_in_another_session(session, model_file):
 def test_loaded_model_goes_on_learning(session, model_file):
     session.load_model(model_file)
     scribble(session, shift=60)
-    session.train(steps=1, wait=True)
+    session.train(steps=3, wait=True)
+    assert session.status.step == 2 + 3  # those of the model, and the budget of this run
     assert session.status.model_version > 1
 
 
