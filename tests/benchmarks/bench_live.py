@@ -46,6 +46,10 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "p95": float(np.percentile(values, 95)), "max": float(np.max(values))}
 
 
+WARM_PANS = 300
+"""The prediction cache is full after 200 to 250 on the sample slide (2026-11-23)."""
+
+
 class TimedApplication(QApplication):
     """Adds up the time that goes into frames of the canvas, as opposed to everything else the event loop does.
 
@@ -167,17 +171,17 @@ def measure_answers(viewer, session, mouse: Mouse, stalls: Stalls, strokes: int)
 
 
 def measure_pans(viewer, session, pans: int) -> dict[str, float]:
-    """Memory over many pans while tiles are predicted: the slope of the second half, after caches are full."""
+    """Memory over many pans while tiles are predicted: its slope after `WARM_PANS` others have filled the caches."""
     rng = np.random.default_rng(1)
     process, used = psutil.Process(), []
     h, w = session.slide.shape
-    for _ in range(pans):
+    for _ in range(WARM_PANS + pans):
         centre = rng.uniform(0.15, 0.85, 2) * (h, w)
         look_at(viewer, *(float(v) for v in centre), zoom=float(rng.choice([0.25, 0.5, 1.0])))
         used.append(process.memory_info().rss / 2**20)
-    half = used[pans // 2 :]
-    slope = float(np.polyfit(range(len(half)), half, 1)[0])
-    return {"rss MB half-way": half[0], "rss MB at the end": half[-1], "growth MB in 500 pans": slope * 500}
+    used = used[WARM_PANS:]
+    slope = float(np.polyfit(range(pans), used, 1)[0])
+    return {"rss MB before": used[0], "most": max(used), "after": used[-1], "growth MB in 500 pans": slope * 500}
 
 
 def measure_throughput(session, rounds: int = 3) -> float:
