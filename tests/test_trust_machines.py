@@ -232,8 +232,10 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.active)
     @rule(label=st.integers(1, 2), y=st.integers(5, 120))
     def paint(self, label, y):
-        self.session.annotations.paint([(y, 10 if label == 1 else 70), (y, 50 if label == 1 else 110)], 4, label)
-        self.strokes[self.name()] += 1
+        a, whole = self.session.annotations, (0, 0, 128, 128)
+        before = a.read(whole)
+        a.paint([(y, 10 if label == 1 else 70), (y, 50 if label == 1 else 110)], 4, label)
+        self.strokes[self.name()] += bool((a.read(whole) != before).any())  # the same once more is no stroke
 
     @precondition(lambda self: self.active and self.session.annotations.can_undo)
     @rule()
