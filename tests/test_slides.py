@@ -136,7 +136,7 @@ def test_large_regions_are_read_in_blocks_without_seams(monkeypatch):
 
     with ArraySlide(TEXTURE) as slide:
         whole = slide.read_region(Box(-2, -3, 80, 70), Frame((2.7, 3.0)))
-        monkeypatch.setattr(regions, "_BLOCK", 32)
+        monkeypatch.setattr(regions, "_BLOCK", (32, 32))
         np.testing.assert_array_equal(slide.read_region(Box(-2, -3, 80, 70), Frame((2.7, 3.0))), whole)
 
 

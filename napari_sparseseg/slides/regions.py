@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 Pixels = np.ndarray[Any, np.dtype[Any]]
 COARSER = 1.05
 """A level may be this much coarser than what is asked for: 5 % is not seen, the next finer level costs up to 16 x."""
-_BLOCK = 1024
-"""Source pixels per side that are held at once while resampling."""
+_BLOCK = (1024, 4096)
+"""Source pixels per side that are held at once while resampling: four stored tiles, but within this. Strips and large
+chunks would else be decoded again for every block beside."""
 
 
 def read_region(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
@@ -28,7 +29,8 @@ def read_region(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
     if step == [1.0, 1.0] and shape[:2] == pyramid.levels[0].shape[:2]:
         return pyramid.read(k, region)
     out = np.empty((region.height, region.width, shape[2]), pyramid.levels[k].dtype)
-    rows, columns = (max(1, int(_BLOCK / s)) for s in step)
+    sides = (min(max(4 * n, _BLOCK[0]), _BLOCK[1]) for n in pyramid.levels[k].tile)
+    rows, columns = (max(1, int(side / s)) for side, s in zip(sides, step, strict=True))
     for i in range(0, region.height, rows):
         y = resample.axis(region.y + i, region.y + min(i + rows, region.height), step[0])
         for j in range(0, region.width, columns):
