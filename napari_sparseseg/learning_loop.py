@@ -286,10 +286,11 @@ class LearningLoop:
 
 def _explain(error: Exception) -> str:
     """What a user can make of an error."""
+    from napari_sparseseg.learning.backend import out_of_memory
+
     if isinstance(error, SparseSegError):
         return str(error)
-    # torch says it with an error of its own for a graphics card and with a RuntimeError for main memory.
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+    if out_of_memory(error):
         return (
             f"there is not enough memory; close other programs, or lower batch_size or patch_px. ({str(error)[:200]})"
         )

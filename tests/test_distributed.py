@@ -32,7 +32,6 @@ def first_step(patches, balancing, part):
     config = TrainConfig(patch_px=64, balancing=balancing, batch_size=len(patches))
     task = StillTask(seed=ranks().rank)  # other weights at first: the trainer gives all ranks those of the first
     trainer = Trainer(task, IDS, config, InputScale.for_rgb())
-    trainer._adapt_part = lambda _seconds: None
     trainer._part = part
     gradients = []
     trainer._optimizer.step = lambda: gradients.extend(p.grad.clone() for p in task.weights.parameters())

@@ -11,6 +11,7 @@ import torch
 from napari_sparseseg.balancing import balanced_cross_entropy
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.learning.backend import out_of_memory
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.fine import ScratchTask
 from napari_sparseseg.learning.network import PlainUNet
@@ -56,7 +57,6 @@ def test_parts_add_up_to_the_loss_of_the_batch(balancing):
     losses, weights = [], []
     for part in (4, 3, 1):
         trainer = trainer_of(StillTask(), balancing=balancing)
-        trainer._adapt_part = lambda _seconds: None
         trainer._part = part
         losses.append(finish(trainer, lambda n: batch(n=n)))
         weights.append(torch.cat([p.detach().flatten() for p in trainer.task.weights.parameters()]))
@@ -92,7 +92,6 @@ def test_same_seed_same_weights():
     runs = []
     for _ in range(2):
         trainer = trainer_of(StillTask(), seed=4)
-        trainer._adapt_part = lambda _seconds: None
         for k in range(3):
             finish(trainer, lambda n, k=k: batch(k, n))
         runs.append(torch.cat([p.flatten() for p in trainer.averaged.parameters()]))
@@ -123,21 +122,35 @@ def test_lasting_nan_ends_with_an_error():
         finish(trainer, lambda n: batch(n=n))
 
 
+OUT_OF_MEMORY = {
+    "card": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "Linux": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 68719476736 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "Windows": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 68719476736 bytes."),
+    "MPS": RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"),
+    "numpy": MemoryError("Unable to allocate 8.00 GiB"),
+}
+"""As each of them says it."""
+
+
 class Greedy(StillTask):
     """Runs out of memory for more than `fits` patches at a time."""
 
-    def __init__(self, fits):
+    def __init__(self, fits, error=OUT_OF_MEMORY["card"]):
         super().__init__()
-        self.fits = fits
+        self.fits, self.error = fits, error
 
     def logits(self, image, labels, generator):
         if len(image) > self.fits:
-            raise torch.OutOfMemoryError("out of memory")
+            raise self.error
         return super().logits(image, labels, generator)
 
 
-def test_out_of_memory_means_smaller_parts_and_the_same_step():
-    plain, greedy = trainer_of(StillTask()), trainer_of(Greedy(1))
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_out_of_memory_means_smaller_parts_and_the_same_step(error):
+    plain, greedy = trainer_of(StillTask()), trainer_of(Greedy(1, error))
     expected = finish(plain, lambda n: batch(n=n))
     messages = []
     loss = None
@@ -146,6 +159,20 @@ def test_out_of_memory_means_smaller_parts_and_the_same_step():
         messages.append(greedy.message)
     assert loss == pytest.approx(expected, rel=1e-4)
     assert "1 of 4 patches at a time" in " ".join(messages)
+    finish(greedy, lambda n: batch(n=n))
+    assert greedy.message == ""  # the next batch begins with what fits
+
+
+def test_memory_that_really_cannot_be_had_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as had:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert out_of_memory(had.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not out_of_memory(other.value)
+    broken = Greedy(0, other.value)
+    with pytest.raises(RuntimeError, match="shapes"):
+        finish(trainer_of(broken), lambda n: batch(n=n))
 
 
 def test_one_patch_that_does_not_fit_is_an_error():

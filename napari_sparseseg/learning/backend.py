@@ -159,10 +159,23 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The reduced precision that pays on a device: bfloat16 on CUDA that has it, float16 on older CUDA, else None."""
+def autocast_dtype(device: torch.device, *, training: bool = False) -> torch.dtype | None:
+    """The reduced precision that pays on a device, or None for float32.
+
+    bfloat16 on CUDA that computes in it (not: emulates it, as cards before Ampere do). Those predict in float16 and
+    train in float32: small gradients vanish in float16 unless the loss is scaled, a second way to train for old cards.
+    """
     import torch
 
     if device.type != "cuda":
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return None if training else torch.float16
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: CUDA has a class for it, main memory and MPS a `RuntimeError`."""
+    text = str(error)
+    said = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+    return isinstance(error, MemoryError) or any(words in text for words in said)

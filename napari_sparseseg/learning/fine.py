@@ -54,6 +54,11 @@ class DecoderTask:
         self.rows: list[Rows] = []
         self._rng = np.random.default_rng(0)
 
+    @property
+    def pixels_at_once(self) -> int:
+        """See `trainer.Trainable`: four patches of 192 px, end to end one."""
+        return 150_000 if self.weights.tuned is None else 40_000
+
     def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
         """See `trainer.Trainable`."""
         if self.weights.tuned is not None:
@@ -80,6 +85,8 @@ class DecoderTask:
 
 class ScratchTask:
     """The plain U-Net from random weights, trained end to end as in the paper."""
+
+    pixels_at_once = 40_000
 
     def __init__(self, net: PlainUNet, learning_rate: float) -> None:
         self.weights: PlainUNet = net.train()

@@ -1,14 +1,14 @@
 """The training loop, one short piece at a time: draw, augment, forward, balanced loss, backward, update, average.
 
 A batch is worked off in parts that take well under a second on a laptop, so that painting and live prediction get their
-turn in between. The balancing counts are those of the whole batch, so the gradients are too.
+turn in between. The balancing counts are those of the whole batch, so the gradients are too. How large a part is
+follows from the task and the size of the patches, never from the time one took: a seed gives one result on any machine.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import time
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from napari_sparseseg.balancing import BatchTotals, balanced_cross_entropy, coun
 from napari_sparseseg.config import MAX_CLASS_ID
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning.augment import Augmentation, augment
-from napari_sparseseg.learning.backend import autocast_dtype
+from napari_sparseseg.learning.backend import autocast_dtype, out_of_memory
 from napari_sparseseg.learning.distributed import ranks
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ WARM_UP = 20
 """Steps until the full learning rate."""
 AVERAGE = 0.98
 """Decay of the averaged weights, reached after some dozens of steps."""
-LONGEST_PART = 0.45
-"""Seconds that one part of a batch should take at most."""
 _CLIP = 1.0
 _WEIGHT_DECAY = 0.02
 _MOST_RESTARTS = 5
@@ -53,6 +51,10 @@ class Trainable(Protocol):
     @property
     def learning_rate(self) -> float:
         """Full rate."""
+
+    @property
+    def pixels_at_once(self) -> int:
+        """Of a part of a batch on a CPU, where one patch need not wait for the next: about 0.2 s on one core."""
 
     def rate_of(self, name: str) -> float:
         """Share of the full rate that the parameter of this name is trained at."""
@@ -90,8 +92,9 @@ class Trainer:
         self._generator = torch.Generator().manual_seed(config.seed + self._ranks.rank)
         self._lookup = np.zeros(MAX_CLASS_ID + 1, np.uint8)
         self._lookup[list(ids)] = np.arange(1, len(ids) + 1)
-        self._part = self._fits = config.batch_size
-        self._pace, self._worked = 0.0, 0
+        self._part = config.batch_size
+        if self.device.type == "cpu":
+            self._part = min(self._part, max(1, task.pixels_at_once // config.patch_px**2))
         self._batch: Batch | None = None
         self._done = 0
         self._loss = 0.0
@@ -112,14 +115,13 @@ class Trainer:
             if self._ranks.ended:
                 self.drop_batch()
                 return None
-        started = time.perf_counter()
         try:
             self._accumulate()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             self._smaller_part(error)
             return None
-        if self.device.type == "cpu":
-            self._adapt_part(time.perf_counter() - started)
         if self._batch is not None and self._done < len(self._batch.labels):
             return None
         return self._update()
@@ -141,7 +143,7 @@ class Trainer:
             return
         part = slice(self._done, self._done + self._part)
         image = self.scale.unit(self._batch.pixels[part]).to(self.device).contiguous(memory_format=torch.channels_last)
-        dtype = autocast_dtype(self.device)
+        dtype = autocast_dtype(self.device, training=True)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             logits = self.task.logits(image, self._batch.labels[part], self._generator)
         loss = balanced_cross_entropy(
@@ -153,8 +155,7 @@ class Trainer:
         )
         torch.autograd.backward(loss)
         self._loss += float(loss.detach())
-        self._worked = len(image)
-        self._done += self._worked
+        self._done += len(image)
 
     def _update(self) -> float:
         self._batch = None
@@ -194,12 +195,6 @@ class Trainer:
         self._optimizer = self._new_optimizer()
         self.message = f"the loss was not a number; went back to the last good weights, learning rate {self._rate:.2g}."
 
-    def _adapt_part(self, seconds: float) -> None:
-        """Patches per part so that a part takes about `LONGEST_PART`; the sum of the parts is the same."""
-        per_patch = seconds / max(1, self._worked)
-        self._pace = per_patch if not self._pace else 0.7 * self._pace + 0.3 * per_patch
-        self._part = min(self._fits, max(1, int(LONGEST_PART / max(self._pace, 1e-6))))
-
     def _new_optimizer(self) -> torch.optim.Optimizer:
         by_share: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.task.weights.named_parameters():
@@ -214,8 +209,7 @@ class Trainer:
                 f"{self.device} has not enough memory for one patch of {self.config.patch_px} px; choose smaller "
                 "patches, or device cpu."
             ) from error
-        # Kept as a bound: a fast machine would otherwise ask for the larger part again, and run out again, for ever.
-        self._part = self._fits = max(1, self._part // 2)
+        self._part = max(1, self._part // 2)
         if self._batch is not None:
             self._begin(self._batch, self._totals)  # the other ranks do not begin anew
         if self.device.type == "cuda":
