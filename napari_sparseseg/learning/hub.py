@@ -9,10 +9,12 @@ from napari_sparseseg.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SHAPING = frozenset(
-    ("patch_size", "img_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "reg_tokens")
-) | frozenset(("no_embed_class", "class_token", "qkv_bias", "pre_norm", "final_norm", "fc_norm"))
-_MOST = 8192
+_MOST = {
+    "embed_dim": 8192, "img_size": 2048, "patch_size": 64, "depth": 128, "num_heads": 256, "mlp_ratio": 16,
+    "init_values": 10, "reg_tokens": 64,
+}  # fmt: skip
+"""What shapes a network, and how large it may be: each block and each head takes time to make, whatever its size."""
+_SWITCHES = frozenset(("no_embed_class", "class_token", "qkv_bias", "pre_norm", "final_norm", "fc_norm"))
 
 
 def stated_licence(repository: str) -> str | None:
@@ -46,6 +48,7 @@ def stated_arguments(base: str) -> dict[str, Any]:
 def permitted(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those that shape a network, with sane values: others could make timm download or read what a file names."""
     return {
-        k: v for k, v in arguments.items()
-        if k in _SHAPING and isinstance(v, (bool, int, float)) and (isinstance(v, bool) or 0 <= v <= _MOST)
+        name: value for name, value in arguments.items()
+        if (isinstance(value, bool) and name in _SWITCHES)
+        or (type(value) in (int, float) and 0 <= value <= _MOST.get(name, -1))
     }  # fmt: skip

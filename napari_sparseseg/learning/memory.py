@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_PATCHES = 128
 MOST_ROWS = 48
 """Per patch and class."""
-_PREFIX = "memory."
+PREFIX = "memory."
 
 
 def chosen(rows: Sequence[Rows], seed: int = 0) -> tuple[Rows, ...]:
@@ -54,7 +54,7 @@ def to_tensors(rows: Sequence[Rows]) -> tuple[dict[str, torch.Tensor], list[str]
         "patch": torch.from_numpy(patch.astype(np.int32)),
         "counts": torch.from_numpy(np.stack([r.counts for r in rows]).astype(np.int32)),
     }
-    return {_PREFIX + name: value for name, value in tensors.items()}, [r.slide for r in rows]
+    return {PREFIX + name: value for name, value in tensors.items()}, [r.slide for r in rows]
 
 
 def from_tensors(tensors: dict[str, torch.Tensor], slides: Sequence[Any], columns: int) -> tuple[Rows, ...]:
@@ -74,7 +74,7 @@ def from_tensors(tensors: dict[str, torch.Tensor], slides: Sequence[Any], column
     ModelError
         When they do not fit each other or the network.
     """
-    found = {k[len(_PREFIX) :]: tensors.pop(k) for k in list(tensors) if k.startswith(_PREFIX)}
+    found = {k[len(PREFIX) :]: tensors.pop(k) for k in list(tensors) if k.startswith(PREFIX)}
     if not found:
         return ()
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from napari_sparseseg.errors import ModelError, PredictionError
 from napari_sparseseg.files import write_atomic
 from napari_sparseseg.learning.backend import autocast_dtype, choose_device, import_torch
-from napari_sparseseg.learning.model_file import FORMAT, VERSION, read_recipe
+from napari_sparseseg.learning.model_file import FORMAT, VERSION, read_recipe, read_shapes
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from napari_sparseseg.config import ClassDef, Recipe
+    from napari_sparseseg.config import Architecture, ClassDef, Recipe
     from napari_sparseseg.learning.bank import Rows
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
@@ -148,30 +148,32 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     TrainingError
         When the device is not there.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from napari_sparseseg.learning.features import InputScale
-    from napari_sparseseg.learning.memory import from_tensors
-    from napari_sparseseg.learning.network import TwoSpeedNet
+    from napari_sparseseg.learning.memory import PREFIX, from_tensors
+    from napari_sparseseg.learning.network import PlainUNet
     from napari_sparseseg.learning.rebuild import rebuild
 
     recipe = read_recipe(path)
+    shapes = {name: shape for name, shape in read_shapes(path).items() if not name.startswith(PREFIX)}
     import_torch()
     target = choose_device(device)
     try:
-        net = rebuild(recipe)
         scale = InputScale.from_json(recipe.extra["input"])
+        net = rebuild(recipe, shapes)
         tensors = load_file(Path(path))
-        columns = sum(net.features.channels) if isinstance(net, TwoSpeedNet) else 0
+        columns = 0 if isinstance(net, PlainUNet) else sum(net.features.channels)
         memory = from_tensors(tensors, recipe.extra.get("memory", ()), columns)
         net.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+    except Exception as error:  # constructors of timm's networks raise anything for values they do not expect
+        reason = " ".join(f"{error or type(error).__name__}".split())[:300].removesuffix(".")
         raise ModelError(
-            f"the weights in {path} do not fit its recipe: {str(error)[:300]}. The file is damaged or was changed."
+            f"the weights in {path} do not fit its recipe: {reason}. The file is damaged or was changed."
         ) from error
-    if len(scale.low) != len(recipe.channels) or len(scale.high) != len(recipe.channels):
-        raise ModelError(
-            f"{path} has input scales for {len(scale.low)} of {len(recipe.channels)} channels; it is damaged."
-        )
+    if not len(scale.low) == len(scale.high) == len(recipe.channels) or not np.isfinite((scale.low, scale.high)).all():
+        raise ModelError(f"{path} has no input scale for each of its {len(recipe.channels)} channels; it is damaged.")
+    # What the settings say must be what the weights are: going on from it would else begin, and fetch, another network.
+    kind: Architecture = "scratch" if isinstance(net, PlainUNet) else "pretrained"
+    recipe = dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, architecture=kind))
     return Model(recipe, net.to(target), scale, memory)

@@ -7,7 +7,9 @@ anything is built from it: model files are passed between people.
 from __future__ import annotations
 
 import json
+import math
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,11 @@ VERSION = 1
 MAX_HEADER = 8 * 2**20
 MAX_CLASSES = 255
 MAX_CHANNELS = 256
+MAX_TEXT = 1000
+_MOST_DIMENSIONS, _MOST_SIDE, _MOST_STEPS = 8, 1 << 40, 1 << 53
+_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2} | {
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -47,7 +54,17 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         ) from error
     if not 1 <= len(recipe.classes) <= MAX_CLASSES or not 1 <= len(recipe.channels) <= MAX_CHANNELS:
         raise ModelError(f"the recipe in {path} names {len(recipe.classes)} classes; use another copy of the file.")
+    wrong = [name for name, fits in _kinds(recipe) if not fits]
+    if wrong:
+        value = repr(getattr(recipe, wrong[0]))[:100]
+        raise ModelError(f"the recipe in {path} has {wrong[0]} {value}; the file is damaged, use another copy.")
     return recipe
+
+
+def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a model file, each of which has its bytes in it; what `read_header` raises."""
+    header = read_header(path)
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -84,17 +101,55 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
+def _kinds(recipe: Recipe) -> list[tuple[str, bool]]:
+    """Each field that other code takes as it is, and whether it is of its kind."""
+    mpp, step, extra = recipe.mpp, recipe.step, recipe.extra
+    score = recipe.metrics.get("balanced_dice") if isinstance(recipe.metrics, dict) else ""
+    return [
+        ("mpp", mpp is None or (_is_number(mpp) and 0.01 <= mpp <= 1000)),
+        ("step", type(step) is int and 0 <= step < _MOST_STEPS),
+        ("encoder", _is_text(recipe.encoder)),
+        ("channels", all(map(_is_text, recipe.channels))),
+        ("dtype", _is_text(recipe.dtype)),
+        ("metrics", score is None or _is_number(score)),
+        ("sources", all(isinstance(s, dict) for s in recipe.sources)),
+        ("extra", isinstance(extra, dict) and isinstance(extra.get("versions", {}), dict)),
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT
+
+
 def _found(start: bytes, size: int) -> str:
     return f"{size} bytes, beginning with {start!r}" if size else "it is empty"
 
 
 def _check_extent(path: Path, header: dict[str, Any], data: int) -> None:
-    """The tensors must fill the file exactly; a cut download is found here."""
+    """The tensors must fill the file, one after another, each in as many bytes as its shape takes."""
     try:
-        ends = [int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"]
+        places = sorted(_place(entry) for name, entry in header.items() if name != "__metadata__")
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(f"the header of {path} describes no tensors: {error!r}. The file is damaged.") from error
-    if max(ends, default=0) != data:
-        raise ModelError(
-            f"{path} holds {data} bytes of weights, its header says {max(ends, default=0)}; it is cut short."
-        )
+        reason = str(error)[:100]
+        raise ModelError(f"the header of {path} describes no tensors: {reason}. The file is damaged.") from error
+    end = places[-1][1] if places else 0
+    if end != data:
+        raise ModelError(f"{path} holds {data} bytes of weights, its header says {end}; it is cut short.")
+    if places and (places[0][0] != 0 or any(a[1] != b[0] for a, b in pairwise(places))):
+        raise ModelError(f"the tensors in {path} lie over each other or leave gaps. The file is damaged.")
+
+
+def _place(entry: dict[str, Any]) -> tuple[int, int]:
+    """Where a tensor begins and ends, as its shape has it too."""
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("a shape is no shape")
+    if not all(type(n) is int and 0 <= n <= _MOST_SIDE for n in (*shape, begin, end)):
+        raise ValueError("a shape or place is not in whole numbers")
+    if end - begin != math.prod(shape) * _BYTES[entry["dtype"]]:
+        raise ValueError(f"a tensor of shape {shape} is not in {end - begin} bytes")
+    return begin, end

@@ -1,8 +1,14 @@
-"""A network as a few plain values in the recipe, and back, offline."""
+"""A network as a few plain values in the recipe, and back, offline.
+
+A file is passed between people, and a few bytes in it can describe a network of terabytes. It is first built without
+memory, on torch's ``meta`` device, and compared with the tensors that the file holds.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.encoders import Encoder
@@ -11,10 +17,14 @@ from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from napari_sparseseg.config import Recipe
 
 _MOST_WIDTH = 1024
 _MOST_DEPTH = 8
+_MOST_DERIVED = 64 << 20
+"""Bytes of what a network computes for itself and no file holds, as tables of relative positions."""
 
 
 def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
@@ -34,20 +44,40 @@ def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
     }
 
 
-def rebuild(recipe: Recipe) -> TwoSpeedNet | PlainUNet:
+def rebuild(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> TwoSpeedNet | PlainUNet:
     """The network of a recipe with random weights, in eval mode.
+
+    Parameters
+    ----------
+    recipe
+        Of the file.
+    shapes
+        Of the tensors in the file that are the network's: it is built only where it has just these.
 
     Raises
     ------
     ModelError
-        For values that no network of ours has.
-    KeyError, TypeError, ValueError
-        For missing or wrong ones.
+        For values that no network of ours has, and where the shapes are others.
+    Exception
+        Whatever a constructor raises for missing or wrong values.
     """
+    with torch.device("meta"):
+        plan = _build(recipe)
+    wanted = {name: tuple(value.shape) for name, value in plan.state_dict().items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if wanted.get(name) != shapes.get(name):
+            raise ModelError(f"{name} is {shapes.get(name, 'missing')}, not {wanted.get(name, 'part of the network')}")
+    derived = sum(b.numel() * b.element_size() for name, b in plan.named_buffers() if name not in wanted)
+    if derived > _MOST_DERIVED:
+        raise ModelError(f"the network takes {derived} bytes beside its weights")
+    return _build(recipe).eval()
+
+
+def _build(recipe: Recipe) -> TwoSpeedNet | PlainUNet:
     net = dict(recipe.extra["net"])
     classes, channels = len(recipe.classes), len(recipe.channels)
     if net["kind"] == "scratch":
-        return PlainUNet(channels, classes, _bounded(net, "width"), _bounded(net, "depth", _MOST_DEPTH)).eval()
+        return PlainUNet(channels, classes, _bounded(net, "width"), _bounded(net, "depth", _MOST_DEPTH))
     if net["kind"] != "pretrained":
         raise ModelError(f"the model is of kind {net['kind']!r}, which this version does not know; update the program.")
     # By architecture, never by address: a model file must not make this program download anything.
@@ -65,7 +95,7 @@ def rebuild(recipe: Recipe) -> TwoSpeedNet | PlainUNet:
     share = float(net["share"])
     if not 0 <= share <= 1:
         raise ModelError(f"the model's decoder share {share} is not in 0..1; the file is damaged.")
-    return TwoSpeedNet(features, head, decoder, share).eval()
+    return TwoSpeedNet(features, head, decoder, share)
 
 
 def _bounded(values: dict[str, Any], name: str, most: int = _MOST_WIDTH) -> int:
