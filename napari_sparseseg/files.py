@@ -30,6 +30,12 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     sync_folder(path.parent)
 
 
+def is_link(path: Path) -> bool:
+    """Whether a path leads elsewhere: a symbolic link, or a junction on Windows (as Python knows them from 3.12)."""
+    junction: Callable[[], bool] | None = getattr(path, "is_junction", None)
+    return path.is_symlink() or (junction is not None and junction())
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable; Windows has no such call and needs none."""
     if os.name == "nt":

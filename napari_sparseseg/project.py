@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
-from napari_sparseseg.files import write_atomic
+from napari_sparseseg.files import is_link, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -95,6 +95,8 @@ class Project:
         """
         folder = Path(path)
         file = folder / "project.json"
+        if is_link(file):
+            raise ProjectError(f"{file} is a link; a project holds its own files.")
         try:
             state = _read_state(file)
         except FileNotFoundError as error:
@@ -129,8 +131,14 @@ class Project:
 
     @property
     def checkpoint(self) -> Path:
-        """The model that training last wrote."""
-        return self.path / "models" / "model.safetensors"
+        """The model that training last wrote.
+
+        Raises
+        ------
+        ProjectError
+            When it would be outside the project folder, by a link.
+        """
+        return self._own("models", "model.safetensors")
 
     def annotations_path(self, record: SlideRecord) -> Path:
         """The annotation file of a slide.
@@ -140,13 +148,17 @@ class Project:
         ProjectError
             When the recorded name would leave the project folder, by ``..``, an absolute path or a link.
         """
-        folder = self.path / "annotations"
-        target = folder / record.annotations
         # Also what is a separator elsewhere only: projects travel.
         if re.search(r"[/\\:]", record.annotations) or record.annotations in ("", ".", ".."):
             raise ProjectError(f"annotation file name {record.annotations!r} is not a plain name; refused.")
-        if target.is_symlink() or folder.is_symlink():
-            raise ProjectError(f"{target} is a link; a project holds its own files.")
+        return self._own("annotations", record.annotations)
+
+    def _own(self, folder: str, name: str) -> Path:
+        """A file in one of the project's folders: what is written there must stay there."""
+        target = self.path / folder / name
+        for path in (target.parent, target):
+            if is_link(path):
+                raise ProjectError(f"{path} is a link; a project holds its own files.")
         return target
 
     def record_for(

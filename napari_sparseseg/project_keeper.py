@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -60,7 +61,7 @@ class ProjectKeeper:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The model file that the last run wrote, or None."""
+        """The model file that the last run wrote, or None; `ProjectError` where it is a link to elsewhere."""
         path = None if self.project is None else self.project.checkpoint
         return path if path is not None and path.exists() else None
 
@@ -145,8 +146,11 @@ class ProjectKeeper:
     def discard_if_empty(self, *, empty: bool) -> None:
         """Remove the recovery folder of a session in which nothing was drawn and nothing learned."""
         kept_by_others = self.read_only or self.left_out
-        if self.project is not None and empty and self.checkpoint is None and not kept_by_others:
-            recovery.discard(self.project)
+        if self.project is None or not empty or kept_by_others:
+            return
+        with suppress(ProjectError):  # links in it: not made by a session of ours
+            if self.checkpoint is None:
+                recovery.discard(self.project)
 
     def _any_project(self) -> Project:
         with self._lock:
