@@ -146,9 +146,15 @@ class TrainConfig:
             raise SparseSegError(f"device {self.device!r} is not one of auto, cpu, cuda, mps.")
 
     @property
+    def fetches(self) -> bool:
+        """Whether an encoder is needed that is not bundled: from the network, or from a file."""
+        return self.architecture == "pretrained" and self.encoder != DEFAULT_ENCODER
+
+    @property
     def downloads(self) -> bool:
-        """Whether weights of the encoder may have to be fetched: neither bundled nor a file."""
-        return self.architecture == "pretrained" and self.encoder != DEFAULT_ENCODER and "@" not in self.encoder
+        """Whether the network may be asked for the encoder: for its weights, its description, or a file on a share."""
+        base, _, file = self.encoder.partition("@")
+        return self.fetches and (not file or ":" in base or file.startswith(("//", "\\\\")))
 
     def updated(self, settings: Mapping[str, Any]) -> TrainConfig:
         """A copy with other values.

@@ -94,14 +94,19 @@ class Session(PredictionSession):
         wait
             Return only when the run has ended, and raise what ended it.
         **settings
-            Other fields of `TrainConfig` (mpp, encoder, device, seed, ...), kept for later runs.
+            Other fields of `TrainConfig` (mpp, encoder, device, seed, ...), kept for later runs. An `encoder` named
+            here is downloaded where it is not on this machine yet.
 
         Raises
         ------
         TrainingError
-            When fewer than two classes are labelled, or training runs already.
+            When fewer than two classes are labelled, training runs already, or an encoder is needed that only the
+            project names.
         """
         config = self.config.updated(settings if balancing is None else {**settings, "balancing": balancing})
+        if "encoder" in settings:
+            self._named.add(config.encoder)
+        self._require_named(config)
         self.set.require_two_classes()
         run = Run(config, seconds, steps, patience)
         self._loop.begin(run)
@@ -194,6 +199,18 @@ class Session(PredictionSession):
                 raise TrainingError("the training thread has ended; open a new session.")
         if run.error is not None:
             raise run.error
+
+    def _require_named(self, config: TrainConfig) -> None:
+        """Projects are passed between people: what they name is neither downloaded nor read for that."""
+        recipe = None if self.model is None else self.model.recipe
+        kind = None if recipe is None else recipe.extra["net"]["kind"]
+        brought = recipe is not None and kind == "pretrained" and recipe.encoder == config.encoder
+        if config.fetches and config.encoder not in self._named and not brought:
+            raise TrainingError(
+                f"the project asks for the encoder {config.encoder!r}, and no model in it brings its weights. They are "
+                f"fetched only when you ask for them by name: train(encoder={config.encoder!r}), or type it in the "
+                "panel; or choose another encoder."
+            )
 
     def _set_paused(self, paused: bool) -> None:
         run = self._loop.run

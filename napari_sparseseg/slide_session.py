@@ -29,7 +29,8 @@ class SlideSession:
     def __init__(
         self, classes: Iterable[ClassDef | tuple[str, str] | str], *, config: TrainConfig | None, autosave: bool
     ) -> None:
-        self.config = config or TrainConfig()
+        self._config = config or TrainConfig()
+        self._named = {self._config.encoder}
         self.set = SlideSet(classes)
         self._keeper = ProjectKeeper(self.set, lambda: self.config, autosave=autosave)
 
@@ -142,13 +143,27 @@ class SlideSession:
         self.annotations = load_annotations(path, entry.slide.shape, classes=() if fresh else self.classes)
 
     @property
+    def config(self) -> TrainConfig:
+        """The settings of the next run; assign others to change them.
+
+        An encoder named here, or to `Session.train`, was asked for; one that only a project names was not.
+        """
+        return self._config
+
+    @config.setter
+    def config(self, config: TrainConfig) -> None:
+        if config.encoder != self._config.encoder:
+            self._named.add(config.encoder)
+        self._config = config
+
+    @property
     def project(self) -> Path | None:
         """The project folder, or None for a session that keeps nothing on disk yet."""
         return None if self._keeper.project is None else self._keeper.project.path
 
     @property
     def checkpoint(self) -> Path | None:
-        """The model file that the last run wrote, or None."""
+        """The model file that the last run wrote, or None; `ProjectError` where it is a link to elsewhere."""
         return self._keeper.checkpoint
 
     def open_recorded(self, path: str | os.PathLike[str], *, read_only: bool = False) -> list[str]:
@@ -162,7 +177,7 @@ class SlideSession:
             When it is no project or damaged.
         """
         project = Project.open(path)
-        self.config, self.classes = project.state.config, project.state.classes
+        self._config, self.classes = project.state.config, project.state.classes
         self._keeper.begin(project)
         if read_only:
             self._keeper.read_only = "is only read here"
