@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -59,6 +58,8 @@ def main() -> None:
 
 
 def _work(arguments: list[str], out: int, err: int) -> None:
+    import resource  # Windows has none, and finds this module too
+
     os.dup2(out, 1)
     os.dup2(err, 2)
     code = 70

@@ -1,10 +1,12 @@
-"""What a child process takes from itself before it works: rights, room on disk, memory."""
+"""What a child process takes from itself before it works: rights, room on disk, memory.
+
+`resource` is imported where it is used: Windows has none, and modules that import this one must be found there too.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -23,12 +25,16 @@ def obey_permissions() -> None:
 
 def limit_file_size(size: int) -> None:
     """No file may grow beyond `size` bytes: what a full disk is to a program."""
+    import resource
+
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def limit_memory(extra: int) -> None:
     """Allow `extra` bytes of address space more than the process has now."""
+    import resource
+
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
