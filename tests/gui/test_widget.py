@@ -94,11 +94,7 @@ def draw(viewer, mouse, y: float, x0: float = 200, x1: float = 800) -> None:
 
 
 def scribble(panel: SparseSegWidget) -> None:
-    """A stroke by command, where layers go later in the test.
-
-    A Labels layer that was painted on with the mouse, any napari Labels, and is then removed makes the next drawing of
-    the canvas crash in Mesa's software renderer (napari 0.9.2, vispy 0.16).
-    """
+    """A stroke by command, where the mouse is not what is tested."""
     panel.session.annotations.paint([(500, 200), (500, 800)], 10, 1)
     pump(0.2)
 
