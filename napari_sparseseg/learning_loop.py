@@ -73,7 +73,8 @@ class LearningLoop:
         self._checkpoint_path = checkpoint_path
         self._learner: Learner | None = None
         self._run: Run | None = None
-        self._pending_model: Model | None = None
+        self._origin: Model | None = None
+        """What the next learner goes on from, also where one in between came to nothing."""
         self._fitted: Versions = ()
         self._closed_at: Versions = ()
         self._begin_lock = threading.Lock()
@@ -116,8 +117,7 @@ class LearningLoop:
     def use_model(self, model: Model) -> None:
         """Show a loaded model and continue from it when training starts (engine thread)."""
         self.rest()
-        self._learner = None
-        self._pending_model = model
+        self._learner, self._origin = None, model
         self._fitted = self.seen = ()
         self._show(model)
 
@@ -185,7 +185,7 @@ class LearningLoop:
         report = self._learner.step()
         run.spent += time.monotonic() - started
         status = replace(self.status, state="training", step=report.step, loss=report.loss, seconds=run.spent)
-        self._set(replace(status, message=report.message or self._learner.problem))
+        self._set(replace(status, message=report.message or self._learner.note))
         self._take_model()
         return True
 
@@ -235,9 +235,9 @@ class LearningLoop:
 
         if self._learner is None or self.config != config:
             self.rest()
-            init = self._pending_model or (None if self._learner is None else self._learner.model)
-            self._learner = Learner(config, classes, model=init)
-            self._pending_model = None
+            if self._learner is not None and self._learner.model is not None:
+                self._origin = self._learner.model
+            self._learner = Learner(config, classes, model=self._origin)
             self.config = config
         return self._learner
 
@@ -247,7 +247,7 @@ class LearningLoop:
         # Set before the fit: a stroke that lands meanwhile has a newer version and is fitted next turn.
         self._fitted = snapshot.versions
         model = learner.refit()
-        self._set(replace(self.status, device=str(learner.device), message=learner.problem or ""))
+        self._set(replace(self.status, device=str(learner.device), message=learner.note))
         if model is not None:
             self.seen = snapshot.versions
             self._take_model(refitted=True)

@@ -52,8 +52,12 @@ class PredictionSession(SlideSession):
         """Use a saved model: predict with it, and continue from it when training starts.
 
         Its classes are matched by name with the session's; with nothing labelled yet its table replaces the session's.
+        Its encoder becomes the session's setting: training with another one would begin anew.
         """
         self._predictor.load(Path(path), self.config.device)
+        loaded = self._predictor.model().recipe
+        if loaded.extra["net"]["kind"] == "pretrained":
+            self._config = self.config.updated({"encoder": loaded.encoder})  # so set, it was not asked for by name
 
     def predict(self, box: tuple[int, int, int, int], mpp: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Predict a level-0 box (y, x, height, width) of the active slide.

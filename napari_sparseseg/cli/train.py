@@ -27,7 +27,7 @@ def add_train(commands: Any) -> None:
     )  # fmt: skip
     train.add_argument("--balancing", choices=("none", "instance", "mini-batch"), default="instance")
     train.add_argument("--mpp", type=positive, help="training resolution in um per pixel, default: 1.0")
-    train.add_argument("--encoder", default="tf_efficientnet_lite0", help="any timm encoder, default: %(default)s")
+    train.add_argument("--encoder", help="any timm encoder, default: the model's, or tf_efficientnet_lite0")
     budget = train.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=positive, help="training time, default: 60")
     budget.add_argument("--steps", type=positive_int, help="training steps instead of time")
@@ -51,7 +51,7 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train_here(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
     from napari_sparseseg.exchange import find_annotations
     from napari_sparseseg.session import Session
 
@@ -66,7 +66,8 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     init = args.model if args.resume and args.model.exists() else args.init
     _agree_to_download(args)
     config = TrainConfig(
-        balancing=args.balancing, mpp=args.mpp, encoder=args.encoder, device=args.device, seed=args.seed,
+        balancing=args.balancing, mpp=args.mpp, encoder=args.encoder or DEFAULT_ENCODER, device=args.device,
+        seed=args.seed,
         architecture="scratch" if args.scratch else "pretrained",
     )  # fmt: skip
     with Session(() if init is None else _recipe_classes(init), config=config) as session:
@@ -84,17 +85,20 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         result = {
             "model": str(args.model), "steps": status.step, "loss": status.loss, "seconds": round(status.seconds, 1),
             "device": status.device, "classes": [c.name for c in session.classes], "metrics": status.metrics,
+            "message": status.message,
             "labelled_pixels": {c.name: _labelled(session, c.id) for c in session.classes},
         }  # fmt: skip
+    if status.message:
+        say(args, status.message)
     say(args, f"wrote {args.model} after {result['steps']} steps, {result['seconds']} s on {result['device']}")
     return result
 
 
 def _agree_to_download(args: argparse.Namespace) -> None:
     """Licence and size of an encoder that is not bundled, before its weights are fetched."""
-    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
 
-    if not TrainConfig(encoder=args.encoder).downloads:
+    if not TrainConfig(encoder=args.encoder or DEFAULT_ENCODER).downloads:
         return
     from napari_sparseseg.learning.encoders import encoder_info
 
@@ -114,7 +118,9 @@ def _recipe_classes(model: Path) -> tuple[Any, ...]:
 
 def _run_training(session: Session, args: argparse.Namespace, seconds: float | None) -> None:
     try:
-        session.train(seconds=seconds, steps=args.steps, patience=args.patience, wait=True)
+        # Named here it is what was asked for, also where a model to start from has another.
+        named = {"encoder": args.encoder} if args.encoder else {}
+        session.train(seconds=seconds, steps=args.steps, patience=args.patience, wait=True, **named)
     except KeyboardInterrupt:
         session.stop()
         if not args.silent:

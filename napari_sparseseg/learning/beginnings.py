@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.bank import FeatureBank, Rows
     from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.model import Model
     from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.learning.validation import HeldOut
@@ -146,6 +147,16 @@ def too_few_classes(classes: Sequence[ClassDef], sources: Sequence[Source], reme
     if drawn and len(found) >= 2:
         return ""
     return f"strokes of at least two classes are needed to learn; labelled so far: {', '.join(found) or 'none'}."
+
+
+def other_network(model: Model, config: TrainConfig) -> str:
+    """Why training by these settings cannot go on from a model; empty where it can."""
+    scratch = config.architecture == "scratch"
+    asked = "the plain U-Net" if scratch else f"encoder {config.encoder}"
+    theirs = "the plain U-Net" if isinstance(model.net, PlainUNet) else f"encoder {model.recipe.encoder}"
+    if asked == theirs:
+        return ""
+    return f"the model before had {theirs}; learning begins anew with {asked}."
 
 
 def fine_part(net: nn.Module) -> Decoder | PlainUNet:

@@ -1,9 +1,13 @@
-"""Instant head against U-Net decoder on held-out strokes, in pieces short enough to be done between other work."""
+"""Instant head against U-Net decoder, or one plain U-Net against another, on held-out strokes.
+
+In pieces short enough to be done between other work, and when follows from counts of steps and windows, not from the
+clock: a seed and a number of steps give one result on any machine.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +16,7 @@ import torch.nn.functional as F
 from napari_sparseseg.config import class_ids
 from napari_sparseseg.learning.bank import CELL, MARGIN, FeatureBank, Rows, join
 from napari_sparseseg.learning.head import fit_head
-from napari_sparseseg.learning.validation import Scorer
+from napari_sparseseg.learning.scores import Scorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +25,9 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.geometry import Box
+    from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.head import Head
-    from napari_sparseseg.learning.network import Decoder
+    from napari_sparseseg.learning.network import Decoder, PlainUNet
     from napari_sparseseg.learning.sources import Source, Unit
     from napari_sparseseg.learning.validation import HeldOut, Window
 
@@ -31,7 +36,9 @@ SHARES = (0.5, 0.8)
 FIRST = 10
 """Fine steps before the first comparison."""
 TIME_SHARE = 0.1
-"""Share of the fine part's time that the next ones take."""
+"""Share of the fine part's time that the next ones take, about."""
+FIT_STEPS, WINDOW_STEPS = 4.0, 0.45
+"""What fitting one of the heads and predicting one window cost, in steps of 4 patches of 192 px on a CPU."""
 LEAST_STEPS = 10
 """Between two comparisons."""
 SWAP_AFTER = 12
@@ -49,20 +56,22 @@ than this rule.
 
 
 class Turns:
-    """When to compare, and when to hold out others: comparing keeps to `TIME_SHARE` of the time.
+    """When to compare, and when to hold out others: comparing keeps to about `TIME_SHARE` of the time.
 
     Attributes
     ----------
-    training, comparing
-        Seconds spent on each.
     stale
         Comparisons in a row that found nothing better, since the labels changed last.
     """
 
     def __init__(self, first: int = FIRST) -> None:
-        self.training = self.comparing = 0.0
         self._next, self._comparisons = first, 0
         self.stale, self._best = 0, -math.inf
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was scored yet on what is held out now."""
+        return self._best == -math.inf
 
     def restart(self) -> None:
         """Labels have changed: scores from before do not compare."""
@@ -70,11 +79,16 @@ class Turns:
 
     def due(self, steps: int) -> bool:
         """Whether to compare after this many steps."""
-        return steps >= self._next and self.comparing <= TIME_SHARE * self.training
+        return steps >= self._next
 
-    def begun(self, steps: int) -> None:
-        """A comparison begins."""
-        self._next = steps + LEAST_STEPS
+    def begun(self, steps: int, cost: float) -> None:
+        """A comparison begins that takes as long as `cost` steps."""
+        self._next = steps + max(LEAST_STEPS, round(cost / TIME_SHARE))
+
+    def skipped(self, steps: int, cost: float) -> None:
+        """There was nothing to compare on, hence nothing was gained either: who is patient must not wait for ever."""
+        self.begun(steps, cost)
+        self.stale += 1
 
     def swap(self) -> bool:
         """Count a comparison that is done; whether it is time to hold out others."""
@@ -89,11 +103,41 @@ class Turns:
 
         What is not better than the best is stale; the first one is neither.
         """
-        first, value = self._best == -math.inf, -math.inf if score is None else score
+        first, value = self.fresh, -math.inf if score is None else score
         if not first:
             self.stale = 0 if value > self._best else self.stale + 1
         self._best, before = max(self._best, value), self._best
         return first or value >= before - NOISE
+
+
+class Contest(Protocol):
+    """A comparison under way.
+
+    Attributes
+    ----------
+    fine
+        The trained part to serve after it.
+    best_share
+        Share of it in the result.
+    augmented
+        Whether the head is better with the augmented patches.
+    metrics
+        Scores of the winner.
+    """
+
+    fine: Decoder | PlainUNet
+    best_share: float
+    augmented: bool
+    metrics: dict[str, Any]
+
+    def advance(self) -> bool:
+        """Do the next piece; True when done."""
+
+
+def cost_of(windows: int, config: TrainConfig) -> float:
+    """About how many steps take as long as a comparison on so many windows."""
+    fits = 2 * FIT_STEPS if config.architecture == "pretrained" else 0.0
+    return (fits + WINDOW_STEPS * windows) * 4 * 192**2 / (config.batch_size * config.patch_px**2)
 
 
 class Comparison:
@@ -110,8 +154,8 @@ class Comparison:
         What is held out; the decoder must have been trained without it.
     sources
         As given to `held`.
-    decoder
-        Averaged weights; belongs to the comparison.
+    fine
+        Averaged weights of the decoder; belongs to the comparison.
     settings
         Class table and config.
     rows
@@ -135,12 +179,14 @@ class Comparison:
         bank: FeatureBank,
         held: HeldOut,
         sources: Sequence[Source],
-        decoder: Decoder,
+        fine: Decoder,
         settings: tuple[tuple[ClassDef, ...], TrainConfig],
         rows: tuple[Sequence[Rows], Sequence[Rows]] = ((), ()),
         most: float = 1.0,
     ) -> None:
-        self._bank, self._held, self._sources, self.decoder = bank, held, tuple(sources), decoder
+        self._bank, self._held, self._sources = bank, held, tuple(sources)
+        self._decoder: Decoder = fine
+        self.fine: Decoder | PlainUNet = fine
         self._classes, self._config = settings
         self._remembered, self._augmented = tuple(rows[0]), tuple(rows[1])
         self._heads: list[Head] = []
@@ -170,12 +216,12 @@ class Comparison:
         return fit_head(samples, self._bank.features.channels, len(ids), seed=self._config.seed).to(device)
 
     def _score(self, window: Window) -> None:
-        source, tuned = self._sources[window.source], self.decoder.tuned
+        source, tuned = self._sources[window.source], self._decoder.tuned
         maps = [m.float() for m in self._bank.maps_for(source, window.region)]
         own = maps if tuned is None else self._bank.maps_by(tuned, source, window.region)
         with torch.inference_mode():
             instant, head = (_probabilities(part(maps)) for part in self._heads)
-            fine = _probabilities(self.decoder(own))
+            fine = _probabilities(self._decoder(own))
         for name, scorer in self._scorers.items():
             share = 0.0 if isinstance(name, str) else name
             scorer.add(window.labels, instant if name == INSTANT else (1 - share) * head + share * fine)
@@ -192,6 +238,55 @@ class Comparison:
         self.best_share = 0.0 if isinstance(best, str) else best
         shares = {str(name): None if np.isnan(value) else round(value, 4) for name, value in dice.items()}
         self.metrics = {**scores[best].to_json(), "share": self.best_share, "shares": shares}
+
+
+class PlainComparison:
+    """The plain U-Net as it is now on held-out strokes, and as it is served where that was not scored on these yet.
+
+    Parameters
+    ----------
+    held, sources, classes
+        As for `Comparison`.
+    scale
+        Of the input.
+    nets
+        Averaged weights now; then what is served, if anything that was scored. They belong to the comparison.
+    """
+
+    def __init__(
+        self,
+        held: HeldOut,
+        sources: Sequence[Source],
+        classes: Sequence[ClassDef],
+        scale: InputScale,
+        nets: Sequence[PlainUNet],
+    ) -> None:
+        self._held, self._sources, self._scale, self._nets = held, tuple(sources), scale, tuple(nets)
+        self._scorers = [Scorer(classes) for _ in nets]
+        self._windows: list[Window] = list(held.windows())
+        self.fine: Decoder | PlainUNet = nets[0]
+        self.best_share, self.augmented = 1.0, False
+        self.metrics: dict[str, Any] = {}
+
+    def advance(self) -> bool:
+        """Predict one window. True when done."""
+        if self._windows:
+            self._score(self._windows.pop())
+        if self._windows:
+            return False
+        scores = [self._held.scores(scorer) for scorer in self._scorers]
+        # As elsewhere, the later one where the strokes cannot tell them apart.
+        best = next((k for k in range(1, len(scores)) if scores[k].balanced_dice > scores[0].balanced_dice + NOISE), 0)
+        self.fine, self.metrics = self._nets[best], scores[best].to_json()
+        return True
+
+    def _score(self, window: Window) -> None:
+        pixels = self._sources[window.source].read_pixels(window.region.grown(MARGIN))
+        for net, scorer in zip(self._nets, self._scorers, strict=True):
+            device = net.scores.weight.device
+            image = self._scale.unit(pixels[None]).to(device).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                scorer.add(window.labels, _probabilities(net.logits(image)))
 
 
 def hider(

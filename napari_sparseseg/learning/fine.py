@@ -61,12 +61,14 @@ class DecoderTask:
 
     def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
         """See `trainer.Trainable`."""
-        if self.weights.tuned is not None:
-            maps = self.weights.tuned(image)
-        else:
+        tuned = self.weights.tuned
+        # With an encoder of its own the frozen maps are for the head alone, and only until it has enough.
+        if tuned is None or len(self.rows) < MOST_AUGMENTED:
             with torch.no_grad():
                 maps = self.features(image)
             self._remember(maps, labels)
+        if tuned is not None:
+            maps = tuned(image)
         keep = 1 - CHANNEL_DROPOUT
         masks = [torch.empty(*m.shape[:2], 1, 1).bernoulli_(keep, generator=generator) / keep for m in maps]
         return upsample(self.weights(maps, [mask.to(image.device) for mask in masks]), image)

@@ -4,6 +4,8 @@
 * `step` does one short piece of work of the fine part: train the U-Net decoder, or compare it with the head on held-out
   strokes. The served model mixes both in the share that did best there; a share of 0, the head alone, is always among
   the candidates, so the model served is not worse than the instant one on what was held out, but for chance.
+
+The plain U-Net has no head: what is served is the network that scored best.
 """
 
 from __future__ import annotations
@@ -17,26 +19,27 @@ from napari_sparseseg.config import class_ids, make_classes
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning import memory
 from napari_sparseseg.learning.backend import choose_device, import_torch
-from napari_sparseseg.learning.bank import CELL, FeatureBank, join
+from napari_sparseseg.learning.bank import CELL
 from napari_sparseseg.learning.beginnings import (
     Patches,
     fine_part,
     new_decoder,
-    new_features,
     new_trainer,
     new_unet,
+    other_network,
     recipe_of,
     too_few_classes,
     unfreeze,
 )
-from napari_sparseseg.learning.comparison import Comparison, Turns
+from napari_sparseseg.learning.comparison import Comparison, PlainComparison, Turns, cost_of
 from napari_sparseseg.learning.distributed import ranks
-from napari_sparseseg.learning.features import FeatureMaps, InputScale
+from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.fine import DecoderTask
-from napari_sparseseg.learning.head import fit_head
+from napari_sparseseg.learning.instant import InstantLearner
 from napari_sparseseg.learning.model import Model, load_model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, with_classes
-from napari_sparseseg.learning.validation import HeldOut
+from napari_sparseseg.learning.scores import Scorer
+from napari_sparseseg.learning.validation import MOST_WINDOWS, HeldOut
 
 if TYPE_CHECKING:
     import os
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.bank import Rows
-    from napari_sparseseg.learning.head import Head
+    from napari_sparseseg.learning.comparison import Contest
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.learning.trainer import Trainer
 
@@ -54,7 +57,8 @@ UNFREEZE_AFTER = 2000
 """Fine steps on frozen maps; after them the decoder gets its own encoder and is trained with it. Not sooner: with 300,
 the decoder alone had 0.850 mean Dice after 90 s, frozen 0.879 (EBHI-Seg gland / background, seed 0, 2026-11-23)."""
 SCRATCH_PUBLISH = 20
-"""Steps between two models of the plain U-Net."""
+"""Steps between two models of the plain U-Net, while nothing is held out to choose the best by."""
+UNSCORED = "nothing can be held out, so no score tells what training brings; draw a second stroke of each class."
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class StepReport:
     """For the user: memory ran out, went back after NaN."""
 
 
-class Learner:
+class Learner(InstantLearner):
     """Learns from annotated sources.
 
     Parameters
@@ -80,7 +84,8 @@ class Learner:
     config, classes
         Settings of the run; class table, in the order of channels.
     model
-        To continue from: its encoder, its decoder, and what it remembers of other slides.
+        To continue from: its encoder, its decoder, and what it remembers of other slides. One of another encoder or
+        architecture than the config's is left alone; `note` says so.
     device
         None: as the config says.
 
@@ -91,7 +96,8 @@ class Learner:
     problem
         Why there is no model, or what is not yet in it; else empty.
     metrics, held, turns
-        Held-out scores of the model served; what is held out now; when to compare, and how long nothing was gained.
+        Held-out scores of the model served, with the classes that cannot be scored; what is held out now; when to
+        compare, and how long nothing was gained.
 
     Raises
     ------
@@ -103,24 +109,16 @@ class Learner:
         self, config: TrainConfig, classes: Sequence[ClassDef], *, model: Model | None = None, device: str | None = None
     ) -> None:
         import_torch()
-        self.config, self.classes = config, make_classes(classes)
-        self.device = choose_device(device or config.device)
+        super().__init__(config, make_classes(classes), choose_device(device or config.device))
         self.model: Model | None = None
         self.model_version = self.annotation_version = 0
-        self.problem = ""
+        self.problem = self._restarted = ""
         self.metrics: dict[str, Any] = {}
-        self._sources: tuple[Source, ...] = ()
         self.held = HeldOut(config.seed, window=CELL)
         self._patches = Patches(config, self.held)
-        self._scale: InputScale | None = None
-        self._features: FeatureMaps | None = None
-        self._bank: FeatureBank | None = None
-        self._head: Head | None = None
-        self._rows: list[Rows] = []
-        self._memory: tuple[Rows, ...] = ()
         self._fine: Decoder | PlainUNet | None = None
         self._trainer: Trainer | None = None
-        self._comparison: Comparison | None = None
+        self._comparison: Contest | None = None
         self._loss: float | None = None
         self._first_step, self._share = 0, 0.0
         self.turns, self._augmented, self._refit_due = Turns(), False, False
@@ -133,9 +131,10 @@ class Learner:
         return self._first_step + (self._trainer.steps if self._trainer is not None else 0)
 
     @property
-    def pending(self) -> int:
-        """Labelled places that the instant head has not seen yet."""
-        return self._bank.pending if self._bank is not None else 0
+    def note(self) -> str:
+        """For the user: why there is no model or what is not in it, that it began anew, that it cannot be scored."""
+        unscored = "" if self.problem or self.held.exclude or not self._sources else UNSCORED
+        return " ".join(text for text in (self.problem, self._restarted, unscored) if text)
 
     def set_classes(self, classes: Sequence[ClassDef]) -> None:
         """Change the class table; what was learned of the classes that stay is kept."""
@@ -153,15 +152,15 @@ class Learner:
     def set_sources(self, sources: Sequence[Source]) -> None:
         """Take new snapshots of the annotations; cheap: `refit` and `step` do the work."""
         self._sources = tuple(sources)
-        self.held.update(self._sources, self.classes)
+        recalled = self.held.update(self._sources, self.classes)
         self._patches.restart(self._sources)
         self._comparison = None
         self.turns.restart()
-        task = self._trainer.task if self._trainer is not None else None
         if self._trainer is not None:
             self._trainer.drop_batch()
-        if self._bank is not None and self._bank.set_sources(self._training) and isinstance(task, DecoderTask):
-            task.rows.clear()
+        lost = self._bank is not None and self._bank.set_sources(self._training)
+        if lost or recalled:
+            self._augmented_rows.clear()
 
     def refit(self) -> Model | None:
         """Fit the instant head to everything labelled; the new best model, or None with `problem` set."""
@@ -177,7 +176,9 @@ class Learner:
         else:
             if self._ensure_bank().encode(ENCODE_SECONDS):
                 self.problem = f"{self.pending} labelled places are still to be looked at."
-            self._head = self._fit_head()
+            self._head = self._fit_head(self._augmented_rows if self._augmented else ())
+        if not self.metrics.get("pixels"):  # no comparison yet: at least what keeps classes from being scored
+            self.metrics = self.held.scores(Scorer(self.classes)).to_json() if self.held.warnings else {}
         return self._publish()
 
     def step(self) -> StepReport:
@@ -198,13 +199,11 @@ class Learner:
         elif self._comparison is not None:
             if self._comparison.advance():
                 validation = self._take_over(self._comparison)
-            self.turns.comparing += time.perf_counter() - started
         elif self._refit_due:
             self.refit()
         else:
             self._trainer = self._trainer or self._begin(self._scale)
             loss, message = self._trainer.work(self._patches.draw), self._trainer.message
-            self.turns.training += time.perf_counter() - started
             if loss is not None:
                 self._loss = loss
                 self._after_step(self._trainer)
@@ -225,7 +224,7 @@ class Learner:
         if self.model is None:
             raise TrainingError("there is no model to save yet; scribble two classes first.")
         if self._trainer is not None:
-            # A decoder that is served stays the one that was compared; else what was learned since is kept.
+            # What is served after a comparison stays as it was compared; else what was learned since is kept.
             if not self._share:
                 self._fine = copy.deepcopy(fine_part(self._trainer.averaged))
             self._publish()
@@ -237,19 +236,11 @@ class Learner:
         model = load_model(path, device or "auto")
         return cls(model.recipe.config, model.recipe.classes, model=model, device=device)
 
-    @property
-    def _training(self) -> list[Source]:
-        return [s for s in self._sources if s.role == "train"]
-
-    @property
-    def _open(self) -> set[str]:
-        """Slides whose labels take the place of what is remembered of them, as soon as all were looked at."""
-        return set() if self.pending else {s.slide.fingerprint for s in self._sources}
-
     def _continue(self, model: Model) -> None:
-        """Take over what a model brings, where it is of the architecture asked for."""
+        """Take over what a model brings, where it is of the network asked for."""
         net = model.net
-        if isinstance(net, PlainUNet) != (self.config.architecture == "scratch"):
+        self._restarted = other_network(model, self.config)
+        if self._restarted:
             return
         self.model, self._scale, self._memory = model, model.scale, model.memory
         self._first_step = model.recipe.step
@@ -258,26 +249,11 @@ class Learner:
         if (fine := net if isinstance(net, PlainUNet) else net.decoder) is not None:
             self._fine = with_classes(fine, class_ids(model.recipe.classes), class_ids(self.classes))
 
-    def _ensure_bank(self) -> FeatureBank:
-        if self._bank is None:
-            scale = self._scale or InputScale.of(self._training)
-            self._features = self._features or new_features(self.config, scale, self.device)
-            self._bank = FeatureBank(self._features, scale)
-            self._bank.set_sources(self._training)
-        return self._bank
-
-    def _extra_rows(self) -> tuple[tuple[Rows, ...], list[Rows]]:
-        """Rows beside those of the labels: what is remembered of slides that are not open; of augmented patches."""
+    @property
+    def _augmented_rows(self) -> list[Rows]:
+        """Rows of augmented patches, of all that was trained on since they were cleared."""
         task = self._trainer.task if self._trainer is not None else None
-        return memory.without_slides(self._memory, self._open), task.rows if isinstance(task, DecoderTask) else []
-
-    def _fit_head(self) -> Head:
-        bank, ids = self._ensure_bank(), class_ids(self.classes)
-        self._rows = bank.rows()
-        remembered, augmented = self._extra_rows()
-        rows = [*self._rows, *remembered, *(augmented if self._augmented else ())]
-        samples = join(rows, ids, self.config).to(self.device)
-        return fit_head(samples, bank.features.channels, len(ids), seed=self.config.seed)
+        return task.rows if isinstance(task, DecoderTask) else []
 
     def _begin(self, scale: InputScale) -> Trainer:
         fine = self._fine or new_decoder(self.config, self._ensure_bank().features, len(self.classes), self._rows)
@@ -285,28 +261,40 @@ class Learner:
 
     def _after_step(self, trainer: Trainer) -> None:
         averaged = fine_part(trainer.averaged)
+        if ranks().first and self.turns.due(self.step_count):
+            self._compare(averaged)
         if isinstance(averaged, PlainUNet):
-            if trainer.steps % SCRATCH_PUBLISH == 0:
+            if trainer.steps % SCRATCH_PUBLISH == 0 and not self._share:
                 self._fine = copy.deepcopy(averaged)
                 self._publish()
-            return
-        if ranks().first and self.turns.due(self.step_count) and self.held.windows():
-            self.turns.begun(self.step_count)
-            given = (copy.deepcopy(averaged), (self.classes, self.config), self._extra_rows(), self._share)
-            self._comparison = Comparison(self._ensure_bank(), self.held, self._sources, *given)
-        if averaged.tuned is None and self.step_count >= UNFREEZE_AFTER:
+        elif averaged.tuned is None and self.step_count >= UNFREEZE_AFTER:
             self._first_step += trainer.steps
             self._trainer = unfreeze(trainer, self._ensure_bank(), self.classes, self.config, self.device)
 
-    def _take_over(self, comparison: Comparison) -> dict[str, Any]:
+    def _compare(self, averaged: Decoder | PlainUNet) -> None:
+        """Begin a comparison, if anything is held out."""
+        windows, fine = self.held.windows(), copy.deepcopy(averaged)
+        if not windows or self._scale is None:
+            self.turns.skipped(self.step_count, cost_of(MOST_WINDOWS, self.config))
+            return
+        self.turns.begun(self.step_count, cost_of(len(windows), self.config))
+        if isinstance(fine, PlainUNet):
+            served = [self._fine] if isinstance(self._fine, PlainUNet) and self._share and self.turns.fresh else []
+            self._comparison = PlainComparison(self.held, self._sources, self.classes, self._scale, [fine, *served])
+        else:
+            given = (fine, (self.classes, self.config), (self._remembered, self._augmented_rows), self._share)
+            self._comparison = Comparison(self._ensure_bank(), self.held, self._sources, *given)
+
+    def _take_over(self, comparison: Contest) -> dict[str, Any]:
         """Serve what scored best from the next step on: the head is fitted to everything then, which takes a while."""
         self._comparison = None
         if self.turns.keeps_up(comparison.metrics["balanced_dice"]):
             self._refit_due = True
-            self._share, self._fine, self.metrics = comparison.best_share, comparison.decoder, comparison.metrics
+            self._share, self._fine, self.metrics = comparison.best_share, comparison.fine, comparison.metrics
             self._augmented = comparison.augmented
         if self.turns.swap() and ranks().world == 1:
-            self.held.swap()
+            if self.held.swap():
+                self._augmented_rows.clear()
             self._patches.restart(self._sources)
         return comparison.metrics
 
@@ -315,7 +303,7 @@ class Learner:
         net: TwoSpeedNet | PlainUNet | None = copy.deepcopy(self._fine) if isinstance(self._fine, PlainUNet) else None
         if self._head is not None and self._features is not None and not isinstance(self._fine, PlainUNet):
             net = TwoSpeedNet(self._features, self._head, copy.deepcopy(self._fine), self._share)
-            kept = memory.chosen([*self._rows, *memory.without_slides(self._memory, self._open)])
+            kept = memory.chosen([*self._rows, *self._remembered])
         if net is None or self._scale is None:
             return None
         recipe = recipe_of(self._sources, self.classes, self.config, self.metrics, self.step_count)

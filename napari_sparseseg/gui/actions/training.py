@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
@@ -60,7 +61,9 @@ class TrainActions(QObject):
         """Start with the settings of the section; before weights are downloaded the user is asked."""
         session = self._context.session
         config = self._panel.config(session.config)
-        if not config.downloads or config.encoder in self._agreed:
+        model = session.model
+        brought = model is not None and model.recipe.encoder == config.encoder
+        if not config.downloads or brought or config.encoder in self._agreed:
             self._start(config)
         elif self._context.attempt(session.set.require_two_classes):
             self._context.in_background(
@@ -140,7 +143,16 @@ class TrainActions(QObject):
         path = dialogs.ask_open(self._panel, "Load model", dialogs.MODELS)
         if path:
             session = self._context.session
-            self._context.in_background(lambda: session.load_model(path), name="Loading the model")
+            self._context.in_background(
+                lambda: session.load_model(path),
+                lambda _: self._show_encoder(),
+                name="Loading the model",
+            )
+
+    def _show_encoder(self) -> None:
+        """Of a model that was loaded: with another one chosen here, training would begin anew."""
+        config = self._context.session.config
+        self._panel.settings.show_config(replace(self._panel.config(config), encoder=config.encoder))
 
     def _on_save(self) -> None:
         path = dialogs.ask_save(self._panel, "Save model", "model.safetensors", dialogs.MODELS)
