@@ -13,7 +13,7 @@ from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.inference import predict_region
-from napari_sparseseg.learning.comparison import NOISE, SHARES, Turns
+from napari_sparseseg.learning.comparison import KEEP_NOISE, NOISE, SHARES, Turns
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.model import load_model
 from napari_sparseseg.learning.sources import Source
@@ -145,7 +145,7 @@ def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide, 
             scores.append(report.validation["balanced_dice"])
             gained = scores[-1] > best
             stale = (0 if gained else stale + 1) if len(scores) > 1 else 0
-            served = scores[-1] if scores[-1] >= best - NOISE else served
+            served = scores[-1] if scores[-1] >= best - KEEP_NOISE else served
             best = max(best, scores[-1])
             assert learner.metrics["balanced_dice"] == served
             assert learner.turns.stale == stale

@@ -92,7 +92,8 @@ def augment(
     # Through numpy first: torch knows neither foreign byte orders nor all unsigned types.
     channels_first = np.ascontiguousarray(batch.pixels.transpose(0, 3, 1, 2))
     x = torch.from_numpy(channels_first.astype(np.float32))
-    labels = torch.from_numpy(np.ascontiguousarray(batch.labels))
+    layers = [batch.labels] if batch.pseudo is None else [batch.labels, batch.pseudo]
+    labels = torch.from_numpy(np.stack(layers, axis=1))
     x, labels = _move(x, labels, rng, settings, out_shape)
     x = _stain(x, rng, settings) if batch.brightfield else _gain(x, rng, settings)
     for k in np.flatnonzero(rng.random(len(x)) < settings.blur):
@@ -103,7 +104,8 @@ def augment(
     if batch.pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
         for k in np.flatnonzero(rng.random(len(x)) < settings.jpeg):
             pixels[k] = _recompress(pixels[k], int(rng.integers(30, 91)))
-    return replace(batch, pixels=pixels, labels=labels.numpy())
+    moved = labels.numpy()
+    return replace(batch, pixels=pixels, labels=moved[:, 0], pseudo=None if batch.pseudo is None else moved[:, 1])
 
 
 def hed_from_rgb(rgb: torch.Tensor) -> torch.Tensor:
@@ -191,7 +193,10 @@ def _as_dtype(x: torch.Tensor, dtype: np.dtype[Any], top: float | None) -> NDArr
 def _move(
     x: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator, settings: Augmentation, out_shape: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (bilinear, edges mirrored) and labels (nearest, 0 outside) after the same random move of each patch."""
+    """Pixels (bilinear, edges mirrored) and labels (nearest, 0 outside) after the same random move of each patch.
+
+    Labels are (B, n, h, w); the first of the n is the one that must not be lost.
+    """
     matrices = _random_matrices(len(x), rng, settings)
     h, w = x.shape[2:]
     grid = _grid(matrices, (h, w), out_shape)
@@ -199,7 +204,8 @@ def _move(
         grid = grid + _elastic(len(x), (h, w), out_shape, settings.elastic, rng)
     moved_labels = _sample_labels(labels, grid)
     # A turn can move the only labelled pixels out of a corner: such a patch stays as it was drawn.
-    lost = ((labels != 0).flatten(1).any(1) & ~(moved_labels != 0).flatten(1).any(1)).numpy()
+    drawn, kept = ((values[:, 0] != 0).flatten(1).any(1) for values in (labels, moved_labels))
+    lost = (drawn & ~kept).numpy()
     if lost.any():
         straight = _random_matrices(int(lost.sum()), rng, Augmentation(rotation=0.0, scale=0.0))
         grid[lost] = _grid(straight, (h, w), out_shape)
@@ -245,6 +251,6 @@ def _elastic(
 
 
 def _sample_labels(labels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Label of the input pixel that each grid point falls into; 0 outside. Ids up to 255 are exact in float32."""
-    moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return moved[:, 0].to(labels.dtype)
+    """Labels of the input pixel that each grid point falls into; 0 outside. Ids up to 255 are exact in float32."""
+    moved = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return moved.to(labels.dtype)

@@ -116,7 +116,7 @@ class FeatureBank:
                 labels = source.read_labels(region)
                 if not labels.any():
                     continue
-                key = (source.slide.fingerprint, source.frame.downsample, region)
+                key = self.key(source, region)
                 digest = zlib.crc32(labels.tobytes())
                 known = self._cells.get(key)
                 if known is not None and known.digest == digest:
@@ -126,6 +126,16 @@ class FeatureBank:
                     cells[key] = _Cell(source, region, digest, labels, touched=source.labels.version)
         before, self._cells = self._cells, cells
         return any(k not in cells or _lost_any(old.labels, cells[k].labels) for k, old in before.items())
+
+    @staticmethod
+    def key(source: Source, region: Box) -> CellKey:
+        """What a cell is known by."""
+        return (source.slide.fingerprint, source.frame.downsample, region)
+
+    def knows(self, source: Source, region: Box) -> bool:
+        """Whether this is a labelled cell that was encoded."""
+        cell = self._cells.get(self.key(source, region))
+        return cell is not None and cell.rows is not None
 
     @property
     def pending(self) -> int:
@@ -183,7 +193,7 @@ class FeatureBank:
 
     def maps_for(self, source: Source, region: Box) -> list[torch.Tensor]:
         """Maps (1, C_i, h_i, w_i), float16, of a cell with `MARGIN` around it; from memory where it was seen lately."""
-        key = (source.slide.fingerprint, source.frame.downsample, region)
+        key = self.key(source, region)
         maps = self._maps.get(key)
         if maps is None:
             pixels = source.read_pixels(region.grown(MARGIN))

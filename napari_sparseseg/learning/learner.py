@@ -38,6 +38,7 @@ from napari_sparseseg.learning.fine import DecoderTask
 from napari_sparseseg.learning.instant import InstantLearner
 from napari_sparseseg.learning.model import Model, load_model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, with_classes
+from napari_sparseseg.learning.pseudo_labels import RELIABLE, PseudoLabels
 from napari_sparseseg.learning.scores import Scorer
 from napari_sparseseg.learning.validation import MOST_WINDOWS, HeldOut
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.bank import Rows
     from napari_sparseseg.learning.comparison import Contest
+    from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.learning.trainer import Trainer
 
@@ -56,8 +58,9 @@ ENCODE_SECONDS = 1.5
 UNFREEZE_AFTER = 2000
 """Fine steps on frozen maps; after them the decoder gets its own encoder and is trained with it. Not sooner: with 300,
 the decoder alone had 0.850 mean Dice after 90 s, frozen 0.879 (EBHI-Seg gland / background, seed 0, 2026-11-23)."""
-SCRATCH_PUBLISH = 20
-"""Steps between two models of the plain U-Net, while nothing is held out to choose the best by."""
+PUBLISH_STEPS = 40
+"""Steps between two models with the newest weights: of a decoder whose last comparison was good, so that what is served
+is not as old as that; of the plain U-Net while nothing is held out to choose the best by."""
 UNSCORED = "nothing can be held out, so no score tells what training brings; draw a second stroke of each class."
 
 
@@ -119,6 +122,9 @@ class Learner(InstantLearner):
         self._fine: Decoder | PlainUNet | None = None
         self._trainer: Trainer | None = None
         self._comparison: Contest | None = None
+        self._pseudo: PseudoLabels | None = None
+        self._accepted: Decoder | PlainUNet | None = None
+        self._behind = False
         self._loss: float | None = None
         self._first_step, self._share = 0, 0.0
         self.turns, self._augmented, self._refit_due = Turns(), False, False
@@ -147,7 +153,7 @@ class Learner(InstantLearner):
             self._fine, self._trainer = fine_part(self._trainer.averaged), None
         if self._fine is not None:
             self._fine = with_classes(self._fine, old, new)
-        self._comparison = None
+        self._comparison = self._pseudo = self._accepted = None
 
     def set_sources(self, sources: Sequence[Source]) -> None:
         """Take new snapshots of the annotations; cheap: `refit` and `step` do the work."""
@@ -155,6 +161,8 @@ class Learner(InstantLearner):
         recalled = self.held.update(self._sources, self.classes)
         self._patches.restart(self._sources)
         self._comparison = None
+        if self._pseudo is not None:
+            self._pseudo.forget()
         self.turns.restart()
         if self._trainer is not None:
             self._trainer.drop_batch()
@@ -203,7 +211,7 @@ class Learner(InstantLearner):
             self.refit()
         else:
             self._trainer = self._trainer or self._begin(self._scale)
-            loss, message = self._trainer.work(self._patches.draw), self._trainer.message
+            loss, message = self._trainer.work(self._draw), self._trainer.message
             if loss is not None:
                 self._loss = loss
                 self._after_step(self._trainer)
@@ -224,8 +232,7 @@ class Learner(InstantLearner):
         if self.model is None:
             raise TrainingError("there is no model to save yet; scribble two classes first.")
         if self._trainer is not None:
-            # What is served after a comparison stays as it was compared; else what was learned since is kept.
-            if not self._share:
+            if self._follows:
                 self._fine = copy.deepcopy(fine_part(self._trainer.averaged))
             self._publish()
         self.model.save(path)
@@ -259,15 +266,30 @@ class Learner(InstantLearner):
         fine = self._fine or new_decoder(self.config, self._ensure_bank().features, len(self.classes), self._rows)
         return new_trainer(fine, self._features, self.classes, self.config, scale, self.device)
 
+    @property
+    def _follows(self) -> bool:
+        """Whether the newest weights take the place of those served, or are kept beside a head that serves alone."""
+        if isinstance(self._fine, PlainUNet):
+            return not self._share
+        return not self._behind
+
+    def _draw(self, n: int) -> Batch:
+        """The next patches, with pseudo-labels of the averaged decoder where there is one."""
+        batch = self._patches.draw(n)
+        averaged = fine_part(self._trainer.averaged) if self._trainer is not None else None
+        if not isinstance(averaged, Decoder):
+            return batch
+        self._pseudo = self._pseudo or PseudoLabels(self._ensure_bank(), class_ids(self.classes))
+        return self._pseudo.fill(batch, self._sources, averaged)
+
     def _after_step(self, trainer: Trainer) -> None:
         averaged = fine_part(trainer.averaged)
         if ranks().first and self.turns.due(self.step_count):
             self._compare(averaged)
-        if isinstance(averaged, PlainUNet):
-            if trainer.steps % SCRATCH_PUBLISH == 0 and not self._share:
-                self._fine = copy.deepcopy(averaged)
-                self._publish()
-        elif averaged.tuned is None and self.step_count >= UNFREEZE_AFTER:
+        if trainer.steps % PUBLISH_STEPS == 0 and self._follows and (self._share or isinstance(averaged, PlainUNet)):
+            self._fine = copy.deepcopy(averaged)
+            self._publish()
+        if isinstance(averaged, Decoder) and averaged.tuned is None and self.step_count >= UNFREEZE_AFTER:
             self._first_step += trainer.steps
             self._trainer = unfreeze(trainer, self._ensure_bank(), self.classes, self.config, self.device)
 
@@ -288,10 +310,15 @@ class Learner(InstantLearner):
     def _take_over(self, comparison: Contest) -> dict[str, Any]:
         """Serve what scored best from the next step on: the head is fitted to everything then, which takes a while."""
         self._comparison = None
-        if self.turns.keeps_up(comparison.metrics["balanced_dice"]):
+        if self._pseudo is not None and not self.held.seen:  # what was trained on before a swap bears nothing out
+            self._pseudo.trusted = comparison.reliable >= RELIABLE
+        self._behind = not self.turns.keeps_up(comparison.metrics["balanced_dice"])
+        if not self._behind:
             self._refit_due = True
-            self._share, self._fine, self.metrics = comparison.best_share, comparison.fine, comparison.metrics
+            self._share, self._accepted, self.metrics = comparison.best_share, comparison.fine, comparison.metrics
             self._augmented = comparison.augmented
+        # What is clearly worse than before goes back to what was compared last and was good.
+        self._fine = self._accepted or self._fine
         if self.turns.swap() and ranks().world == 1:
             if self.held.swap():
                 self._augmented_rows.clear()

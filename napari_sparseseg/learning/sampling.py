@@ -45,6 +45,8 @@ class Batch:
         int64 (B, 3): index of the source, row and column of the patch's first pixel in the source's frame.
     brightfield
         Whether the pixels are stained tissue in 8-bit colour.
+    pseudo
+        uint8 (B, h, w) class ids that are only believed (`PseudoLabels`), 0 where `labels` is not; or None.
     """
 
     pixels: NDArray[Any]
@@ -52,6 +54,7 @@ class Batch:
     dense: NDArray[np.bool_]
     origins: NDArray[np.int64]
     brightfield: bool
+    pseudo: NDArray[np.uint8] | None = None
 
 
 class _Turns:

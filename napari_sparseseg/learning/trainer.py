@@ -36,6 +36,9 @@ WARM_UP = 20
 """Steps until the full learning rate."""
 AVERAGE = 0.98
 """Decay of the averaged weights, reached after some dozens of steps."""
+PSEUDO_WEIGHT = 2.0
+"""Weight of the pseudo-labels' loss beside the balanced loss of the labels: cross-entropy over all pixels of the batch,
+so that what few pseudo-labels say counts little."""
 _CLIP = 1.0
 _WEIGHT_DECAY = 0.02
 _MOST_RESTARTS = 5
@@ -134,6 +137,7 @@ class Trainer:
     def _begin(self, batch: Batch, totals: BatchTotals | None = None) -> None:
         self._batch, self._done, self._loss = batch, 0, 0.0
         self._channels = torch.from_numpy(self._lookup[batch.labels])
+        self._pseudo = None if batch.pseudo is None else torch.from_numpy(self._lookup[batch.pseudo])
         self._totals = totals or self._ranks.begin(BatchTotals.of(count_labels(self._channels)), self.device)
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -153,9 +157,18 @@ class Trainer:
             min_pixels=self.config.min_pixels,
             totals=self._totals,
         )
+        if self._pseudo is not None:
+            loss = loss + self._pseudo_loss(logits, self._pseudo[part])
         torch.autograd.backward(loss)
         self._loss += float(loss.detach())
         self._done += len(image)
+
+    def _pseudo_loss(self, logits: torch.Tensor, pseudo: torch.Tensor) -> torch.Tensor:
+        """What these patches add to the pseudo-labels' loss over the joint batch of all ranks."""
+        count = pseudo[0].numel() * self.config.batch_size * self._ranks.world
+        target = pseudo.to(self.device, torch.int64) - 1
+        summed = F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="sum")
+        return summed * (PSEUDO_WEIGHT / count)
 
     def _update(self) -> float:
         self._batch = None
