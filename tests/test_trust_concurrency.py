@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import random
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
+import tifffile
 
-from napari_sparseseg import Session
-from napari_sparseseg.config import TrainConfig
+from napari_sparseseg import Annotations, Session
+from napari_sparseseg.config import Recipe, TrainConfig, make_classes
 from napari_sparseseg.engine import Engine
 from napari_sparseseg.errors import SparseSegError, TrainingError
+from napari_sparseseg.learning.features import InputScale
+from napari_sparseseg.learning.model import Model, read_recipe
+from napari_sparseseg.learning.network import PlainUNet
 from tests.conftest import two_textures, write_slide
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
@@ -32,6 +38,15 @@ def _no_deadlock():
 def slides(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")
     return [write_slide(folder / f"{k}.tif", two_textures(256, k)) for k in range(3)]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A small model."""
+    recipe = Recipe(make_classes(["a", "b"]), 1.0, "x", config=TrainConfig(architecture="scratch"))
+    path = tmp_path_factory.mktemp("model") / "start.safetensors"
+    Model(recipe, PlainUNet(3, 2, 4, 2), InputScale.for_rgb()).save(path)
+    return path
 
 
 def scribble(session):
@@ -139,11 +154,31 @@ def test_pen_and_buttons_at_once(slides, tmp_path, seed):
     assert not engine_threads()
 
 
+BUSY = {
+    "predict": lambda s, folder: s.predict((0, 0, 256, 256)),
+    "predict_slide": lambda s, folder: s.predict_slide(folder / "o.ome.tif", geojson=folder / "o.geojson"),
+    "save": lambda s, folder: s.save(folder / "q"),
+    "export": lambda s, folder: s.annotations.to_geojson(folder / "a.geojson"),
+    "save_model": lambda s, folder: s.save_model(folder / "m.safetensors"),
+    "load": lambda s, folder: s.load_model(folder / "start.safetensors"),
+    "open": lambda s, folder: s.open(folder / "more.tif"),
+}
+
+
+def moments():
+    """Of each kind one in CI, and sixty in all."""
+    some = [pytest.param(kind, k, id=f"{kind}-{k}") for k, kind in enumerate(BUSY)]
+    more = [(kind, k) for k, kind in zip(range(len(BUSY), 63), 8 * list(BUSY), strict=False)]
+    return some + [pytest.param(*m, id=f"{m[0]}-{m[1]}", marks=pytest.mark.slow) for m in more]
+
+
 @pytest.mark.fault("closed at any moment of training and predicting")
-@pytest.mark.parametrize("seed", [*range(4), *[pytest.param(k, marks=pytest.mark.slow) for k in range(4, 60)]])
-def test_closing_at_any_moment(slides, tmp_path, seed):
-    """Whatever is going on, `close` returns, the thread ends and the strokes are on disk."""
+@pytest.mark.parametrize(("kind", "seed"), moments())
+def test_closing_at_any_moment(slides, start, tmp_path, kind, seed):
+    """Whatever is going on, `close` returns, the thread ends, the strokes are on disk and files are whole or absent."""
     rng = random.Random(seed)
+    shutil.copy(start, tmp_path / "start.safetensors")
+    write_slide(tmp_path / "more.tif", two_textures(256, 9))
     session = Session(["a", "b"], config=CONFIG)
     session.open(slides[0])
     scribble(session)
@@ -152,23 +187,47 @@ def test_closing_at_any_moment(slides, tmp_path, seed):
     session.live_enabled = seed % 2 == 0
     session.look_at((0, 0, 256, 256), 1.0)
     time.sleep(rng.uniform(0, 1.5))
-    busy = threading.Thread(target=lambda: _quietly(lambda: session.predict((0, 0, 256, 256))))
+    busy = threading.Thread(target=lambda: _quietly(lambda: BUSY[kind](session, tmp_path)))
     busy.start()
     time.sleep(rng.uniform(0, 0.05))
     session.close()
     busy.join(60)
     assert not busy.is_alive()
     assert not engine_threads()
+    unexpected, UNEXPECTED[:] = UNEXPECTED[:], []
+    assert not unexpected
     with Session.load(tmp_path / "p.sparseseg") as again:
-        assert len(again.annotations.strokes) == 2
+        first = next(e for e in again.set.entries if e.slide.path == str(slides[0]))
+        assert len(first.annotations.strokes) == 2
         assert again.status.message == ""
+    _whole_or_absent(tmp_path)
+
+
+def _whole_or_absent(folder):
+    if (folder / "o.ome.tif").exists():
+        assert set(np.unique(tifffile.imread(folder / "o.ome.tif"))) <= {0, 1, 2}
+        json.loads((folder / "o.geojson").read_text())
+    if (folder / "a.geojson").exists():
+        assert len(Annotations.from_geojson(folder / "a.geojson", (256, 256)).classes) == 2
+    if (folder / "m.safetensors").exists():
+        assert len(read_recipe(folder / "m.safetensors").classes) == 2
+    if (folder / "q.sparseseg" / "project.json").exists():
+        with Session.load(folder / "q.sparseseg") as again:
+            assert again.status.message == ""
+
+
+UNEXPECTED: list[BaseException] = []
+"""What came up in threads that is no refusal."""
 
 
 def _quietly(act):
     try:
         act()
     except (SparseSegError, RuntimeError) as error:
-        assert isinstance(error, SparseSegError) or CLOSED in str(error)  # noqa: PT017 - both are refusals
+        if not isinstance(error, SparseSegError) and CLOSED not in str(error):
+            UNEXPECTED.append(error)
+    except Exception as error:  # noqa: BLE001 - each is shown
+        UNEXPECTED.append(error)
 
 
 def test_closing_a_slide_while_it_is_trained_on(slides):

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tempfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from napari_sparseseg import Annotations, Session
-from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.exchange import load_annotations, save_as
 from napari_sparseseg.slides.cache import TileCache
 from tests.conftest import two_textures, write_slide
 
@@ -197,7 +199,7 @@ TestCache = Cache.TestCase
 
 
 class Sessions(RuleBasedStateMachine):
-    """A session with slides, strokes, classes, training, saving, closing and opening again, in any order."""
+    """A session with slides, strokes, classes, models, exports, saving, closing and opening again, in any order."""
 
     def __init__(self):
         super().__init__()
@@ -269,6 +271,47 @@ class Sessions(RuleBasedStateMachine):
     @rule(act=st.sampled_from(["pause", "resume", "stop"]))
     def hold(self, act):
         getattr(self.session, act)()
+
+    @precondition(lambda self: self.active and self.session.model is not None)
+    @rule(y=st.integers(-20, 100), side=st.integers(1, 90))
+    def predict(self, y, side):
+        labels, probabilities = self.session.predict((y, 10, side, side))
+        ids = {c.id for c in self.session.model.recipe.classes}
+        assert labels.shape == probabilities.shape[1:] == (side, side)
+        assert set(np.unique(labels)) <= ids | {0}
+        assert np.isfinite(probabilities).all()
+
+    @precondition(lambda self: len(self.session.classes) < 5)
+    @rule()
+    def add_class(self):
+        self.k += 1
+        self.session.classes = (*self.session.classes, ClassDef(len(self.session.classes) + 1, f"c{self.k}", "#123456"))
+
+    @rule(k=st.integers(0, 1))
+    def rename(self, k):
+        self.k += 1
+        table = list(self.session.classes)
+        table[k] = replace(table[k], name=f"c{self.k}")
+        self.session.classes = table
+
+    @precondition(lambda self: self.session.model is not None)
+    @rule()
+    def model_out_and_in(self):
+        names = {c.name for c in self.session.classes}
+        self.session.save_model(self.folder / "m.safetensors")
+        self.session.stop()
+        self.session.load_model(self.folder / "m.safetensors")
+        trained = {c.name for c in self.session.model.recipe.classes}
+        labelled = any(any(e.annotations.counts().values()) for e in self.session.set.entries)
+        assert {c.name for c in self.session.classes} == (names | trained if labelled else trained)
+
+    @precondition(lambda self: self.active)
+    @rule(ending=st.sampled_from(["geojson", "xml", "sparseseg"]))
+    def export(self, ending):
+        path, a = self.folder / f"e.{ending}", self.session.annotations
+        save_as(a, path)
+        found = load_annotations(path, a.shape, classes=self.session.classes)
+        np.testing.assert_array_equal(found.read((0, 0, 128, 128)), a.read((0, 0, 128, 128)))
 
     @rule(on=st.booleans())
     def look(self, on):
