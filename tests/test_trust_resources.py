@@ -257,22 +257,27 @@ def test_an_all_white_slide_trains_and_predicts(session, tmp_path):
 
 
 def test_255_classes(tmp_path):
-    names = [f"class {k}" for k in range(1, 256)]
-    with Session(names, config=CONFIG) as session:
-        add(session, two_textures(256))
+    """Each has a colour of its own, and is found where it was drawn: also the last, whose id is the largest a byte."""
+    side, steps = 24, np.linspace(20, 235, 7).astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
+    colours = np.random.default_rng(1).permutation(colours)[:256].reshape(16, 16, 3)
+    with Session([f"class {k}" for k in range(1, 256)], config=CONFIG) as session:
+        add(session, np.kron(colours, np.ones((side, side, 1), np.uint8)))
         for k in range(1, 256):
             y, x = divmod(k - 1, 16)
-            session.annotations.paint([(y * 16 + 8, x * 16 + 8)], 3, k)
-        assert len(session.annotations.counts()) == 255
+            session.annotations.paint([((y + 0.5) * side, (x + 0.5) * side)], 7, k)
+        assert sorted(k for k, n in session.annotations.counts().items() if n) == list(range(1, 256))
         session.train(steps=1, wait=True)
-        labels, probabilities = session.predict((0, 0, 128, 128))
-        assert probabilities.shape == (255, 128, 128)
-        assert labels.max() <= 255
+        labels, probabilities = session.predict((0, 0, 16 * side, 16 * side))
+        centres = labels[side // 2 :: side, side // 2 :: side].ravel()[:255]
+        assert (centres == np.arange(1, 256)).mean() > 0.9
+        assert probabilities.shape == (255, 16 * side, 16 * side)
+        np.testing.assert_array_equal(probabilities.argmax(0) + 1, labels)
         with pytest.raises(SparseSegError):
             session.annotations.add_class("one too many")
         session.save_model(tmp_path / "m.safetensors")
         session.load_model(tmp_path / "m.safetensors")
-        assert len(session.classes) == 255
+        np.testing.assert_array_equal(session.predict((0, 0, 16 * side, 16 * side))[0], labels)
 
 
 def test_not_a_number_in_a_float_slide(session, tmp_path):
