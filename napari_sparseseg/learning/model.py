@@ -166,6 +166,8 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
         columns = 0 if isinstance(net, PlainUNet) else sum(net.features.channels)
         memory = from_tensors(tensors, recipe.extra.get("memory", ()), columns)
         net.load_state_dict(tensors)
+    except ModelError:
+        raise
     except Exception as error:  # constructors of timm's networks raise anything for values they do not expect
         reason = " ".join(f"{error or type(error).__name__}".split())[:300].removesuffix(".")
         raise ModelError(

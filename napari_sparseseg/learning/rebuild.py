@@ -57,7 +57,9 @@ def rebuild(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> TwoSpeedNe
     Raises
     ------
     ModelError
-        For values that no network of ours has, and where the shapes are others.
+        For values that no network of ours has.
+    ValueError
+        Where the shapes are others.
     Exception
         Whatever a constructor raises for missing or wrong values.
     """
@@ -66,10 +68,10 @@ def rebuild(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> TwoSpeedNe
     wanted = {name: tuple(value.shape) for name, value in plan.state_dict().items()}
     for name in sorted(wanted.keys() | shapes.keys()):
         if wanted.get(name) != shapes.get(name):
-            raise ModelError(f"{name} is {shapes.get(name, 'missing')}, not {wanted.get(name, 'part of the network')}")
+            raise ValueError(f"{name} is {shapes.get(name, 'missing')}, not {wanted.get(name, 'part of the network')}")
     derived = sum(b.numel() * b.element_size() for name, b in plan.named_buffers() if name not in wanted)
     if derived > _MOST_DERIVED:
-        raise ModelError(f"the network takes {derived} bytes beside its weights")
+        raise ValueError(f"the network takes {derived} bytes beside its weights")
     return _build(recipe).eval()
 
 
