@@ -3,6 +3,9 @@
 The frame of each slide is cut into cells. A cell with labels is read once, with a margin, and encoded; the maps are
 kept as long as memory allows, so that a stroke within a known cell costs only the sampling of its pixels. What the head
 is fitted on are *rows*: features of at most `MOST_ROWS` labelled pixels per cell and class, weighted to stand for all.
+
+Neither memory nor the time that a stroke takes grows with what was drawn before: rows are thinned out when they are
+more than `ROW_BYTES`, and only cells whose labels may have changed are looked at again.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from napari_sparseseg.annotations.packing import pack, unpack
 from napari_sparseseg.balancing import weight_table
 from napari_sparseseg.config import MAX_CLASS_ID
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.learning.backend import out_of_memory
+from napari_sparseseg.learning.changes import changed_cells
 from napari_sparseseg.learning.features import sample
 from napari_sparseseg.learning.head import Samples
 from napari_sparseseg.learning.sources import occupied_cells
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_sparseseg.annotations.snapshot import Snapshot
     from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.learning.features import FeatureMaps, InputScale
     from napari_sparseseg.learning.sources import Source
@@ -38,6 +45,8 @@ MARGIN = 64
 """Frame pixels read around a cell, so that features near its sides know what lies beyond."""
 MOST_ROWS = 400
 """Per cell and class: neighbouring pixels of a stroke say nearly the same."""
+ROW_BYTES = 256 * 2**20
+"""Of all rows together: about 1,000 cells with `MOST_ROWS` of one class each; beyond, each cell gives fewer."""
 MAP_BYTES = 512 * 2**20
 
 CellKey = tuple[str, tuple[float, float], Box]
@@ -78,13 +87,21 @@ class Rows:
         kept = torch.from_numpy(keep)
         return Rows(self.features[kept], self.labels[keep], self.ys[keep], self.xs[keep], counts, self.slide)
 
+    def thinned(self, most: int, rng: np.random.Generator) -> Rows:
+        """At most so many of each class; those that stay stand for more pixels."""
+        picked = [rng.permutation(np.flatnonzero(self.labels == c))[:most] for c in np.unique(self.labels)]
+        keep = np.sort(np.concatenate(picked))
+        at = torch.from_numpy(keep)
+        return Rows(self.features[at], self.labels[keep], self.ys[keep], self.xs[keep], self.counts, self.slide)
+
 
 @dataclass(slots=True)
 class _Cell:
     source: Source
     region: Box
-    digest: int
-    labels: NDArray[np.uint8]
+    packed: bytes
+    """Its labels, see `annotations.packing`: as they are they would take as much memory as the rows."""
+    classes: frozenset[int]
     rows: Rows | None = None
     touched: int = 0
     """Annotation version at which its labels changed last: the newest are encoded first."""
@@ -107,25 +124,42 @@ class FeatureBank:
         self._cells: dict[CellKey, _Cell] = {}
         self._maps: OrderedDict[CellKey, list[torch.Tensor]] = OrderedDict()
         self._map_bytes = 0
+        self._most, self._row_bytes = MOST_ROWS, 0
+        self._seen: dict[tuple[str, tuple[float, float]], Snapshot | None] = {}
 
     def set_sources(self, sources: Sequence[Source]) -> bool:
         """Look which cells hold labels now; nothing is encoded yet. Whether any label was erased or changed."""
-        cells: dict[CellKey, _Cell] = {}
+        before, self._cells = self._cells, {}
+        seen: dict[tuple[str, tuple[float, float]], Snapshot | None] = {}
         for source in sources:
-            for region in occupied_cells(source, CELL):
-                labels = source.read_labels(region)
-                if not labels.any():
-                    continue
-                key = self.key(source, region)
-                digest = zlib.crc32(labels.tobytes())
-                known = self._cells.get(key)
-                if known is not None and known.digest == digest:
-                    known.source = source
-                    cells[key] = known
-                else:
-                    cells[key] = _Cell(source, region, digest, labels, touched=source.labels.version)
-        before, self._cells = self._cells, cells
-        return any(k not in cells or _lost_any(old.labels, cells[k].labels) for k, old in before.items())
+            slide = (source.slide.fingerprint, source.frame.downsample)
+            self._cells |= self._look(source, before, None if slide in seen else self._seen.get(slide))
+            # Of two copies of a slide the second counts; then it is not known what changed.
+            seen[slide] = None if slide in seen else source.labels
+        self._seen = seen
+        self._row_bytes = sum(cell.rows.features.nbytes for cell in self._cells.values() if cell.rows is not None)
+        return any(_lost_any(old, self._cells.get(key)) for key, old in before.items())
+
+    def _look(self, source: Source, known: dict[CellKey, _Cell], last: Snapshot | None) -> dict[CellKey, _Cell]:
+        """Cells of a source row by row, those `known` where they are the same; `last`: what was looked at before."""
+        changed = None if last is None else changed_cells(last, source.labels, source.frame, CELL)
+        own = self.key(source, Box(0, 0, CELL, CELL))[:2]
+        cells: dict[CellKey, _Cell] = {}
+        if changed is not None:
+            cells = {k: c for k, c in known.items() if k[:2] == own and k[2] not in changed}
+            for cell in cells.values():
+                cell.source = source
+        for region in occupied_cells(source, CELL) if changed is None else changed:
+            labels = source.read_labels(region)
+            if labels.any():
+                key, packed = self.key(source, region), pack(labels)
+                old = known.get(key)
+                if old is None or old.packed != packed:
+                    classes = frozenset(np.unique(labels).tolist()) - {0}
+                    old = _Cell(source, region, packed, classes, touched=source.labels.version)
+                old.source = source
+                cells[key] = old
+        return dict(sorted(cells.items(), key=lambda item: (item[0][2].y, item[0][2].x)))
 
     @staticmethod
     def key(source: Source, region: Box) -> CellKey:
@@ -155,22 +189,21 @@ class FeatureBank:
         How many cells are still pending.
         """
         started = time.monotonic()
-        seen = {int(c) for cell in self._cells.values() if cell.rows is not None for c in np.unique(cell.labels)}
+        seen = {c for cell in self._cells.values() if cell.rows is not None for c in cell.classes}
         queue = sorted(
             ((k, c) for k, c in self._cells.items() if c.rows is None), key=lambda item: item[1].touched, reverse=True
         )
         late: list[tuple[CellKey, _Cell]] = []
         for key, cell in queue:
-            own = {int(c) for c in np.unique(cell.labels)} - {0}
-            if own <= seen:
+            if cell.classes <= seen:
                 late.append((key, cell))
                 continue
-            cell.rows = self._rows(key, cell)
-            seen |= own
+            self._make_rows(key, cell)
+            seen |= cell.classes
         for done, (key, cell) in enumerate(late):
             if time.monotonic() - started > seconds:
                 return len(late) - done
-            cell.rows = self._rows(key, cell)
+            self._make_rows(key, cell)
         return 0
 
     def rows(self, hide: Callable[[Source, Box], NDArray[np.bool_] | None] | None = None) -> list[Rows]:
@@ -185,11 +218,22 @@ class FeatureBank:
                 out.append(rows)
         return out
 
-    def _rows(self, key: CellKey, cell: _Cell) -> Rows:
+    def _make_rows(self, key: CellKey, cell: _Cell) -> None:
         maps = self.maps_for(cell.source, cell.region)
         rng = np.random.default_rng(zlib.crc32(repr(key[2]).encode()))
-        rows = rows_of(maps, self.features.strides, cell.labels, rng, offset=MARGIN)
-        return replace(rows, slide=key[0])
+        rows = rows_of(maps, self.features.strides, unpack(cell.packed), rng, offset=MARGIN, most=self._most)
+        cell.rows = replace(rows, slide=key[0])
+        self._row_bytes += rows.features.nbytes
+        while self._row_bytes > ROW_BYTES and self._most > 1:
+            self._most //= 2
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        self._row_bytes = 0
+        for number, cell in enumerate(self._cells.values()):
+            if cell.rows is not None:
+                cell.rows = cell.rows.thinned(self._most, np.random.default_rng([number, self._most]))
+                self._row_bytes += cell.rows.features.nbytes
 
     def maps_for(self, source: Source, region: Box) -> list[torch.Tensor]:
         """Maps (1, C_i, h_i, w_i), float16, of a cell with `MARGIN` around it; from memory where it was seen lately."""
@@ -209,9 +253,24 @@ class FeatureBank:
     def encode_patches(self, pixels: NDArray[Any], features: FeatureMaps | None = None) -> list[torch.Tensor]:
         """Maps of patches (B, h, w, C) with sides that are multiples of the largest stride, on the device."""
         image = self.scale.unit(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
+        features = features or self.features
+        maps: list[torch.Tensor]
         with torch.inference_mode():
-            maps: list[torch.Tensor] = (features or self.features)(image)
+            try:
+                maps = features(image)
+            except (RuntimeError, MemoryError) as error:
+                if not (out_of_memory(error) and self._maps):
+                    raise
+                self._forget_maps()
+                maps = features(image)
         return maps
+
+    def _forget_maps(self) -> None:
+        """Give back what is only kept to save time."""
+        self._maps.clear()
+        self._map_bytes = 0
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _keep(self, key: CellKey, maps: list[torch.Tensor]) -> None:
         self._maps[key] = maps
@@ -221,8 +280,33 @@ class FeatureBank:
             self._map_bytes -= sum(m.nbytes for m in old)
 
 
-def _lost_any(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> bool:
-    return before is not after and bool(((before > 0) & (before != after)).any())
+def _lost_any(before: _Cell, after: _Cell | None) -> bool:
+    """Whether a label of a cell is gone or another."""
+    if after is None or before.packed == after.packed:
+        return after is None
+    old = unpack(before.packed)
+    return bool(((old > 0) & (old != unpack(after.packed))).any())
+
+
+class Parts:
+    """Rows of several tensors as if they were one, copied only where they are asked for."""
+
+    def __init__(self, parts: Sequence[torch.Tensor]) -> None:
+        self._parts = tuple(parts)
+        self._ends = torch.tensor([len(p) for p in parts]).cumsum(0)
+
+    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows (len(index), F), in any order."""
+        wanted, where = torch.unique(index, return_inverse=True)
+        out = torch.empty(len(wanted), self._parts[0].shape[1], dtype=self._parts[0].dtype)
+        first = start = 0
+        for part, end, stop in zip(
+            self._parts, self._ends.tolist(), torch.searchsorted(wanted, self._ends).tolist(), strict=True
+        ):
+            if stop > start:
+                out[start:stop] = part[wanted[start:stop] - first]
+            first, start = end, stop
+        return out[where]
 
 
 def rows_of(
@@ -286,8 +370,8 @@ def join(rows: Sequence[Rows], ids: Sequence[int], config: TrainConfig) -> Sampl
         kept = np.bincount(one.labels, minlength=MAX_CLASS_ID + 1)
         weights.append((per_pixel * total / np.maximum(kept, 1))[one.labels])
         channels.append(lookup[one.labels])
-    channel = np.concatenate(channels)
-    known = torch.from_numpy(channel >= 0)
-    features = torch.cat([r.features for r in rows])
-    weight = torch.from_numpy(np.concatenate(weights).astype(np.float32))
-    return Samples(features[known], torch.from_numpy(channel)[known], weight[known])
+    known = [c >= 0 for c in channels]
+    parts = [r.features if k.all() else r.features[torch.from_numpy(k)] for r, k in zip(rows, known, strict=True)]
+    kept = np.concatenate(known)
+    channel = torch.from_numpy(np.concatenate(channels)[kept])
+    return Samples(Parts(parts), channel, torch.from_numpy(np.concatenate(weights)[kept].astype(np.float32)))

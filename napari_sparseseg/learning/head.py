@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,13 @@ class HeadSettings:
     """Labelled pixels per step."""
 
 
+class Table(Protocol):
+    """Rows of numbers, a tensor or several (`bank.Parts`)."""
+
+    def __getitem__(self, index: torch.Tensor, /) -> torch.Tensor:
+        """The rows of these numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Labelled pixels with their features.
@@ -49,20 +56,16 @@ class Samples:
     Attributes
     ----------
     features
-        float (N, F).
+        float (N, F); indexed only, and only with what is drawn.
     channel
         int64 (N,), index into the class table.
     weight
         float32 (N,), share of the loss; need not sum to 1.
     """
 
-    features: torch.Tensor
+    features: Table
     channel: torch.Tensor
     weight: torch.Tensor
-
-    def to(self, device: torch.device) -> Samples:
-        """On another device."""
-        return Samples(self.features.to(device), self.channel.to(device), self.weight.to(device))
 
 
 class Head(nn.Module):
@@ -104,7 +107,13 @@ class Head(nn.Module):
 
 
 def fit_head(
-    samples: Samples, channels: Sequence[int], classes: int, *, settings: HeadSettings | None = None, seed: int = 0
+    samples: Samples,
+    channels: Sequence[int],
+    classes: int,
+    *,
+    settings: HeadSettings | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> Head:
     """Fit a head to labelled pixels.
 
@@ -119,6 +128,8 @@ def fit_head(
         Of the feature maps, in the order of the columns of `samples.features`.
     classes
         Number of classes; those that do not occur get the score `ABSENT`.
+    device
+        Where it is fitted; only the rows drawn are moved there. The result is on the CPU.
 
     Raises
     ------
@@ -131,19 +142,18 @@ def fit_head(
         raise TrainingError("there are no labelled pixels to learn from; scribble some.")
     # Estimates of mean and spread from a draw: as good, and a pass over all rows would take as long as the fit.
     chosen = _draw(weight, (_MASKS,), torch.Generator().manual_seed(seed))
-    x = samples.features[chosen].float()
+    x = samples.features[chosen].to(device).float()
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
     net = _train(samples, mean, std, classes, settings, seed)
     return _folded(net, mean, std, channels, _present(samples, classes))
 
 
 def _draw(weight: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Row numbers drawn in proportion to their weight, on its device."""
+    """Row numbers drawn in proportion to their weight."""
     # Inverse sampling: unlike torch.multinomial it takes any number of rows.
-    ends = weight.cumsum(0).cpu()
+    ends = weight.cumsum(0)
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    found = torch.searchsorted(ends, uniform * ends[-1]).clamp_max(len(ends) - 1)
-    return found.to(weight.device)
+    return torch.searchsorted(ends, uniform * ends[-1]).clamp_max(len(ends) - 1)
 
 
 def _train(
@@ -160,13 +170,15 @@ def _train(
     ]
     adam = _AdamW(weights, settings)
     draws = _draw(samples.weight.double(), (settings.steps, settings.rows), generator)
+    rows, draws = torch.unique(draws, return_inverse=True)  # however many there are, no more than are drawn is copied
+    features, channel = samples.features[rows].to(mean.device), samples.channel[rows].to(mean.device)
     masks = [_dropout_masks(n, settings, generator).to(mean.device) for n in (width, hidden)]
     starts = torch.randint(_MASKS - settings.rows, (settings.steps,), generator=generator).tolist()
-    for index, start in zip(draws, starts, strict=True):
+    for index, start in zip(draws.to(mean.device), starts, strict=True):
         outer, inner = (mask[start : start + settings.rows] for mask in masks)
-        x = (samples.features[index].float() - mean) / std
+        x = (features[index].float() - mean) / std
         inside = F.relu(F.linear(x * outer, weights[0], weights[1])) * inner
-        loss = F.cross_entropy(F.linear(inside, weights[2], weights[3]), samples.channel[index])
+        loss = F.cross_entropy(F.linear(inside, weights[2], weights[3]), channel[index])
         adam.step(torch.autograd.grad(loss, weights))
     return weights
 

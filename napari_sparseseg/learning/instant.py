@@ -75,5 +75,5 @@ class InstantLearner:
         bank, ids = self._ensure_bank(), class_ids(self.classes)
         self._rows = bank.rows()
         rows = [*self._rows, *self._remembered, *augmented]
-        samples = join(rows, ids, self.config).to(self.device)
-        return fit_head(samples, bank.features.channels, len(ids), seed=self.config.seed)
+        samples = join(rows, ids, self.config)
+        return fit_head(samples, bank.features.channels, len(ids), seed=self.config.seed, device=self.device)
