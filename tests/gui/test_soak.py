@@ -272,6 +272,19 @@ class Person:
             self.press(self.panel.train.stop)
 
 
+@pytest.mark.skipif(math.isnan(in_use_mb()), reason="the C library does not tell what is in use (glibc 2.33)")
+@pytest.mark.parametrize("leak_mb", [0.0, 0.5])
+def test_a_leak_is_seen(qapp, leak_mb):
+    watch, kept = Watch(), []
+    for minute in range(12):
+        kept.append(bytearray(int(leak_mb * MEGA)))
+        watch.sample(at_rest=minute % 2 == 0)
+        watch.samples[-1].seconds = 60.0 * minute
+    watch.stop()
+    assert abs(watch.slope("in_use_mb") - leak_mb) < 0.1
+    assert len(kept) == 12
+
+
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(LONG, marks=pytest.mark.slow, id="long")])
 @pytest.mark.timeout(LONG + 1500)
 def test_nothing_grows(viewer, mouse, tiny_slide, tmp_path, seconds):
