@@ -24,7 +24,7 @@ from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
-from tests.test_trainer import StillTask, batch, finish, trainer_of
+from tests.test_trainer import batch, finish, plain_task, trainer_of
 
 LABELS = np.kron(np.array([[1, 0], [2, 3]], np.uint8), np.ones((32, 32), np.uint8))
 
@@ -55,10 +55,10 @@ def test_prediction_and_the_pass_of_a_training_step_stay_on_one_device(tuned):
 
 
 def test_reduced_precision_trains_to_nearly_the_same_loss(monkeypatch):
-    full = finish(trainer_of(StillTask()), lambda n: batch(n=n))
+    full = finish(trainer_of(plain_task()), lambda n: batch(n=n))
     monkeypatch.setattr("napari_sparseseg.learning.trainer.autocast_dtype", lambda _device, **_: torch.bfloat16)
     kinds = []
-    task = StillTask()
+    task = plain_task()
     inner = task.logits
     task.logits = lambda *args: kinds.append((out := inner(*args)).dtype) or out
     half = finish(trainer_of(task), lambda n: batch(n=n))

@@ -20,7 +20,7 @@ from napari_sparseseg.learning.model import read_recipe
 from napari_sparseseg.learning.sampling import Batch
 from napari_sparseseg.learning.trainer import Trainer
 from tests.test_cli import qupath
-from tests.test_trainer import IDS, StillTask, batch
+from tests.test_trainer import IDS, batch, plain_task
 
 BALANCINGS = ("none", "instance", "mini-batch")
 
@@ -30,7 +30,7 @@ def first_step(patches, balancing, part):
     whole = batch()
     mine = Batch(whole.pixels[patches], whole.labels[patches], whole.dense[patches], whole.origins[patches], True)
     config = TrainConfig(patch_px=64, balancing=balancing, batch_size=len(patches))
-    task = StillTask(seed=ranks().rank)  # other weights at first: the trainer gives all ranks those of the first
+    task = plain_task(seed=ranks().rank)  # other weights at first: the trainer gives all ranks those of the first
     trainer = Trainer(task, IDS, config, InputScale.for_rgb())
     trainer._part = part
     gradients = []

@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps
 from napari_sparseseg.learning.head import Head
+from napari_sparseseg.learning.model import load_model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, with_classes
+from tests.test_model import model_of, rewrite
 
 
 def two_speed(context):
@@ -105,3 +108,12 @@ def test_decoder_is_the_stages_written_plainly_and_in_bands_of_rows_too():
         torch.testing.assert_close(decoder(maps, keep), plain(keep), atol=1e-4, rtol=1e-4)
     # with gradients no bands are cut
     torch.testing.assert_close(decoder(maps, keep), plain(keep), atol=1e-4, rtol=1e-4)
+
+
+def test_a_plain_unet_with_batch_normalisation_is_refused_by_name(tmp_path):
+    path = tmp_path / "old.safetensors"
+    model_of(PlainUNet(3, 2, width=4)).save(path)
+    assert load_model(path, device="cpu").net.depth == 4
+    rewrite(path, lambda recipe: recipe["extra"]["net"].pop("norm"))
+    with pytest.raises(ModelError, match=r"batch normalisation.*train it anew"):
+        load_model(path, device="cpu")

@@ -155,6 +155,24 @@ def test_slides_of_different_resolution_meet_at_the_training_resolution(tmp_path
     assert (batch.pixels == 200).all()
 
 
+def test_slides_of_different_resolution_show_the_same_tissue_alike():
+    """One pattern scanned at 0.25, 0.5 and 1 um per pixel: patches at 1 um say the same."""
+    y, x = np.mgrid[:384, :384]
+    coarse = np.stack([128 + 100 * np.sin(y / 9), 128 + 100 * np.sin(x / 7), 128 + 50 * np.cos((x + y) / 11)], -1)
+    truth = coarse.round().astype(np.uint8)
+    for factor in (4, 2, 1):
+        slide = ArraySlide(truth.repeat(factor, 0).repeat(factor, 1), mpp=1 / factor, name=f"times {factor}")
+        annotations = Annotations(slide.shape, classes=CLASSES)
+        annotations.paint([(90.5 * factor, 60.5 * factor), (90.5 * factor, 300.5 * factor)], 8 * factor, 1)
+        source = Source(slide, annotations.snapshot(), slide.frame(1.0))
+        batch = PatchSampler([source], CONFIG, seed=3).draw(4)
+        for pixels, labels, (_, top, left) in zip(batch.pixels, batch.labels, batch.origins, strict=True):
+            wanted = truth[top : top + 64, left : left + 64].astype(int)
+            assert np.abs(pixels.astype(int) - wanted).max() <= 1
+            rows = np.flatnonzero(labels.any(1)) + top
+            assert 80 <= rows.min() <= rows.max() <= 100  # a stroke along row 90, 16 um wide
+
+
 def test_slides_get_their_turn_within_each_class():
     many, one = Annotations((600, 800), classes=CLASSES), Annotations((600, 800), classes=CLASSES)
     for y in range(20, 580, 20):
@@ -327,6 +345,30 @@ def test_batches_read_ahead_are_the_same_in_the_same_order(source):
     for thread in mine:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def test_the_next_batch_is_read_while_the_last_one_is_learned_from():
+    begun, release = [threading.Event() for _ in range(3)], threading.Event()
+    drawn = []
+
+    class Sampler:
+        def draw(self, n):
+            begun[len(drawn)].set()
+            if drawn:
+                assert release.wait(20)
+            drawn.append(n)
+            return drawn[:]
+
+    ahead = ReadAhead(Sampler())
+    try:
+        assert ahead.draw(4) == [4]
+        assert begun[1].wait(20)  # nobody has asked for it, and whoever learns from the first is not kept waiting
+        assert not begun[2].is_set()
+        release.set()
+        assert ahead.draw(4) == [4, 4]
+    finally:
+        release.set()
+        ahead.close()
 
 
 def test_a_failed_read_reaches_the_consumer(source):

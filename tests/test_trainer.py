@@ -12,22 +12,20 @@ from napari_sparseseg.balancing import balanced_cross_entropy
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning.backend import out_of_memory
-from napari_sparseseg.learning.features import InputScale
-from napari_sparseseg.learning.fine import ScratchTask
-from napari_sparseseg.learning.network import PlainUNet
+from napari_sparseseg.learning.encoders import Encoder
+from napari_sparseseg.learning.features import FeatureMaps, InputScale
+from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
+from napari_sparseseg.learning.network import Decoder, PlainUNet
 from napari_sparseseg.learning.sampling import Batch
 from napari_sparseseg.learning.trainer import Trainer
 
 IDS = (5, 2)
 
 
-class StillTask(ScratchTask):
-    """The plain U-Net with fixed normalisation, so that parts of a batch do not influence each other."""
-
-    def __init__(self, seed=0):
-        torch.manual_seed(seed)
-        super().__init__(PlainUNet(3, 2, width=4, depth=2), 1e-3)
-        self.weights.eval()
+def plain_task(seed=0):
+    """The plain U-Net as it is trained, but small."""
+    torch.manual_seed(seed)
+    return ScratchTask(PlainUNet(3, 2, width=4, depth=2), 1e-3)
 
 
 def batch(seed=0, n=4):
@@ -52,22 +50,81 @@ def finish(trainer, draw):
     return loss
 
 
+def frozen_decoder():
+    """The decoder on frozen maps, without the dropout of channels that differs from part to part."""
+    torch.manual_seed(0)
+    maps = FeatureMaps(Encoder(), 3).requires_grad_(False).eval()
+    task = DecoderTask(maps, Decoder(maps.channels, maps.strides, (8, 8, 8, 8), 2), 1e-3)
+    task.weights.mean += 0.5
+    return task
+
+
+TASKS = {"plain": plain_task, "decoder": frozen_decoder}
+
+
 @pytest.mark.parametrize("balancing", ["none", "instance", "mini-batch"])
-def test_parts_add_up_to_the_loss_of_the_batch(balancing):
-    losses, weights = [], []
+@pytest.mark.parametrize("kind", TASKS)
+def test_parts_add_up_to_the_loss_of_the_batch(kind, balancing, monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.fine.CHANNEL_DROPOUT", 0.0)
+    losses, gradients = [], []
     for part in (4, 3, 1):
-        trainer = trainer_of(StillTask(), balancing=balancing)
+        trainer = trainer_of(TASKS[kind](), balancing=balancing)
         trainer._part = part
+        kept = []
+        trainer._optimizer.step = lambda t=trainer, k=kept: k.extend(
+            p.grad.flatten() for p in t.task.weights.parameters()
+        )
         losses.append(finish(trainer, lambda n: batch(n=n)))
-        weights.append(torch.cat([p.detach().flatten() for p in trainer.task.weights.parameters()]))
+        gradients.append(torch.cat(kept))
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4)
-    for other in weights[1:]:
-        torch.testing.assert_close(other, weights[0], rtol=1e-3, atol=1e-5)
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5)
+
+
+def test_the_plain_unet_says_of_a_patch_what_it_says_of_it_alone_in_training_and_after():
+    net = plain_task().weights
+    image = torch.rand(3, 3, 64, 64)
+    assert net.training
+    together = net.logits(image)
+    for k in range(3):
+        torch.testing.assert_close(net.logits(image[k : k + 1])[0], together[k], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.eval().logits(image), together)
+
+
+def test_the_rate_warms_up_and_the_averaged_weights_follow_by_hand():
+    trainer = trainer_of(plain_task())
+    mean = [p.detach().clone() for p in trainer.averaged.parameters()]
+    for step in range(1, 24):
+        finish(trainer, lambda n: batch(n=n))
+        assert trainer._optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * min(1.0, step / 20))
+        decay = min(0.98, (1 + step) / (10 + step))
+        mean = [decay * m + (1 - decay) * p for m, p in zip(mean, trainer.task.weights.parameters(), strict=True)]
+    for ours, theirs in zip(trainer.averaged.parameters(), mean, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-6)
+    assert (1 + 500) / (10 + 500) > 0.98  # the bound is reached
+
+
+@pytest.mark.parametrize("balancing", ["instance", "mini-batch"])
+def test_labels_that_augmentation_turns_out_of_the_patch_have_no_weight(balancing, monkeypatch):
+    def cut(drawn, *_args, **_options):
+        labels = drawn.labels.copy()
+        labels[0] = 0
+        labels[1, :, 30:] = 0
+        return dataclasses.replace(drawn, labels=labels)
+
+    monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", cut)
+    trainer = trainer_of(plain_task(), balancing=balancing)
+    one = cut(batch())
+    channels = np.where(one.labels == 5, 1, np.where(one.labels == 2, 2, 0)).astype(np.uint8)
+    with torch.no_grad():
+        logits = trainer.task.weights.logits(torch.from_numpy(one.pixels).permute(0, 3, 1, 2) / 255)
+    after = float(balanced_cross_entropy(logits, channels, balancing))
+    assert finish(trainer, lambda _n: batch()) == pytest.approx(after, rel=1e-4)
 
 
 def test_loss_is_the_balanced_loss_of_the_augmented_batch(monkeypatch):
     monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", lambda b, *_, **__: b)
-    trainer = trainer_of(StillTask())
+    trainer = trainer_of(plain_task())
     one = batch()
     channels = np.where(one.labels == 5, 1, np.where(one.labels == 2, 2, 0)).astype(np.uint8)
     with torch.no_grad():
@@ -83,7 +140,8 @@ def test_loss_falls_on_a_learnable_batch():
     pixels[one.labels == 2] = (40, 60, 200)
     one = dataclasses.replace(one, pixels=pixels)
     torch.manual_seed(0)
-    trainer = trainer_of(ScratchTask(PlainUNet(3, 2, width=4, depth=2), 3e-3))
+    # Normalised over four channels a place can say little; the real one has sixteen at least.
+    trainer = trainer_of(ScratchTask(PlainUNet(3, 2, width=8, depth=2), 3e-3))
     losses = [finish(trainer, lambda _n: one) for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
@@ -91,7 +149,7 @@ def test_loss_falls_on_a_learnable_batch():
 def test_same_seed_same_weights():
     runs = []
     for _ in range(2):
-        trainer = trainer_of(StillTask(), seed=4)
+        trainer = trainer_of(plain_task(), seed=4)
         for k in range(3):
             finish(trainer, lambda n, k=k: batch(k, n))
         runs.append(torch.cat([p.flatten() for p in trainer.averaged.parameters()]))
@@ -99,7 +157,7 @@ def test_same_seed_same_weights():
 
 
 def test_not_a_number_goes_back_to_the_last_good_weights():
-    trainer = trainer_of(StillTask())
+    trainer = trainer_of(plain_task())
     finish(trainer, lambda n: batch(n=n))
     good = [p.clone() for p in trainer.averaged.parameters()]
     with torch.no_grad():
@@ -112,7 +170,7 @@ def test_not_a_number_goes_back_to_the_last_good_weights():
 
 
 def test_lasting_nan_ends_with_an_error():
-    trainer = trainer_of(StillTask())
+    trainer = trainer_of(plain_task())
     with torch.no_grad():
         next(trainer.averaged.parameters()).fill_(float("nan"))
         next(trainer.task.weights.parameters()).fill_(float("nan"))
@@ -135,11 +193,11 @@ OUT_OF_MEMORY = {
 """As each of them says it."""
 
 
-class Greedy(StillTask):
+class Greedy(ScratchTask):
     """Runs out of memory for more than `fits` patches at a time."""
 
     def __init__(self, fits, error=OUT_OF_MEMORY["card"]):
-        super().__init__()
+        super().__init__(plain_task().weights, 1e-3)
         self.fits, self.error = fits, error
 
     def logits(self, image, labels, generator):
@@ -150,7 +208,7 @@ class Greedy(StillTask):
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
 def test_out_of_memory_means_smaller_parts_and_the_same_step(error):
-    plain, greedy = trainer_of(StillTask()), trainer_of(Greedy(1, error))
+    plain, greedy = trainer_of(plain_task()), trainer_of(Greedy(1, error))
     expected = finish(plain, lambda n: batch(n=n))
     messages = []
     loss = None

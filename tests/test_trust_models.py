@@ -37,7 +37,7 @@ def vit(architecture="vit_tiny_patch16_224", **arguments):
 
 
 HOSTILE = {
-    "wide": {"kind": "scratch", "width": 1024, "depth": 8},
+    "wide": {"kind": "scratch", "norm": "channels", "width": 1024, "depth": 8},
     "large": vit(embed_dim=1536, depth=20),
     "26 TB": vit(embed_dim=8192, depth=8192),
     "narrow and deep": vit(embed_dim=3, num_heads=1, depth=8192),

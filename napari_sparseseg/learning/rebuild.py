@@ -30,7 +30,7 @@ _MOST_DERIVED = 64 << 20
 def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
     """What `rebuild` needs beside classes and channels."""
     if isinstance(net, PlainUNet):
-        return {"kind": "scratch", "width": net.scores.in_channels, "depth": net.depth}
+        return {"kind": "scratch", "norm": "channels", "width": net.scores.in_channels, "depth": net.depth}
     widths = [] if net.decoder is None else net.decoder.widths
     return {
         "kind": "pretrained",
@@ -79,6 +79,8 @@ def _build(recipe: Recipe) -> TwoSpeedNet | PlainUNet:
     net = dict(recipe.extra["net"])
     classes, channels = len(recipe.classes), len(recipe.channels)
     if net["kind"] == "scratch":
+        if net.get("norm") != "channels":
+            raise ModelError("the model is a plain U-Net with batch normalisation, of an older version; train it anew.")
         return PlainUNet(channels, classes, _bounded(net, "width"), _bounded(net, "depth", _MOST_DEPTH))
     if net["kind"] != "pretrained":
         raise ModelError(f"the model is of kind {net['kind']!r}, which this version does not know; update the program.")
