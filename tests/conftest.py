@@ -29,6 +29,14 @@ def pytest_runtest_makereport(item: pytest.Item):
     return outcome
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``-n 2 --dist loadgroup`` a file's tests stay together, and there is one window at a time."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "window" if "gui" in item.path.parts else item.path.name
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of what was killed, filled, taken away, and what was lost."""
     if report.ROWS:
