@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,14 +125,14 @@ def predict(folder: Path, seed: int) -> None:
     tell("done", result.shards_resumed)
 
 
-def train(folder: Path, seed: int) -> None:
+def train(folder: Path, seed: int, architecture: str = "pretrained") -> None:
     """Train in short runs, each of which ends with a checkpoint; the first opens or makes the project."""
     from napari_sparseseg import Session
     from napari_sparseseg.config import TrainConfig
 
     tell = Teller(folder)
     project = folder / "p.sparseseg"
-    config = TrainConfig(patch_px=64, batch_size=2, seed=seed, device="cpu")
+    config = TrainConfig(patch_px=64, batch_size=2, seed=seed, device="cpu", architecture=architecture)
     with Session.load(project) if (project / "project.json").exists() else Session(CLASSES, config=config) as session:
         if session.status.message:
             raise AssertionError(session.status.message)
@@ -148,7 +149,46 @@ def train(folder: Path, seed: int) -> None:
         for _ in range(4):
             session.train(steps=2, wait=True)
             tell("checkpoint", session.status.step)
+            if folder.name.startswith("whole"):
+                shutil.copy(session.checkpoint, folder / f"{session.status.step}.safetensors")
     tell("done")
 
 
-JOBS = {job.__name__: job for job in (paint, export, save, predict, train)}
+def train_plain(folder: Path, seed: int) -> None:
+    """The same with the plain U-Net, in which nothing depends on the clock."""
+    train(folder, seed, "scratch")
+
+
+def export_others(folder: Path, seed: int) -> None:
+    """Draw and export: ASAP XML over the same file, label images each under a name of its own."""
+    from napari_sparseseg.exchange import save_as
+    from napari_sparseseg.exchange.label_images import write_labels
+
+    tell, rng = Teller(folder), np.random.default_rng(seed)
+    annotations = Annotations(SHAPE, CLASSES)
+    tell("ready")
+    for k in itertools.count(1):
+        edit(annotations, rng)
+        save_as(annotations, folder / "a.xml")
+        tell("a.xml", k)
+        name = f"{k}.ome.tif" if k % 2 else f"{k}.ome.zarr"
+        write_labels(annotations, folder / name)
+        tell(name, k)
+
+
+def export_model(folder: Path, seed: int) -> None:
+    """Export a model for other programs, over the same two files for ever."""
+    from napari_sparseseg.learning.export import export_model
+    from napari_sparseseg.learning.model import load_model
+
+    tell = Teller(folder)
+    model = load_model(folder.parent / "model.safetensors", device="cpu")
+    tell("ready")
+    for name in itertools.cycle(("a.onnx", "a.zip")):
+        export_model(model, folder / name)
+        tell(name)
+
+
+JOBS = {
+    job.__name__: job for job in (paint, export, export_others, export_model, save, predict, train, train_plain)
+}  # fmt: skip

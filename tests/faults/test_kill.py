@@ -7,13 +7,20 @@ import json
 import os
 import random
 import re
+import shutil
 import sqlite3
+import zipfile
 
+import numpy as np
 import pytest
+import tifffile
+import zarr
 
 from napari_sparseseg import Session
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.annotations.store import BlankFileError
+from napari_sparseseg.config import Recipe, TrainConfig
+from napari_sparseseg.exchange import load_annotations
 from napari_sparseseg.learning.model_file import read_recipe
 from napari_sparseseg.project import Project
 from tests.conftest import two_textures, write_slide
@@ -26,8 +33,12 @@ pytestmark = [
     pytest.mark.fault,
     pytest.mark.skipif(os.name == "nt", reason="children are forked and killed by signals"),
 ]
-FEW = {"paint": 4, "save": 3, "export": 2, "predict": 2, "train": 2}
-MANY = {"paint": 100, "save": 50, "export": 40, "predict": 40, "train": 24}
+FEW = {"paint": 4, "save": 3, "export": 2, "export_others": 1, "export_model": 0, "predict": 2, "train": 2} | {
+    "train_plain": 0,
+}  # fmt: skip
+MANY = {"paint": 100, "save": 50, "export": 40, "export_others": 24, "export_model": 8, "predict": 40, "train": 24} | {
+    "train_plain": 12,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +127,65 @@ def test_exporting(place, zygote, seed):
     assert found in (expected, ahead)
 
 
+def image(annotations):
+    return annotations.read((0, 0, *SHAPE))
+
+
+@pytest.mark.parametrize("seed", rounds("export_others"))
+def test_exporting_xml_and_label_images(place, zygote, seed):
+    folder = new_folder(place, "export_others", seed)
+    assert zygote.run("export_others", folder, seed, 2 * random.Random(seed).random())
+    done = {name: int(k) for name, k in told(folder)[1:]}
+    row = report.row("kill -9 while exporting ASAP XML and label images")
+    row.rounds, row.promised = row.rounds + 1, row.promised + len(done)
+    there = {
+        p.name for p in folder.iterdir() if p.name.endswith((".xml", ".ome.tif", ".ome.zarr")) and ".part" not in p.name
+    }
+    wrong = set(done) - there
+    for name in there:
+        k = done.get(name, 0) if name == "a.xml" else int(name.split(".")[0])
+        if name == "a.xml":
+            found = image(load_annotations(folder / name, SHAPE, classes=Annotations(SHAPE, CLASSES).classes))
+        elif name.endswith(".tif"):
+            found = tifffile.imread(folder / name)
+        else:
+            found = zarr.open_array(folder / name / "0", mode="r")[:]
+        right = np.array_equal(found, image(replay(seed, k)))
+        ahead = name == "a.xml" and np.array_equal(found, image(replay(seed, k + 1)))
+        row.cut += right and name not in done
+        wrong |= set() if right or ahead else {name}
+    row.lost += len(wrong)
+    assert not wrong
+
+
+@pytest.mark.parametrize("seed", rounds("export_model"))
+def test_exporting_a_model(place, torch_zygote, seed):
+    """Whatever is there is a whole file that other programs read."""
+    import onnx
+
+    from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.network import PlainUNet
+
+    if not (place / "model.safetensors").exists():
+        recipe = Recipe(Annotations(SHAPE, CLASSES).classes, 1.0, "x", config=TrainConfig(architecture="scratch"))
+        Model(recipe, PlainUNet(3, 2, 4, 2), InputScale.for_rgb()).save(place / "model.safetensors")
+    folder = new_folder(place, "export_model", seed)
+    assert torch_zygote.run("export_model", folder, seed, random.Random(seed).uniform(0, 3), 1 + seed % 3)
+    done = {name for (name,) in told(folder)[1:]}
+    row = report.row("kill -9 while exporting a model")
+    row.rounds, row.promised = row.rounds + 1, row.promised + len(done)
+    missing = [name for name in done if not (folder / name).exists()]
+    row.lost += len(missing)
+    assert not missing
+    if (folder / "a.onnx").exists():
+        onnx.checker.check_model(onnx.load(folder / "a.onnx"), full_check=True)
+    if (folder / "a.zip").exists():
+        with zipfile.ZipFile(folder / "a.zip") as package:
+            assert package.testzip() is None
+            assert any(name.endswith(".yaml") for name in package.namelist())
+
+
 @pytest.mark.parametrize("seed", rounds("save"))
 def test_saving_a_project(place, zygote, seed):
     folder = new_folder(place, "save", seed)
@@ -177,24 +247,81 @@ def test_predicting_a_slide(place, zygote, predicted, seed):
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith("a.")) == ["progress"]
 
 
+def step_of(project):
+    """The step of a project's model, or 0."""
+    model = project / "models" / "model.safetensors"
+    return read_recipe(model).step if model.exists() else 0
+
+
 @pytest.mark.parametrize("seed", rounds("train"))
 def test_training(place, torch_zygote, seed):
     folder = place / f"train-{seed // 4}"  # four rounds on one project: each goes on from the one before
     folder.mkdir(exist_ok=True)
-    killed = torch_zygote.run("train", folder, seed // 4, random.Random(seed).uniform(0, 4))
-    lines = told(folder)
     project = folder / "p.sparseseg"
+    before = step_of(project)
+    rng = random.Random(seed)
+    killed = torch_zygote.run("train", folder, seed // 4, rng.uniform(0, 1), rng.randrange(5))
+    lines = told(folder)
     model = project / "models" / "model.safetensors"
-    checkpoints = sum(words[0] == "checkpoint" or words == ["ready", "1"] for words in lines)
+    saved = [int(words[1]) for words in lines if words[0] == "checkpoint"]
+    promised, found = max([before, *saved]), step_of(project)
     row = report.row("kill -9 while training and writing checkpoints")
-    row.rounds, row.promised = row.rounds + killed, row.promised + checkpoints
-    row.lost += checkpoints > 0 and not model.exists()
-    assert model.exists() or checkpoints == 0
+    row.rounds, row.promised = row.rounds + killed, row.promised + len(saved) + (before > 0)
+    row.cut += killed and found == promised
+    row.lost += found < promised
+    assert saved == [before + 2 * k for k in range(1, len(saved) + 1)], "each run goes on from the one before"
+    assert found in (promised, promised + 2), "a checkpoint went back"
     if model.exists():
         assert [c.name for c in read_recipe(model).classes] == CLASSES
     if lines:
         with Session.load(project) as session:
             assert len(session.annotations.strokes) == 6
+            assert (session.model.recipe.step if session.model is not None else 0) == found
     if seed % 4 == 1:
         torch_zygote.run("train", folder, seed // 4)
         assert told(folder)[-1] == ["done"]
+        assert step_of(project) == found + 8
+
+
+def tensors(path):
+    from safetensors.numpy import load_file
+
+    return {name: value.tobytes() for name, value in load_file(path).items()}
+
+
+@pytest.fixture(scope="module")
+def trained(place, torch_zygote):
+    """What an uninterrupted run writes, checkpoint by checkpoint."""
+    folder = place / "whole-train"
+    folder.mkdir()
+    torch_zygote.run("train_plain", folder, 0)
+    return {int(p.stem): tensors(p) for p in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("seed", rounds("train_plain"))
+def test_training_is_the_same_as_without_the_kill(place, torch_zygote, trained, seed):
+    """Up to the kill bit by bit; from there two that go on do the same, with the optimizer's moments begun anew."""
+    assert sorted(trained) == [2, 4, 6, 8]
+    folder = new_folder(place, "train_plain", seed)
+    project = folder / "p.sparseseg"
+    rng = random.Random(seed)
+    torch_zygote.run("train_plain", folder, 0, rng.uniform(0, 0.5), rng.randrange(5))
+    row = report.row("kill -9 while training: the weights of an uninterrupted run")
+    row.rounds += 1
+    step = step_of(project)
+    if step:
+        right = tensors(project / "models" / "model.safetensors") == trained[step]
+        row.promised, row.lost = row.promised + 1, row.lost + (not right)
+        assert right
+    ends = []
+    for k in range(2):
+        copy = place / f"train_plain-{seed}-{k}"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("progress"))
+        torch_zygote.run("train_plain", copy, 0)
+        assert step_of(copy / "p.sparseseg") == step + 8
+        ends.append(tensors(copy / "p.sparseseg" / "models" / "model.safetensors"))
+        shutil.rmtree(copy)
+    row.promised, row.lost = row.promised + 1, row.lost + (ends[0] != ends[1])
+    assert ends[0] == ends[1]
+    if not step:
+        assert ends[0] == trained[8]

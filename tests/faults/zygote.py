@@ -1,9 +1,8 @@
 """A process that has imported what the jobs need and forks one child per job: a round costs milliseconds then.
 
-Run as ``python -m tests.faults.zygote [torch]``. Each line of its input, a JSON list [job, folder, seed, kill after],
-is one child; it is answered with how the child ended. Only the zygote kills, before it has waited: the process id
-cannot
-be another's then.
+Run as ``python -m tests.faults.zygote [torch]``. Each line of its input, a JSON list [job, folder, seed, kill after,
+lines told before], is one child; it is answered with how the child ended. Only the zygote kills, before it has waited:
+the process id cannot be another's then.
 """
 
 from __future__ import annotations
@@ -38,18 +37,20 @@ def main() -> None:
     import napari_sparseseg.slide_prediction.runner  # noqa: F401
 
     for line in sys.stdin:
-        job, folder, seed, kill_after = json.loads(line)
+        job, folder, seed, kill_after, lines = json.loads(line)
         child = os.fork()
         if child == 0:
             _work(JOBS[job], Path(folder), seed)
         if kill_after is not None:
-            _kill(child, Path(folder), kill_after)
+            _kill(child, Path(folder), kill_after, lines)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _kill(child: int, folder: Path, after: float) -> None:
-    end = time.monotonic() + PATIENCE
-    while not ((folder / LABELS).exists() or (folder / "error.txt").exists()) and time.monotonic() < end:
+def _kill(child: int, folder: Path, after: float, lines: int) -> None:
+    end, told, error = time.monotonic() + PATIENCE, folder / LABELS, folder / "error.txt"
+    while time.monotonic() < end and not error.exists():
+        if told.exists() and (not lines or told.read_bytes().count(b"\n") >= lines):
+            break
         time.sleep(0.002)
     time.sleep(after)
     os.kill(child, signal.SIGKILL)
@@ -74,13 +75,13 @@ class Zygote:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env,
         )  # fmt: skip
 
-    def run(self, job: str, folder: Path, seed: int, kill_after: float | None = None) -> bool:
-        """Run a job; with `kill_after` kill it that many seconds after it began. Whether it was killed."""
+    def run(self, job: str, folder: Path, seed: int, kill_after: float | None = None, lines: int = 0) -> bool:
+        """Run a job; with `kill_after` kill it that many seconds after it began, or told `lines`. Whether it was."""
         (folder / LABELS).unlink(missing_ok=True)
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise AssertionError("no pipes")
-        stdin.write(json.dumps([job, str(folder), seed, kill_after]) + "\n")
+        stdin.write(json.dumps([job, str(folder), seed, kill_after, lines]) + "\n")
         stdin.flush()
         ended = int(stdout.readline())
         error = folder / "error.txt"
