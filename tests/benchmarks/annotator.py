@@ -1,23 +1,28 @@
 """A simulated annotator in the loop with the session: quality against annotation time, with and without "Next".
 
-    python -m tests.benchmarks.annotator --strokes 10 --seeds 3
+    python -m tests.benchmarks.annotator                  # 3 seeds, 3 policies, 10 corrections: 15 to 25 CPU minutes
+    python -m tests.benchmarks.annotator --seeds 10 11 12 # those that the guidance was developed on
     python -m pytest tests/benchmarks/test_annotator.py -s
 
-It begins with one stroke per class on a synthetic slide of 2 x 2 mm with a class that has a hundredth of the area, then
-draws a stroke, lets the session train for some steps, and looks again. Where it draws is the policy:
+It begins with one stroke per class on a synthetic slide of 1.5 x 1.5 mm with a class that has a hundredth of the area,
+then draws a stroke, lets the session train for some steps, and looks again. Where it draws is the policy:
 
 * ``next``: in the region that `Session.next_region` suggests;
 * ``wander``: in a view anywhere on the tissue, as somebody without guidance who looks around;
-* ``worst``: in the worst view of the whole slide. Nobody knows it without the truth: an upper limit.
+* ``worst``: in the worst view of the whole slide. Nobody knows it without the truth: an upper limit for one who goes by
+  the number of wrong pixels.
 
 In the view it strokes the class that is wrong most, inside its largest wrong patch. The person: `SECONDS` says how long
 each act takes; a stroke is drawn at `SPEED` screen pixels a second at 1:1, as in RootPainter's simulated benchmark a
-constant mouse rate.
+constant mouse rate. The computer: CPU seconds of refits, steps and suggestions; what the annotator looks at is
+predicted with every policy alike and does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +38,7 @@ from tests.benchmarks import common
 from tests.benchmarks.strokes import depth_inside, stroke
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 POLICIES = ("next", "wander", "worst")
 SECONDS = {"next": 2.0, "wander": 4.0, "worst": 4.0, "decide": 1.5, "class": 1.0}
@@ -41,60 +46,69 @@ SECONDS = {"next": 2.0, "wander": 4.0, "worst": 4.0, "decide": 1.5, "class": 1.0
 SPEED = 300.0
 VIEW = 512
 """Side of what the annotator sees, level-0 pixels: the size of a suggestion at 1 um per pixel."""
-SIDE, IMBALANCE = 4096, 100
-"""Of the slide, level-0 pixels at 0.5 um: 64 views; area of a common class over that of the rare one."""
+SIDE, IMBALANCE = 3072, 100
+"""Of the slide, level-0 pixels at 0.5 um: 36 views; area of a common class over that of the rare one."""
+SCORED_EVERY = 2
+"""Rounds; scoring predicts the whole slide and takes longer than learning from a stroke."""
 LEAST_WRONG = 100
 """Level-0 pixels; a view that is less wrong is left without a stroke, but its time is spent."""
 
 
 @dataclass
 class Annotator:
-    """A hand with a truth to look at."""
+    """A hand with a truth to look at; `depths` is `depth_inside` of each class."""
 
     task: common.Task
     policy: str
     seed: int
+    depths: dict[int, np.ndarray]
     seconds: float = 0.0
+    asking: float = 0.0
+    """CPU seconds that suggestions took."""
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng([self.seed, 3])
         self.truth = self.task.train[0].truth
-        self.depths = {c: depth_inside(self.truth == c) for c in np.unique(self.truth).tolist()}
 
     def begin(self, session: Session) -> None:
         """One stroke per class."""
         for class_id in self.depths:
             self.draw(session, class_id, None)
 
-    def correct(self, session: Session, found: np.ndarray) -> bool:
-        """Go to a view and stroke what is wrong in the prediction at 1 um per pixel; whether there was anything."""
-        predicted = np.kron(found, np.ones((2, 2), np.uint8))[: self.truth.shape[0], : self.truth.shape[1]]
-        wrong = predicted != self.truth
-        view = self.view(session, wrong)
+    def correct(self, session: Session, look: Callable[[Box], np.ndarray]) -> bool:
+        """Go to a view and stroke what is wrong in the prediction; whether there was anything.
+
+        `look` says what is predicted in a level-0 box, as class ids of level-0 pixels.
+        """
+        view = self.view(session, look)
         self.seconds += SECONDS[self.policy] + SECONDS["decide"]
-        inside = np.zeros_like(wrong)
-        inside[view.slices()] = wrong[view.slices()]
-        missed = np.bincount(self.truth[inside], minlength=len(self.task.classes) + 1)
+        truth = self.truth[view.slices()]
+        wrong = look(view) != truth
+        missed = np.bincount(truth[wrong], minlength=len(self.task.classes) + 1)
         class_id = int(missed.argmax())
         if missed[class_id] < LEAST_WRONG:
             return False
-        patches, count = ndimage.label(inside & (self.truth == class_id))
+        patches, count = ndimage.label(wrong & (truth == class_id))
         largest = patches == 1 + int(np.argmax(np.bincount(patches.ravel(), minlength=count + 1)[1:]))
-        at = np.unravel_index(int(np.argmax(np.where(largest, self.depths[class_id], -1))), wrong.shape)
+        depth = np.where(largest, self.depths[class_id][view.slices()], -1)
+        at = np.unravel_index(int(np.argmax(depth)), wrong.shape)
         self.seconds += SECONDS["class"]
-        return self.draw(session, class_id, (float(at[0]), float(at[1])))
+        return self.draw(session, class_id, (float(at[0] + view.y), float(at[1] + view.x)))
 
-    def view(self, session: Session, wrong: np.ndarray) -> Box:
+    def view(self, session: Session, look: Callable[[Box], np.ndarray]) -> Box:
         """Where the annotator looks, cut to the slide."""
-        h, w = wrong.shape
+        h, w = self.truth.shape
         whole = Box(0, 0, h, w)
         if self.policy == "next":
+            started = time.process_time()
             suggestion = session.next_region()
+            self.asking += time.process_time() - started
             if suggestion is not None:
                 return suggestion.box.intersection(whole)
         cells = [Box(y, x, VIEW, VIEW).intersection(whole) for y in range(0, h, VIEW) for x in range(0, w, VIEW)]
         if self.policy == "worst":
+            wrong = look(whole) != self.truth
             return max(cells, key=lambda c: int(wrong[c.slices()].sum()))
         glass = len(self.task.classes)
         tissue = [c for c in cells if (self.truth[c.slices()] != glass).any()]
@@ -110,30 +124,43 @@ class Annotator:
         return True
 
 
-def predict(session: Session) -> np.ndarray:
-    """Class ids of the whole slide at 1 um per pixel."""
-    return session.predict((0, 0, *session.slide.shape), mpp=1.0)[0]
+def predict(session: Session, box: Box) -> np.ndarray:
+    """Class ids in a box of even level-0 pixels: predicted at 1 um per pixel, each enlarged to two by two."""
+    found: np.ndarray = session.predict((box.y, box.x, box.height, box.width), mpp=1.0)[0]
+    return found.repeat(2, axis=0).repeat(2, axis=1)[: box.height, : box.width]
+
+
+@functools.lru_cache(maxsize=1)
+def slide_of(seed: int, side: int) -> tuple[common.Task, dict[int, np.ndarray]]:
+    """A slide to correct and another to be judged on; distances to the border of each class on the first."""
+    task = common.synthetic(IMBALANCE, seed, side, train=1, test=1)
+    truth = task.train[0].truth
+    return task, {c: depth_inside(truth == c).astype(np.float32) for c in np.unique(truth).tolist()}
 
 
 def run(policy: str, seed: int, strokes: int, steps: int) -> list[dict[str, Any]]:
-    """One annotator; a row per round: person's seconds, strokes, Dice on this slide; at the end on another one too."""
-    task = common.synthetic(IMBALANCE, seed, SIDE, train=1, test=1)
-    hand, clock, rows = Annotator(task, policy, seed), common.Clock(), []
-    truth = task.train[0].truth[1::2, 1::2]
-    ids = list(range(1, len(task.classes) + 1))
+    """One annotator; a row per scored round: person's seconds, strokes, Dice here; at the end on another slide too."""
+    task, depths = slide_of(seed, SIDE)
+    hand, clock, rows = Annotator(task, policy, seed, depths), common.Clock(), []
+    truth, ids = task.train[0].truth, list(range(1, len(task.classes) + 1))
     with Session(make_classes(task.classes), config=TrainConfig(mpp=1.0, seed=seed, device="cpu")) as session:
         session.add(ArraySlide(task.train[0].image, mpp=task.mpp, name="slide"))
         hand.begin(session)
+
+        def look(box: Box) -> np.ndarray:
+            return clock.pause(lambda: predict(session, box))
+
         for turn in range(strokes + 1):
             session.train(steps=steps, wait=True)
-            found = clock.pause(lambda: predict(session))
-            scores = common.scores_of(task, confusion(truth, found, ids))
-            row = {"policy": policy, "seed": seed, "round": turn, "person": hand.seconds, "computer": clock()}
-            row |= {"strokes": len(session.annotations.strokes), "here": scores["mean"], "rare": scores["rare"]}
-            rows.append(row)
+            if turn % SCORED_EVERY == 0 or turn == strokes:
+                found = look(Box(0, 0, *truth.shape))
+                scores = common.scores_of(task, confusion(truth[1::2, 1::2], found[1::2, 1::2], ids))
+                row = {"policy": policy, "seed": seed, "round": turn, "person": hand.seconds, "computer": clock()}
+                row |= {"asking": hand.asking, "strokes": len(session.annotations.strokes)}
+                rows.append({**row, "here": scores["mean"], "rare": scores["rare"]})
             if turn < strokes:
-                hand.correct(session, found)
-        rows[-1]["elsewhere"] = common.model_scores(task, session.model)["mean"]
+                hand.correct(session, look)
+        rows[-1]["elsewhere"] = clock.pause(lambda: common.model_scores(task, session.model))["mean"]
     return rows
 
 
@@ -142,12 +169,12 @@ def publish(rows: Sequence[dict[str, Any]]) -> None:
     axes, save = common.figure("annotator", 2)
     keys = {"here": "tissue classes, mean", "rare": "rare class"}
     lines = []
-    turns = max(r["round"] for r in rows)
+    turns = sorted({r["round"] for r in rows})
     for policy, colour in zip(POLICIES, ("#0072b2", "#d55e00", "#999999"), strict=True):
         own = [r for r in rows if r["policy"] == policy]
-        by_turn = [[r for r in own if r["round"] == t] for t in range(turns + 1)]
         if not own:
             continue
+        by_turn = [[r for r in own if r["round"] == t] for t in turns]
         for axis, key in zip(axes, keys, strict=True):
             axis.errorbar(
                 [np.mean([r["person"] for r in part]) for part in by_turn],
@@ -157,46 +184,47 @@ def publish(rows: Sequence[dict[str, Any]]) -> None:
             )  # fmt: skip
             axis.set(title=keys[key], ylim=(0, 1))
             axis.set_xlabel("seconds of the annotator")
-        for t in sorted({0, turns // 2, turns}):
-            part = by_turn[t]
-            lines.append(
-                [policy, str(t), *(f"{np.mean([r[k] for r in part]):.0f}" for k in ("strokes", "person", "computer"))]
-                + [
-                    f"{np.mean([r[k] for r in part]):.3f} ± {np.std([r[k] for r in part]):.3f}"
-                    for k in ("here", "rare")
-                ]
-                + ([f"{np.mean([r['elsewhere'] for r in part]):.3f}"] if t == turns else [""])
-            )
+        for t, part in zip(turns, by_turn, strict=True):
+            if t in (turns[0], turns[len(turns) // 2], turns[-1]):
+                lines.append([policy, str(t), *_means(part)])
     axes[0].set_ylabel("Dice on the slide")
     axes[0].legend(frameon=False)
     save()
-    header = [
-        "policy",
-        "corrections",
-        "strokes",
-        "person, s",
-        "computer, s",
-        "Dice",
-        "rare class",
-        "Dice on another slide",
-    ]
+    header = ["policy", "corrections", "strokes", "person, s", "computer, CPU s", "of it asking", "Dice", "rare class"]
+    header.append("Dice on another slide")
     common.report(
         "annotator", "\n\n".join(["# Simulated annotator", common.markdown(header, lines), _attacks(rows)]), rows
     )
 
 
+def _means(part: Sequence[dict[str, Any]]) -> list[str]:
+    out = [f"{np.mean([r[k] for r in part]):.0f}" for k in ("strokes", "person", "computer", "asking")]
+    for key in ("here", "rare", "elsewhere"):
+        values = [r[key] for r in part if key in r]
+        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+        out.append(f"{np.mean(values):.3f} ± {spread:.3f}" if values else "")
+    return out
+
+
 def _attacks(rows: Sequence[dict[str, Any]]) -> str:
     last = max(r["round"] for r in rows)
-    final = {(r["policy"], r["seed"]): r for r in rows if r["round"] == last}
-    seeds = sorted({s for _, s in final})
-    pairs = [(final["next", s], final["wander", s]) for s in seeds if ("next", s) in final and ("wander", s) in final]
+    known = {(r["policy"], r["seed"], r["round"]): r for r in rows}
+    seeds = sorted({r["seed"] for r in rows})
+    pairs = [
+        [(known["next", s, t], known["wander", s, t]) for t in sorted({r["round"] for r in rows}) if t]
+        for s in seeds
+        if ("next", s, last) in known and ("wander", s, last) in known
+    ]
+    ends = ", ".join(f"{a['here'] - b['here']:+.3f}" for (a, b) in (p[-1] for p in pairs))
+    whole = ", ".join(f"{np.mean([a['here'] - b['here'] for a, b in p]):+.3f}" for p in pairs)
     said = [
-        "Does the clock decide? With the same number of corrections, Next - wander on this slide is "
-        + ", ".join(f"{a['here'] - b['here']:+.3f}" for a, b in pairs)
-        + f" (seed by seed); the person's times are assumed ({SECONDS}), not measured.",
+        f"One lucky moment? Next - wander with as many corrections, seed by seed: at the end {ends}; the mean over all "
+        f"scored rounds {whole}.",
+        f"Does the clock decide? The person's times are assumed ({SECONDS}), not measured.",
         "Does the labelled slide flatter? Strokes are part of what is scored 'here', some percent; 'another slide' "
         "has none.",
         "Is the hand too good? It never strokes the wrong class; people do, with every policy.",
+        "Chosen on these seeds? The guidance was developed on seeds 10 to 12.",
     ]
     return "## Attacks, and their outcome\n\n" + "\n".join(f"- {s}" for s in said)
 
@@ -205,11 +233,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strokes", type=int, default=10, help="corrections after the first stroke per class")
     parser.add_argument("--steps", type=int, default=10, help="of training after each stroke")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     given = parser.parse_args(argv)
     rows = []
-    for seed in range(given.seeds):
+    common.torch.set_num_threads(1)
+    for seed in given.seeds:
         for policy in given.policies:
             rows += run(policy, seed, given.strokes, given.steps)
             print(rows[-1], flush=True)
