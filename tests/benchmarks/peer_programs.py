@@ -10,6 +10,7 @@ is imported before the tool, and nothing of ours but for ours and the forest.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -261,6 +262,8 @@ def _limit(side, end, seconds, done):
 
 def window(name, train, strokes):
     """Print how long the real window did not answer, at rest and from a click on the tool's button to its result."""
+    # As it comes, convpaint's window ended in a segmentation fault here: triton's LLVM and that of Mesa's OpenGL.
+    sys.modules["triton"] = None
     import napari
     from qtpy.QtCore import QTimer
     from qtpy.QtWidgets import QApplication
@@ -305,14 +308,20 @@ def _mosaic(parts):
 
 
 def _press_convpaint(viewer, image, strokes):
-    """As a user who has no network: Gaussian features, RGB; it segments after training unasked."""
+    """RGB, Gaussian features from the start: without a network it cannot open with its VGG16. It segments unasked."""
+    from napari_convpaint.convpaint_model import ConvpaintModel
+    from qtpy.QtWidgets import QApplication
+
+    known = ConvpaintModel(alias="gaussian").get_params()
+    ConvpaintModel.get_default_params = staticmethod(lambda: copy.deepcopy(known))
     viewer.add_image(image, rgb=True, name="fields")
     viewer.add_labels(strokes, name="annotations")
     _, widget = viewer.window.add_plugin_dock_widget("napari-convpaint")
-    widget.qcombo_fe_type.setCurrentText("gaussian_features")
-    widget.set_fe_btn.click()
+    while not hasattr(widget, "cp_model"):  # it goes on with its set-up after it is shown
+        QApplication.processEvents()
     widget.radio_rgb.setChecked(True)
-    widget.annotations_layer_selection_widget.value = viewer.layers["annotations"]
+    QApplication.processEvents()
+    widget.annotations_layer_selection_widget.value.data = strokes  # the layer that it chose, or made
     before = len(viewer.layers)
     return widget.train_classifier_btn.click, lambda: len(viewer.layers) > before
 
