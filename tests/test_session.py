@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,33 @@ def test_settings_are_checked_before_anything_starts(session):
         session.train(colour=3)
     with pytest.raises(SparseSegError, match="mpp"):
         session.train(mpp=-1)
+
+
+def test_classes_change_under_a_running_training(session):
+    scribble(session)
+    session.train(patch_px=64, batch_size=1, seed=1, device="cpu")
+    wait_for(lambda: session.status.step >= 2)
+    a = session.annotations
+    third = a.add_class("border", "#009e73").id
+    a.paint([(100, 512), (900, 512)], 8, third)
+
+    def fitted(*names):
+        return session.status.live_annotation_version == a.version and names == tuple(
+            c.name for c in session.model.recipe.classes
+        )
+
+    wait_for(lambda: fitted("stripes", "dots", "border"))
+    assert (session.predict((0, 384, 1024, 256))[0] == third).any()
+    session.classes = [replace(c, name="lines") if c.id == 1 else c for c in session.classes]
+    wait_for(lambda: fitted("lines", "dots", "border"))
+    session.classes = [c for c in session.classes if c.id != third]
+    wait_for(lambda: fitted("lines", "dots"))
+    step = session.status.step
+    assert step >= 2  # not begun anew
+    wait_for(lambda: session.status.step > step)
+    assert session.status.state == "training"
+    session.stop()
+    assert accuracy(session.predict((0, 0, 1024, 1024))[0]) > 0.9
 
 
 def test_predict_needs_a_model(session):

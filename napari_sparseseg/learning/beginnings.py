@@ -13,7 +13,7 @@ from napari_sparseseg.learning.distributed import ranks
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps
 from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
-from napari_sparseseg.learning.network import Decoder, PlainUNet
+from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 from napari_sparseseg.learning.sampling import PatchSampler, ReadAhead
 from napari_sparseseg.learning.trainer import Trainer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.bank import FeatureBank, Rows
     from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.head import Head
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source
@@ -160,6 +161,15 @@ def other_network(model: Model, config: TrainConfig) -> str:
     if asked == theirs:
         return ""
     return f"the model before had {theirs}; learning begins anew with {asked}."
+
+
+def network_of(
+    features: FeatureMaps | None, head: Head | None, fine: Decoder | PlainUNet | None, share: float
+) -> TwoSpeedNet | PlainUNet | None:
+    """What is served of these parts; None while there is too little of them."""
+    if isinstance(fine, PlainUNet):
+        return fine
+    return None if features is None or head is None else TwoSpeedNet(features, head, fine, share)
 
 
 def fine_part(net: nn.Module) -> Decoder | PlainUNet:

@@ -23,6 +23,7 @@ from napari_sparseseg.learning.bank import CELL
 from napari_sparseseg.learning.beginnings import (
     Patches,
     fine_part,
+    network_of,
     new_decoder,
     new_trainer,
     new_unet,
@@ -87,8 +88,7 @@ class Learner(InstantLearner):
     config, classes
         Settings of the run; class table, in the order of channels.
     model
-        To continue from: its encoder, its decoder, and what it remembers of other slides. One of another encoder or
-        architecture than the config's is left alone; `note` says so.
+        To continue from, with what it remembers of other slides; one of another encoder is left alone, see `note`.
     device
         None: as the config says.
 
@@ -124,10 +124,9 @@ class Learner(InstantLearner):
         self._comparison: Contest | None = None
         self._pseudo: PseudoLabels | None = None
         self._accepted: Decoder | PlainUNet | None = None
-        self._behind = False
         self._loss: float | None = None
         self._first_step, self._share = 0, 0.0
-        self.turns, self._augmented, self._refit_due = Turns(), False, False
+        self.turns, self._augmented, self._refit_due, self._behind = Turns(), False, False, False
         if model is not None:
             self._continue(model)
 
@@ -145,8 +144,7 @@ class Learner(InstantLearner):
     def set_classes(self, classes: Sequence[ClassDef]) -> None:
         """Change the class table; what was learned of the classes that stay is kept."""
         old, self.classes = class_ids(self.classes), make_classes(classes)
-        new = class_ids(self.classes)
-        if old == new:
+        if old == (new := class_ids(self.classes)):
             return
         if self._trainer is not None:
             self._first_step += self._trainer.steps
@@ -176,8 +174,7 @@ class Learner(InstantLearner):
         self.problem = too_few_classes(self.classes, self._training, self._memory)
         if self.problem:
             return None
-        if self._scale is None:
-            self._scale = InputScale.of(self._training)
+        self._scale = self._scale or InputScale.of(self._training)
         if self.config.architecture == "scratch":
             channels = len(self._training[0].slide.channels)
             self._fine = self._fine or new_unet(self.config, channels, len(self.classes), self.device)
@@ -276,11 +273,10 @@ class Learner(InstantLearner):
     def _draw(self, n: int) -> Batch:
         """The next patches, with pseudo-labels of the averaged decoder where there is one."""
         batch = self._patches.draw(n)
-        averaged = fine_part(self._trainer.averaged) if self._trainer is not None else None
-        if not isinstance(averaged, Decoder):
+        if self._trainer is None or not isinstance(self._trainer.averaged, Decoder):
             return batch
         self._pseudo = self._pseudo or PseudoLabels(self._ensure_bank(), class_ids(self.classes))
-        return self._pseudo.fill(batch, self._sources, averaged)
+        return self._pseudo.fill(batch, self._sources, self._trainer.averaged)
 
     def _after_step(self, trainer: Trainer) -> None:
         averaged = fine_part(trainer.averaged)
@@ -326,13 +322,10 @@ class Learner(InstantLearner):
         return comparison.metrics
 
     def _publish(self) -> Model | None:
-        kept: tuple[Rows, ...] = ()
-        net: TwoSpeedNet | PlainUNet | None = copy.deepcopy(self._fine) if isinstance(self._fine, PlainUNet) else None
-        if self._head is not None and self._features is not None and not isinstance(self._fine, PlainUNet):
-            net = TwoSpeedNet(self._features, self._head, copy.deepcopy(self._fine), self._share)
-            kept = memory.chosen([*self._rows, *self._remembered])
+        net = network_of(self._features, self._head, copy.deepcopy(self._fine), self._share)
         if net is None or self._scale is None:
             return None
+        kept = () if isinstance(net, PlainUNet) else memory.chosen([*self._rows, *self._remembered])
         recipe = recipe_of(self._sources, self.classes, self.config, self.metrics, self.step_count)
         self.model = Model(recipe, net.to(self.device), self._scale, kept)
         self.model_version += 1
