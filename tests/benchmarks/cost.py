@@ -1,18 +1,26 @@
-"""What each stage costs, and how that grows with slide, strokes and classes; with the memory at its peak.
+"""What each stage costs, and how that grows with slide, strokes, classes and encoder; with the memory at its peak.
 
-    python -m tests.benchmarks.cost
+    python -m tests.benchmarks.cost                      # 10 CPU minutes
     python -m pytest tests/benchmarks/test_cost.py -s
 
-Wall-clock seconds on the threads of torch, the middle of `REPEATS`; drawing is measured by ``bench_painting.py``,
-reading of large slides by ``bench_slides.py``, whole slides by ``bench_slide_prediction.py``.
+CPU seconds on one thread, so that a busy machine does not change them; the middle of `REPEATS` with warm caches, but
+for what happens once. Every row is a process of its own, so that its peak of memory is its own. Drawing is measured by
+``bench_painting.py``, reading of large slides by ``bench_slides.py``, whole slides by ``bench_slide_prediction.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import os
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,27 +34,37 @@ from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.slides.arrays import ArraySlide
 from tests.benchmarks import common
-from tests.conftest import real_data
+from tests.conftest import ROOT, real_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-REPEATS = 5
+    from napari_sparseseg.geometry import Frame
+    from napari_sparseseg.slides import Slide
+
+Row = dict[str, Any]
+REPEATS = 3
 SIDE = 1024
 """Of the region that is predicted, frame pixels."""
-ENCODERS = ("tf_efficientnet_lite0",)
-"""Others must be downloaded; the plain U-Net stands beside it."""
+ENCODED = 512
+"""Side of what is encoded, frame pixels."""
+SECOND = "resnet18"
+"""An encoder of timm's beside the bundled one, with random weights: what it costs does not depend on them."""
+GRID = ("strokes", "classes", "side", "encoder")
+STAGES = ("read", "encode", "first model", "refit", "stroke to model", "training step", "predict")
 
 
 def middle(work: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Median seconds; the first call, which fills caches, is left out."""
+    """Median CPU seconds; the first call, which fills caches, is left out."""
     work()
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return statistics.median(once(work) for _ in range(repeats))
+
+
+def once(work: Callable[[], Any]) -> float:
+    """CPU seconds of one call."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 def peak() -> float:
@@ -65,89 +83,150 @@ def scribbled(shape: tuple[int, int], strokes: int, classes: int, seed: int = 0)
     return out
 
 
-def stages(strokes: int, classes: int, architecture: str = "pretrained", side: int = 0) -> dict[str, Any]:
-    """Seconds per stage on the real slide, or on one of `side` pixels made of it side by side."""
+def config_of(encoder: str, folder: Path) -> TrainConfig:
+    """Settings for ``bundled``, ``scratch`` (the plain U-Net), or a timm network with random weights from a file."""
+    if encoder in ("bundled", "scratch"):
+        return TrainConfig(mpp=1.0, device="cpu", architecture="scratch" if encoder == "scratch" else "pretrained")
+    import timm
+    from safetensors.torch import save_file
+
+    common.torch.manual_seed(0)
+    save_file(timm.create_model(encoder, pretrained=False).state_dict(), folder / "weights.safetensors")
+    return TrainConfig(mpp=1.0, device="cpu", encoder=f"{encoder}@{folder / 'weights.safetensors'}")
+
+
+def stages(strokes: int, classes: int, side: int, encoder: str) -> Row:
+    """CPU seconds per stage on the real slide, or on one of `side` pixels made of it side by side; MB at most."""
+    common.torch.set_num_threads(1)
     real = open_slide(real_data("CMU-1-Small-Region.svs"))
-    slide = real if not side else _larger(real, side)
-    frame = slide.frame(1.0)
-    annotations = scribbled(slide.shape, strokes, classes)
-    row: dict[str, Any] = {
-        "side": max(slide.shape), "strokes": strokes, "classes": classes, "architecture": architecture
-    }  # fmt: skip
-    box = Box(0, 0, min(SIDE, frame.shape(slide.shape)[0]), min(SIDE, frame.shape(slide.shape)[1]))
-    row["read, s per MP"] = middle(lambda: slide.read_region(box, frame)) / box.area * 1e6
-    row["snapshot"] = middle(annotations.snapshot)
-    learner = Learner(
-        TrainConfig(mpp=1.0, device="cpu", architecture=architecture),
-        make_classes(annotations.classes),  # type: ignore[arg-type]
-    )
-    started = time.perf_counter()
-    learner.set_sources([Source(slide, annotations.snapshot(), frame)])
-    row["sources"] = time.perf_counter() - started
-    started = time.perf_counter()
-    learner.refit()
-    while learner.pending:
-        learner.step()
-    row["first model"] = time.perf_counter() - started
-    row["refit"] = middle(learner.refit, 3)
-    annotations.paint([(100, 100), (160, 180)], 5, 1)
-
-    def stroke_to_model() -> None:
-        learner.set_sources([Source(slide, annotations.snapshot(), frame)])
-        learner.refit()
-
-    row["stroke to model"] = middle(stroke_to_model, 3)
-    before, started = learner.step_count, time.perf_counter()
-    while learner.step_count < before + 3:
-        learner.step()
-    row["training step"] = (time.perf_counter() - started) / 3
-    model = learner.model
-    row["predict, s per MP"] = middle(lambda: predict_region(model, slide, box, frame), 3) / box.area * 1e6
-    row["peak MB so far"] = peak()
+    slide = _larger(real, side) if side else real
+    row: Row = {"strokes": strokes, "classes": classes, "side": max(slide.shape), "encoder": encoder}
+    row["MB before"] = peak()
+    with tempfile.TemporaryDirectory() as folder:
+        row |= _learned(slide, scribbled(slide.shape, strokes, classes), config_of(encoder, Path(folder)))
+    row["MB at most"] = peak()
     return row
 
 
-def _larger(real: Any, side: int) -> ArraySlide:
+def _learned(slide: Slide, annotations: Annotations, config: TrainConfig) -> Row:
+    frame = slide.frame(1.0)
+    height, width = frame.shape(slide.shape)
+    box = Box(0, 0, min(SIDE, height), min(SIDE, width))
+    row: Row = {"read": middle(lambda: slide.read_region(box, frame)) / box.area * 1e6}
+    learner = Learner(config, make_classes(annotations.classes))  # type: ignore[arg-type]
+
+    def fit() -> None:
+        learner.set_sources([Source(slide, annotations.snapshot(), frame)])
+        learner.refit()
+        while learner.pending:
+            learner.step()
+
+    row["first model"] = once(fit)
+    row["encode"] = _encoded(learner, slide, frame)
+    row["refit"] = middle(learner.refit)
+    strokes = iter(scribbled(slide.shape, REPEATS + 1, len(annotations.classes), seed=1).strokes)
+
+    def stroke_to_model() -> None:
+        """A new stroke, mostly where nothing was encoded yet."""
+        stroke = next(strokes)
+        annotations.paint(stroke.points, 5, stroke.class_id)
+        fit()
+
+    row["stroke to model"] = middle(stroke_to_model)
+    before = learner.step_count
+
+    def three_steps() -> None:
+        while learner.step_count < before + 3:
+            learner.step()
+
+    row["training step"] = once(three_steps) / 3
+    model = learner.model
+    row["predict"] = middle(lambda: predict_region(model, slide, box, frame), 2) / box.area * 1e6
+    return row
+
+
+def _encoded(learner: Learner, slide: Slide, frame: Frame) -> float:
+    """CPU seconds per megapixel of the encoder alone; NaN for the plain U-Net, which has none."""
+    model = learner.model
+    if model is None or not hasattr(model.net, "features"):
+        return math.nan
+    image = model.scale.unit(slide.read_region(Box(0, 0, ENCODED, ENCODED), frame)[None])
+    with common.torch.inference_mode():
+        return middle(lambda: model.net.features(image)) / ENCODED**2 * 1e6
+
+
+def _larger(real: Slide, side: int) -> ArraySlide:
     pixels = real.read(Box(0, 0, 2048, 2048))
     times = side // 2048
     return ArraySlide(np.tile(pixels, (times, times, 1)), mpp=0.5, name=f"{side} px")
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def in_own_process(settings: Row) -> Row:
+    """`stages` of one row."""
+    command = [sys.executable, "-m", "tests.benchmarks.cost", "--one", json.dumps(settings)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def publish(rows: Sequence[Row]) -> None:
+    """Table, attacks, and a curve of time and memory for everything that grows."""
+    header = [*GRID, *(f"{s}, s/MP" if s in ("read", "encode", "predict") else s for s in STAGES)]
+    lines = [[_shown(r[key]) for key in (*GRID, *STAGES, "MB before", "MB at most")] for r in rows]
+    attacks = (
+        "- Is the first call flattered? Caches are warm in all medians; *first model* is cold, and happens once.\n"
+        "- Whose memory? Each row has a process of its own; *before* is with everything imported and the slide open, "
+        "which is an array in memory where its side is given larger than the file's (3 bytes a pixel).\n"
+        "- Does the random encoder flatter? It costs what a trained one of its kind would; its quality is nothing.\n"
+        "- A busy machine? CPU seconds; caches shared with others may still cost some percent."
+    )
+    table = common.markdown([*header, "MB before", "MB at most"], lines)
+    common.report("cost", "\n\n".join(["# Cost per stage, CPU seconds", table, "## Attacks", attacks]), list(rows))
+    axes, save = common.figure("cost", 4)
+    for axis, by in zip(axes, ("strokes", "classes", "side", "MB"), strict=True):
+        if by == "MB":
+            named = [f"{r['strokes']} str, {r['classes']} cl, {r['side'] // 1000}k, {r['encoder']}" for r in rows]
+            axis.barh(named, [r["MB at most"] for r in rows], color="#0072b2")
+            axis.barh(named, [r["MB before"] for r in rows], color="#999999")
+            axis.set(xlabel="MB: before, and at most")
+            axis.tick_params(labelsize=6)
+            continue
+        others = {"strokes": 100, "classes": 5, "side": rows[0]["side"], "encoder": "bundled"}
+        del others[by]
+        chosen = sorted((r for r in rows if all(r[k] == v for k, v in others.items())), key=lambda r: r[by])
+        for key in ("first model", "stroke to model", "refit", "training step"):
+            axis.plot([r[by] for r in chosen], [r[key] for r in chosen], "o-", ms=4, label=key)
+        axis.set(xlabel=by, yscale="log", xscale="linear" if by == "classes" else "log")
+    axes[0].set_ylabel("CPU seconds")
+    axes[0].legend(frameon=False, fontsize=7)
+    save()
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strokes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 5, 10])
-    parser.add_argument("--sides", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--sides", type=int, nargs="*", default=[4096, 16384])
+    parser.add_argument("--encoders", nargs="*", default=[SECOND, "scratch"])
+    parser.add_argument("--one", help="settings of one row, as JSON; prints it")
     given = parser.parse_args(argv)
-    grid = [{"strokes": n, "classes": 5} for n in given.strokes]
-    grid += [{"strokes": 100, "classes": k} for k in given.classes if k != 5]
-    grid += [{"strokes": 100, "classes": 5, "architecture": "scratch"}]
-    grid += [{"strokes": 100, "classes": 5, "side": side} for side in given.sides]
+    if given.one:
+        print(json.dumps(stages(**json.loads(given.one))))
+        return []
+    usual = {"strokes": 100, "classes": 5, "side": 0, "encoder": "bundled"}
+    grid = [{**usual, "strokes": n} for n in given.strokes]
+    grid += [{**usual, "classes": k} for k in given.classes if k != 5]
+    grid += [{**usual, "side": side} for side in given.sides]
+    grid += [{**usual, "encoder": name} for name in given.encoders]
     rows = []
     for settings in grid:
-        rows.append(stages(**settings))
+        rows.append(in_own_process(settings))
         print(rows[-1], flush=True)
-    header = list(rows[0])
-    lines = [[_shown(row[key]) for key in header] for row in rows]
-    attack = (
-        "- Is the first call flattered? Caches are warm in all medians; *sources* and *first model* are cold, once.\n"
-        "- Peaks are of one process that did all rows above: they only grow; slides are in memory where a side is "
-        "given larger than the file.\n"
-        f"- Encoders: {', '.join(ENCODERS)} only; every other one would have to be downloaded."
-    )
-    text = "\n\n".join(["# Cost per stage, seconds", common.markdown(header, lines), "## Attacks", attack])
-    common.report("cost", text, rows)
-    axes, save = common.figure("cost", 2)
-    keys = ("sources", "first model", "stroke to model", "training step")
-    plain = [r for r in rows if r["architecture"] == "pretrained" and r["side"] < 4096]
-    for axis, by, fixed in ((axes[0], "strokes", ("classes", 5)), (axes[1], "classes", ("strokes", 100))):
-        chosen = sorted((r for r in plain if r[fixed[0]] == fixed[1]), key=lambda r: r[by])
-        for key in keys if chosen else ():
-            axis.plot([r[by] for r in chosen], [r[key] for r in chosen], "o-", ms=4, label=key)
-        axis.set(xlabel=by, **({"xscale": "log", "yscale": "log"} if chosen else {}))
-    axes[0].set_ylabel("seconds")
-    axes[0].legend(frameon=False)
-    save()
+    publish(rows)
     return rows
 
 
