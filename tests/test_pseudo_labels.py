@@ -18,7 +18,7 @@ from napari_sparseseg.learning.comparison import SURE, Comparison
 from napari_sparseseg.learning.pseudo_labels import KEEP, SETTLE, PseudoLabels
 from napari_sparseseg.learning.trainer import PSEUDO_WEIGHT
 from tests.test_learner import CLASSES, SIDE, annotated, fitted, slide_of, steps
-from tests.test_trainer import StillTask, batch, finish, trainer_of
+from tests.test_trainer import batch, finish, plain_task, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +144,13 @@ def test_their_loss_is_a_term_of_its_own_over_all_pixels(monkeypatch, part):
     monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", lambda b, *_, **__: b)
     one = batch()
     pseudo = np.where(one.labels == 0, np.random.default_rng(1).choice([0, 5, 2], one.labels.shape), 0).astype(np.uint8)
-    trainer = trainer_of(StillTask())
+    trainer = trainer_of(plain_task())
     trainer._part = part
     with torch.no_grad():
         logits = trainer.task.weights.logits(torch.from_numpy(one.pixels).permute(0, 3, 1, 2) / 255).numpy()
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     by_hand = -(log_p[:, 0][pseudo == 5].sum() + log_p[:, 1][pseudo == 2].sum()) / pseudo.size
-    alone = finish(trainer_of(StillTask()), lambda _n: one)
+    alone = finish(trainer_of(plain_task()), lambda _n: one)
     both = finish(trainer, lambda _n: dataclasses.replace(one, pseudo=pseudo))
     assert both == pytest.approx(alone + PSEUDO_WEIGHT * by_hand, rel=1e-4)
 

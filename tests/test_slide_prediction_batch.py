@@ -168,7 +168,10 @@ def test_ctrl_c_keeps_what_is_done(model, tmp_path):
     out = tmp_path / "o.ome.zarr"
     command = [sys.executable, "-m", "napari_sparseseg", "predict", slide, "--model", model, "--output", out, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell that runs this in the background has interrupts ignored, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    signal.signal(signal.SIGINT, before)
     journal = tmp_path / "o.ome.zarr.partial" / "journal.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.exists() and '"shard"' in journal.read_text()):

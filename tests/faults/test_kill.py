@@ -149,7 +149,7 @@ def test_exporting_xml_and_label_images(place, zygote, seed):
         elif name.endswith(".tif"):
             found = tifffile.imread(folder / name)
         else:
-            found = zarr.open_array(folder / name / "0", mode="r")[:]
+            found = zarr.open_array(folder / name / "labels/annotations/0", mode="r")[:]
         right = np.array_equal(found, image(replay(seed, k)))
         ahead = name == "a.xml" and np.array_equal(found, image(replay(seed, k + 1)))
         row.cut += right and name not in done
