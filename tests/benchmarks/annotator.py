@@ -241,8 +241,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for seed in given.seeds:
         for policy in given.policies:
             rows += run(policy, seed, given.strokes, given.steps)
-            print(rows[-1], flush=True)
-    publish(rows)
+            publish(rows)  # what was found so far: the whole takes long
     return rows
 
 
