@@ -1,14 +1,14 @@
 """Where to scribble next: unlabelled tissue that the model doubts, spread over the slide.
 
-A cell's worth is how close its two likeliest classes are, pixel by pixel, above what the least doubtful cell has, where
-pixels of a rare class count more; lowered near what was already suggested. Uncertainty alone sends the user back to the
-same border again and again; distance is the cheap form of the diversity that batch active learning asks for (Sener &
-Savarese, ICLR 2018).
+A cell's worth is its mean predictive entropy, lowered near what is labelled and near what was already suggested.
+Uncertainty alone sends the user back to the same border again and again; distance is the cheap form of the diversity
+that batch active learning asks for (Sener & Savarese, ICLR 2018).
 
-Measured on two synthetic slides with a class of a hundredth of the area (seeds 10, 11, fitted head alone, 2026-11-26),
-mean Dice after six corrections: this 0.764 and 0.721, mean entropy as it was before 0.735 and 0.679, a view anywhere on
-the tissue 0.656 and 0.707. Leaving out what lies along predicted borders is no cure: that ranked cells by their errors
-the wrong way round (correlation -0.5, entropy +0.6), since what is wrong is mostly scattered, and has borders itself.
+Tried and not taken (`tests/benchmarks/annotator.py`, 2026-11-26): the margin of the two likeliest classes above that of
+the least doubtful cell, rare classes weighed up. With the fitted head alone it was better on both slides that it was
+made on (0.764 and 0.721 against 0.735 and 0.679), with the whole learner worse on all three others (0.729, 0.770, 0.830
+against 0.749, 0.823, 0.859). Leaving out predicted borders ranked cells by their errors the wrong way round (rank
+correlation -0.5, entropy +0.6): what is wrong is mostly scattered, and has borders itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.inference import entropy, narrowness, predict_region
+from napari_sparseseg.inference import entropy, predict_region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,6 @@ CELL = 256
 """Side of a suggestion in pixels at the training resolution."""
 LOOKED_AT = 16
 """Cells that are predicted for one suggestion; more would make the user wait."""
-LEAST_SHARE = 0.01
-"""Rarer classes count as if they had this share of the pixels looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,34 +89,18 @@ def suggest(
 ) -> Suggestion | None:
     """Predict `cells` (frame pixels) and pick the most doubtful; `near` are earlier suggestions, level 0.
 
-    Of cells within two cells of an earlier suggestion half counts. None without cells.
+    Cells within two cells of an earlier suggestion count half. None without cells.
     """
-    if not cells:
-        return None
     earlier = [(b.y + CELL / 2, b.x + CELL / 2) for b in (frame.cover(n) for n in near)]
-    ids = [c.id for c in model.recipe.classes]
-    doubts, shares, found = [], [], []
+    best: tuple[float, Suggestion] | None = None
     for cell in cells:
         _, probabilities = predict_region(model, slide, cell, frame)
-        doubts.append(_doubt_by_class(probabilities))
-        shares.append(probabilities.mean(axis=(1, 2)))
         uncertainty = float(entropy(probabilities).mean()) / 255
-        found.append(Suggestion(frame.level0(cell), _most_confused(probabilities, ids), uncertainty))
-    worth = np.stack(doubts) @ (1 / np.sqrt(np.maximum(np.mean(shares, axis=0), LEAST_SHARE)))
-    # What every cell has is no reason to go to one: without this, distance alone decides while all doubt is alike.
-    worth -= worth.min()
-    worth *= [0.5 if earlier and _distance(cell, earlier) < 2 * CELL else 1.0 for cell in cells]
-    return found[int(worth.argmax())]
-
-
-def _doubt_by_class(probabilities: np.ndarray) -> np.ndarray:
-    """How close the two likeliest classes are, 0..1, summed over the pixels predicted as each class, per pixel of all.
-
-    Not the entropy: a decoder that has just begun gives every class nearly the same, which lifts the entropy of all
-    cells to the same height and leaves this alone.
-    """
-    order, doubt = probabilities.argmax(axis=0).ravel(), narrowness(probabilities).ravel()
-    return np.bincount(order, weights=doubt, minlength=len(probabilities)) / (255 * doubt.size)
+        worth = uncertainty * (0.5 if earlier and _distance(cell, earlier) < 2 * CELL else 1.0)
+        if best is None or worth > best[0]:
+            ids = [c.id for c in model.recipe.classes]
+            best = worth, Suggestion(frame.level0(cell), _most_confused(probabilities, ids), uncertainty)
+    return None if best is None else best[1]
 
 
 def _most_confused(probabilities: np.ndarray, ids: Sequence[int]) -> tuple[int, int]:

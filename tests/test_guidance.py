@@ -91,28 +91,8 @@ def picked(slide, model, near=()):
     return suggest(model, slide, Frame(), cells, [cells[k] for k in near]).box.x // CELL
 
 
-def test_doubt_that_is_everywhere_does_not_let_distance_decide(tiny_slide):
-    # The third is the most doubtful and was just seen; halved as a whole it would come last.
-    model = Doubting((0.40, 0.30, 0.30), (0.40, 0.30, 0.30), (0.36, 0.34, 0.30), (0.40, 0.31, 0.29))
-    with open_slide(tiny_slide) as slide:
-        assert picked(slide, model, near=[2]) == 2
-
-
 def test_near_an_earlier_suggestion_half_counts(tiny_slide):
     model = Doubting((0.9, 0.1, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.85, 0.15, 0.0))
     with open_slide(tiny_slide) as slide:
         assert picked(slide, model) == 3
         assert picked(slide, model, near=[3]) == 0
-
-
-def test_what_all_classes_share_is_no_doubt(tiny_slide):
-    # The first has more entropy, of a class that is out of the question; the second wavers between two.
-    model = Doubting((0.60, 0.20, 0.20), (0.54, 0.46, 0.00), (1.0, 0.0, 0.0))
-    with open_slide(tiny_slide) as slide:
-        assert picked(slide, model) == 1
-
-
-def test_a_rare_class_counts_more(tiny_slide):
-    model = Doubting((0.58, 0.42, 0.0), (0.3, 0.1, 0.6), (1.0, 0.0, 0.0), (1.0, 0.0, 0.0))
-    with open_slide(tiny_slide) as slide:
-        assert picked(slide, model) == 1
