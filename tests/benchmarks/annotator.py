@@ -210,23 +210,30 @@ def _attacks(rows: Sequence[dict[str, Any]]) -> str:
     last = max(r["round"] for r in rows)
     known = {(r["policy"], r["seed"], r["round"]): r for r in rows}
     seeds = sorted({r["seed"] for r in rows})
-    pairs = [
-        [(known["next", s, t], known["wander", s, t]) for t in sorted({r["round"] for r in rows}) if t]
-        for s in seeds
-        if ("next", s, last) in known and ("wander", s, last) in known
-    ]
+    paired = [s for s in seeds if ("next", s, last) in known and ("wander", s, last) in known]
+    rounds = sorted({r["round"] for r in rows if r["round"]})
+    pairs = [[(known["next", s, t], known["wander", s, t]) for t in rounds] for s in paired]
     ends = ", ".join(f"{a['here'] - b['here']:+.3f}" for (a, b) in (p[-1] for p in pairs))
     whole = ", ".join(f"{np.mean([a['here'] - b['here'] for a, b in p]):+.3f}" for p in pairs)
     said = [
         f"One lucky moment? Next - wander with as many corrections, seed by seed: at the end {ends}; the mean over all "
         f"scored rounds {whole}.",
-        f"Does the clock decide? The person's times are assumed ({SECONDS}), not measured.",
+        f"Does the clock decide? The person's times are assumed ({SECONDS}), not measured. When Next ends, Next - wander "
+        f"(between its rounds) is {', '.join(f'{_when_next_ends(rows, s):+.3f}' for s in paired)}.",
         "Does the labelled slide flatter? Strokes are part of what is scored 'here', some percent; 'another slide' "
         "has none.",
         "Is the hand too good? It never strokes the wrong class; people do, with every policy.",
-        "Chosen on these seeds? The guidance was developed on seeds 10 to 12.",
+        "Chosen on these seeds? What was tried instead of entropy was made on seeds 10 and 11, lost on seeds 0 to 2 and "
+        "was not taken; see `napari_sparseseg.guidance`.",
     ]
     return "## Attacks, and their outcome\n\n" + "\n".join(f"- {s}" for s in said)
+
+
+def _when_next_ends(rows: Sequence[dict[str, Any]], seed: int) -> float:
+    """Dice of Next at its end less that of wander after as many seconds of the person."""
+    ours, other = ([r for r in rows if (r["policy"], r["seed"]) == (p, seed)] for p in ("next", "wander"))
+    then = np.interp(ours[-1]["person"], [r["person"] for r in other], [r["here"] for r in other])
+    return float(ours[-1]["here"] - then)
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

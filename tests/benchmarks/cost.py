@@ -180,7 +180,8 @@ def publish(rows: Sequence[Row]) -> None:
     attacks = (
         "- Is the first call flattered? Caches are warm in all medians; *first model* is cold, and happens once.\n"
         "- Whose memory? Each row has a process of its own; *before* is with everything imported and the slide open, "
-        "which is an array in memory where its side is given larger than the file's (3 bytes a pixel).\n"
+        "which is an array in memory where its side is given larger than the file's (3 bytes a pixel, and reading is "
+        "nothing).\n"
         "- Does the random encoder flatter? It costs what a trained one of its kind would; its quality is nothing.\n"
         "- A busy machine? CPU seconds; caches shared with others may still cost some percent."
     )
@@ -231,7 +232,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.3g}"
+    return str(value)
 
 
 if __name__ == "__main__":
