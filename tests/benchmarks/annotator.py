@@ -218,13 +218,13 @@ def _attacks(rows: Sequence[dict[str, Any]]) -> str:
     said = [
         f"One lucky moment? Next - wander with as many corrections, seed by seed: at the end {ends}; the mean over all "
         f"scored rounds {whole}.",
-        f"Does the clock decide? The person's times are assumed ({SECONDS}), not measured. When Next ends, Next - wander "
-        f"(between its rounds) is {', '.join(f'{_when_next_ends(rows, s):+.3f}' for s in paired)}.",
+        f"Does the clock decide? The person's times are assumed ({SECONDS}), not measured. When Next ends, Next - "
+        f"wander (between its rounds) is {', '.join(f'{_when_next_ends(rows, s):+.3f}' for s in paired)}.",
         "Does the labelled slide flatter? Strokes are part of what is scored 'here', some percent; 'another slide' "
         "has none.",
         "Is the hand too good? It never strokes the wrong class; people do, with every policy.",
-        "Chosen on these seeds? What was tried instead of entropy was made on seeds 10 and 11, lost on seeds 0 to 2 and "
-        "was not taken; see `napari_sparseseg.guidance`.",
+        "Chosen on these seeds? What was tried instead of entropy was made on seeds 10 and 11, lost on seeds 0 to 2 "
+        "and was not taken; see `napari_sparseseg.guidance`.",
     ]
     return "## Attacks, and their outcome\n\n" + "\n".join(f"- {s}" for s in said)
 

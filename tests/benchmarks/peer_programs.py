@@ -71,7 +71,7 @@ class Apoc:
         self.apoc, self.pull = apoc, cle.pull
         self.features = WIDE if variant == "wide" else apoc.PredefinedFeatureSet.object_size_1_to_5_px.value
         path = str(Path(tempfile.mkdtemp()) / "pixels.cl")
-        # Trees become OpenCL source: of depth 8 it was not compiled after a minute.
+        # With trees of depth 8 it was not ready after a minute.
         self.model = apoc.PixelClassifier(
             opencl_filename=path, max_depth=4 if variant == "wide" else 2, num_ensembles=100
         )
@@ -262,7 +262,7 @@ def _limit(side, end, seconds, done):
 
 def window(name, train, strokes):
     """Print how long the real window did not answer, at rest and from a click on the tool's button to its result."""
-    # As it comes, convpaint's window ended in a segmentation fault here: triton's LLVM and that of Mesa's OpenGL.
+    # With triton convpaint's window ended in a segmentation fault here: its LLVM against that of Mesa's OpenGL.
     sys.modules["triton"] = None
     import napari
     from qtpy.QtCore import QTimer
