@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef, TrainConfig
@@ -152,6 +153,41 @@ def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide, 
     a.paint([(100, 50), (100, 150)], 5, 4)
     learner.set_sources(sources(slide, a))
     assert learner.turns.stale == 0
+
+
+def served(learner):
+    return torch.cat([p.flatten() for p in learner.model.net.decoder.parameters()])
+
+
+def until_compared(learner):
+    while not learner.step().validation:
+        pass
+
+
+def test_a_good_decoder_is_served_as_it_learns_on_and_a_worse_one_gives_way(slide, monkeypatch):
+    monkeypatch.setattr("napari_sparseseg.learning.learner.PUBLISH_STEPS", 2)
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.LEAST_STEPS", 8)
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.TIME_SHARE", 1000)
+    monkeypatch.setattr("napari_sparseseg.learning.comparison.NOISE", 1.0)  # the decoder has a share from the first on
+    learner = fitted(slide, annotated())
+    learner.turns = Turns(first=4)
+    until_compared(learner)
+    learner.step()
+    good = served(learner)
+    assert learner.model.net.share > 0
+    steps(learner, 4)
+    assert not torch.equal(served(learner), good)  # newer weights, before they were compared
+    monkeypatch.setattr(Turns, "keeps_up", lambda *_: False)
+    until_compared(learner)
+    steps(learner, 4)
+    learner.refit()
+    assert torch.equal(served(learner), good)
+    monkeypatch.undo()
+    monkeypatch.setattr("napari_sparseseg.learning.learner.PUBLISH_STEPS", 2)
+    learner.turns = Turns(first=learner.step_count + 1)
+    until_compared(learner)
+    learner.step()
+    assert not torch.equal(served(learner), good)
 
 
 def test_held_out_strokes_are_swapped_and_then_kept_out_of_training(slide, monkeypatch):

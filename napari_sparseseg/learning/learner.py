@@ -3,7 +3,9 @@
 * `refit` fits the instant head to everything labelled, after each stroke.
 * `step` does one short piece of work of the fine part: train the U-Net decoder, or compare it with the head on held-out
   strokes. The served model mixes both in the share that did best there; a share of 0, the head alone, is always among
-  the candidates, so the model served is not worse than the instant one on what was held out, but for chance.
+  the candidates, so what is served was not worse than the instant one on what was held out, to within `NOISE`, when
+  they were compared. Until the next comparison the decoder served follows the one that is trained; one that was found
+  clearly worse gives way to the last good one.
 
 The plain U-Net has no head: what is served is the network that scored best.
 """
