@@ -55,8 +55,8 @@ class SavableSegmenter(Segmenter, Protocol):
 class RegionReader(Protocol):
     """What prediction needs of a slide."""
 
-    def read_region(self, region: Box, frame: Frame) -> np.ndarray:
-        """(h, w, C) pixels; any region, background outside the slide."""
+    def read_mirrored(self, region: Box, frame: Frame) -> np.ndarray:
+        """(h, w, C) pixels; any region, mirrored beyond the slide's edges."""
 
 
 class PredictionStopped(PredictionError):
@@ -92,7 +92,7 @@ def predict_tile(
     """
     view = TileView(frame, read_frame or frame, tile)
     source = input_region(model, view.needed)
-    return view.resampled(predict_pixels(model, slide.read_region(source, view.read_frame), source, view.needed))
+    return view.resampled(predict_pixels(model, slide.read_mirrored(source, view.read_frame), source, view.needed))
 
 
 class TileView:

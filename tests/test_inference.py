@@ -31,8 +31,8 @@ PAD = 64
 
 
 def whole_slide_answer(model: SmoothModel) -> np.ndarray:
-    """One pass over the image in a wide white frame, cut out again: no tiles, no slide reader."""
-    framed = np.pad(IMAGE, ((PAD, PAD + 8), (PAD, PAD + 8), (0, 0)), constant_values=255)
+    """One pass over the image and its mirror images around it, cut out again: no tiles, no slide reader."""
+    framed = np.pad(IMAGE, ((PAD, PAD + 8), (PAD, PAD + 8), (0, 0)), mode="symmetric")
     return model.probabilities(framed)[:, PAD : PAD + 200, PAD : PAD + 248]
 
 

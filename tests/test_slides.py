@@ -115,6 +115,25 @@ def test_edge_pixels_are_kept_and_outside_is_background():
     assert (got[~inside] == 255).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    y=st.integers(-150, 200), x=st.integers(-150, 200), h=st.integers(1, 90), w=st.integers(1, 90),
+    step=st.sampled_from([(1.0, 1.0), (4.0, 4.0), (2.7, 3.1), (0.5, 0.8)]),
+)  # fmt: skip
+def test_a_slide_goes_on_mirrored_beyond_its_edges(y, x, h, w, step):
+    with ArraySlide(SMALL) as slide:
+        got = slide.read_mirrored(Box(y, x, h, w), Frame(step))
+        # Frame pixels with their centre on the slide: read in one piece, then mirrored by numpy.
+        n, m = (sum((i + 0.5) * d < size for i in range(2 * size)) for d, size in zip(step, SMALL.shape, strict=False))
+        whole = slide.read_region(Box(0, 0, n, m), Frame(step))
+    far = 300
+    around = np.pad(whole, ((far, far), (far, far), (0, 0)), mode="symmetric")
+    np.testing.assert_array_equal(got, around[far + y : far + y + h, far + x : far + x + w])
+
+
+SMALL = np.random.default_rng(3).integers(0, 250, (37, 50, 3), dtype=np.uint8)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     y=st.integers(-20, 90), x=st.integers(-20, 90), h=st.integers(1, 40), w=st.integers(1, 40),

@@ -56,8 +56,8 @@ class Source:
         return self.slide.is_rgb and self.slide.dtype == np.uint8 and min(self.slide.background) >= 128
 
     def read_pixels(self, region: Box) -> NDArray[Any]:
-        """(h, w, C) in the slide's dtype; background outside the slide."""
-        return self.slide.read_region(region, self.frame)
+        """(h, w, C) in the slide's dtype; mirrored beyond the slide's edges."""
+        return self.slide.read_mirrored(region, self.frame)
 
     def read_labels(self, region: Box) -> Labels:
         """(h, w) class ids; 0 = unlabelled or outside."""

@@ -211,7 +211,7 @@ class ShardPredictor:
                 view = TileView(self._frame, self._read_frame, tile)
                 source = input_region(self._model, view.needed)
                 wanted = self._tissue is None or self._tissue.overlaps(tile, self._frame)
-                pixels = reader.submit(self._slide.read_region, source, self._read_frame) if wanted else None
+                pixels = reader.submit(self._slide.read_mirrored, source, self._read_frame) if wanted else None
                 yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
 
     def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:

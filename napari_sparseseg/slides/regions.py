@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,21 @@ def read_region(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
     return out
 
 
+def read_mirrored(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
+    """`Slide.read_mirrored` on a bare pyramid."""
+    starts, sizes = (region.y, region.x), (region.height, region.width)
+    rows, columns = (
+        _folded(start, size, _centres_inside(length, step))
+        for start, size, length, step in zip(starts, sizes, pyramid.levels[0].shape, frame.downsample, strict=False)
+    )
+    if not region.area:
+        return read_region(pyramid, region, frame)
+    y, x = int(rows.min()), int(columns.min())
+    inside = Box(y, x, int(rows.max()) + 1 - y, int(columns.max()) + 1 - x)
+    pixels = read_region(pyramid, inside, frame)
+    return pixels if inside == region else pixels[np.ix_(rows - y, columns - x)]
+
+
 def best_level(pyramid: Pyramid, frame: Frame) -> int:
     """The coarsest level that is not coarser than the frame (by more than 5 %) on either axis."""
     fine = [
@@ -70,6 +86,17 @@ def _with_edges(pyramid: Pyramid, k: int, rows: tuple[int, int], columns: tuple[
         if span != (low, high):
             pixels = np.take(pixels, np.clip(np.arange(*span), low, high - 1) - low, axis=dim)
     return pixels
+
+
+def _centres_inside(length: int, step: float) -> int:
+    """Frame pixels along an axis whose centre lies on the slide; at least one."""
+    return max(1, math.ceil(length / step - 0.5))
+
+
+def _folded(start: int, size: int, extent: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Indices within 0..extent of a run of pixels, mirrored at both ends as often as it takes."""
+    around = np.arange(start, start + size) % (2 * extent)
+    return np.where(around < extent, around, 2 * extent - 1 - around)
 
 
 def _blank_outside(out: Pixels, region: Box, frame: Frame, pyramid: Pyramid) -> None:

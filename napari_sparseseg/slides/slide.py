@@ -11,7 +11,7 @@ import numpy as np
 from napari_sparseseg.errors import SlideClosedError, SlideError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.slides.pyramid import Pyramid
-from napari_sparseseg.slides.regions import read_region
+from napari_sparseseg.slides.regions import read_mirrored, read_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -290,6 +290,20 @@ class Slide:
         region = Box(*region)
         self._check(region)
         return read_region(self._pyramid, region, frame)
+
+    def read_mirrored(self, region: Box, frame: Frame) -> Pixels:
+        """As `read_region`, but the slide goes on in its mirror image beyond its edges.
+
+        What a network is given: where tissue is cut off by the edge of the picture, a border against the background
+        looks to it like a border between tissues.
+
+        Raises
+        ------
+        SlideError
+            As `read_region`.
+        """
+        self._check(region)
+        return read_mirrored(self._pyramid, region, frame)
 
     def thumbnail(self, max_side: int = 1024) -> tuple[Pixels, Frame]:
         """The whole slide, at most `max_side` pixels on its longer side, and its frame."""

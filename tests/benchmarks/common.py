@@ -133,10 +133,20 @@ def sparse(task: Task, rng: np.random.Generator, hand: Hand = "centre") -> list[
     return out
 
 
-def add_dense(task: Task, annotations: list[Annotations], share: float, rng: np.random.Generator) -> None:
-    """Declare a share of all squares (or whole pictures) exhaustively labelled, drawn at random."""
+def add_dense(
+    task: Task, annotations: list[Annotations], share: float, rng: np.random.Generator, *, rare: bool = False
+) -> None:
+    """Declare a share of all squares (or whole pictures) exhaustively labelled, drawn at random.
+
+    With `rare` the last one gives way to the next that holds the rarest class, where none that was drawn does.
+    """
     squares = [(k, box) for k, picture in enumerate(task.train) for box in _squares(picture.truth.shape, task.cell)]
-    for index in rng.permutation(len(squares))[: max(1, round(share * len(squares)))]:
+    order, count = rng.permutation(len(squares)), max(1, round(share * len(squares)))
+    holding = [i for i, (k, box) in enumerate(squares) if (task.train[k].truth[box.slices()] == task.rare).any()]
+    chosen = order[:count]
+    if rare and holding and not np.isin(chosen, holding).any():
+        chosen[-1] = order[np.isin(order, holding)][0]
+    for index in chosen:
         which, box = squares[index]
         _fill(annotations[which], task.train[which].truth, box)
 

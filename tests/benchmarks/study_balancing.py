@@ -45,9 +45,11 @@ from tests.benchmarks import common
 if TYPE_CHECKING:
     from napari_sparseseg.learning.learner import Learner
 
-LABELS = ("sparse", "sparse+5", "sparse+10", "sparse+25", "dense")
+LABELS = ("sparse", "sparse+5", "sparse+10", "sparse+10 rare", "sparse+25", "dense")
+"""`rare`: of the squares at least one holds the rare class, as somebody who looks for it would choose."""
 BALANCINGS = ("none", "instance", "mini-batch")
 FEWER = ("sparse", "sparse+10", "dense")
+RARE = "sparse+10 rare"
 TASKS = ("ebhi 2", "synthetic 100", "synthetic 10", "synthetic 1")
 BOTH = ("ebhi 2", "synthetic 10")
 """One of each kind: what takes longest is done on these only."""
@@ -77,7 +79,7 @@ def grid(name: str, seeds: int) -> list[Run]:
             for b in ("none", "instance")
             for a in ("pretrained", "scratch")
         ]
-    cells = [(t, label) for t in TASKS for label in LABELS if label in FEWER or t in BOTH]
+    cells = [(t, label) for t in TASKS for label in LABELS if label in FEWER or (t in BOTH and label != RARE)]
     architecture, steps = "pretrained", 80
     if name == "scratch":
         cells = [(t, label) for t in BOTH for label in FEWER]
@@ -101,7 +103,8 @@ def labelled(task: common.Task, labels: str, seed: int):
     if labels == "dense":
         common.add_dense(task, out, 1.0, rng_dense)
     elif labels != "sparse":
-        common.add_dense(task, out, float(labels.split("+")[1]) / 100, rng_dense)
+        share, _, rare = labels.removeprefix("sparse+").partition(" ")
+        common.add_dense(task, out, float(share) / 100, rng_dense, rare=bool(rare))
     return out
 
 
