@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 
 from napari_sparseseg.config import class_ids
+from napari_sparseseg.learning import learner as learner_module
 from napari_sparseseg.learning import pseudo_labels
 from napari_sparseseg.learning.augment import Augmentation, augment
 from napari_sparseseg.learning.bank import CELL, MARGIN
 from napari_sparseseg.learning.comparison import SURE, Comparison
 from napari_sparseseg.learning.pseudo_labels import KEEP, SETTLE, PseudoLabels
 from napari_sparseseg.learning.trainer import PSEUDO_WEIGHT
-from tests.test_learner import CLASSES, SIDE, annotated, fitted, slide_of, steps
+from napari_sparseseg.slides import ArraySlide
+from tests.conftest import two_textures
+from tests.test_learner import CLASSES, CONFIG, SIDE, annotated, fitted, slide_of, steps
+from tests.test_learner_runs import Slow
 from tests.test_trainer import batch, finish, plain_task, trainer_of
 
 
@@ -169,3 +173,20 @@ def test_reliable_is_the_mean_over_held_out_classes_of_right_among_sure(trained)
     comparison._sure[1] = comparison._right[1] = 0
     comparison._decide()
     assert comparison.reliable == pytest.approx(1 / 3)
+
+
+def test_with_them_a_seed_and_a_number_of_steps_give_one_model_however_fast_reading_is(monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "SETTLE", 2)
+    monkeypatch.setattr(learner_module, "RELIABLE", 0.0)
+    runs = []
+    for kind in (ArraySlide, Slow):
+        learner = fitted(kind(two_textures(SIDE, 0), mpp=1.0, name="textures"), annotated(), CONFIG)
+        used = 0
+        while learner.step_count < 24:
+            learner.step()
+            used += learner._trainer is not None and learner._trainer._pseudo is not None
+        learner.rest()
+        runs.append((used, learner._trainer.averaged.state_dict()))
+    assert runs[0][0] == runs[1][0] > 3
+    for name, value in runs[0][1].items():
+        np.testing.assert_array_equal(value.numpy(), runs[1][1][name].numpy(), err_msg=name)

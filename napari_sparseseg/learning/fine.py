@@ -1,8 +1,12 @@
 """What the trainer trains: the U-Net decoder, on frozen encoder maps first and end to end later, or the plain U-Net.
 
 The encoder is frozen at first. From random weights, a decoder would spoil it before it is of use; and frozen maps let
-head and decoder share one pass of the encoder in prediction. Once the decoder has settled it gets its own copy of the
-encoder, which is trained at a small rate: the head goes on with the frozen one, whose features it keeps.
+head and decoder share one pass of the encoder in prediction. The decoder begins at the head's features, not at its
+answer: as a correction that is added to the head's scores and begins at 0 it had 0.864 and 0.838 mean Dice after 40 CPU
+seconds, begun at random and mixed with the head 0.881 and 0.870 (EBHI-Seg gland / background, seeds 3 and 4,
+2026-11-26), for the head has all strokes right already and leaves nothing to learn; and it has seen what is held out.
+Once the decoder has settled it gets its own copy of the encoder, trained at a small rate: the head goes on with
+the frozen one, whose features it keeps.
 """
 
 from __future__ import annotations

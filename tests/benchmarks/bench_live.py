@@ -223,6 +223,7 @@ TARGETS = (
     ("stall without frames, p95", "stall ms", "p95", 20.0, "ms"),
     ("stall without frames, max", "stall ms", "max", 100.0, "ms"),
     ("paint callback, p95", "paint move ms", "p95", 16.0, "ms"),
+    ("stop", "stopping", "checkpoint written s", 1.0, "s"),
     ("memory growth", "memory", "growth MB in 500 pans", 25.0, "MB"),
 )
 
@@ -277,8 +278,10 @@ def main() -> None:
     result |= {"stall ms": summary(stalls.late), "stall with frames ms": summary(stalls.whole)}
     result |= {"CPU of the GUI thread in 10 ms and a stall ms": summary(stalls.cpu)}
     result |= {"memory": measure_pans(viewer, session, args.pans)}
+    asked = time.perf_counter()
     session.stop(wait=False)
     wait_until(lambda: session.status.state == "idle", 20)
+    result |= {"stopping": {"checkpoint written s": time.perf_counter() - asked}}
     result |= {"throughput against the bare forward pass": measure_throughput(session)}
     viewer.close()
     pump(0.5)
