@@ -24,6 +24,23 @@ class SlideClosedError(SlideError):
     """The slide was closed; open it again to read it."""
 
 
+class SlideChangedError(SlideError):
+    """The file of an open slide was overwritten or replaced.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        super().__init__(
+            f"slide {path} was overwritten or replaced since it was opened, and what lies there now is another slide. "
+            "Nothing of that was used; strokes and model are kept and belong to the slide as it was. Save, close the "
+            "slide and open it again."
+        )
+
+
 class SlideOpenError(SlideError):
     """A file is not a slide that can be opened.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,6 +34,19 @@ def is_link(path: Path) -> bool:
     """Whether a path leads elsewhere: a symbolic link, or a junction on Windows (as Python knows them from 3.12)."""
     junction: Callable[[], bool] | None = getattr(path, "is_junction", None)
     return path.is_symlink() or (junction is not None and junction())
+
+
+def links_in(folder: Path) -> Iterator[Path]:
+    """Links in a folder and in the folders below, which are not followed; of files only the names are read."""
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if entry.is_symlink() or (is_folder and is_link(Path(entry))):
+                    yield Path(entry)
+                elif is_folder:
+                    waiting.append(Path(entry))
 
 
 def sync_folder(folder: Path) -> None:

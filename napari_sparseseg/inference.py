@@ -55,8 +55,8 @@ class SavableSegmenter(Segmenter, Protocol):
 class RegionReader(Protocol):
     """What prediction needs of a slide."""
 
-    def read_mirrored(self, region: Box, frame: Frame) -> np.ndarray:
-        """(h, w, C) pixels; any region, mirrored beyond the slide's edges."""
+    def read_region(self, region: Box, frame: Frame, *, mirrored: bool = False) -> np.ndarray:
+        """(h, w, C) pixels; any region, beyond the slide's edges its mirror image or background."""
 
 
 class PredictionStopped(PredictionError):
@@ -92,7 +92,8 @@ def predict_tile(
     """
     view = TileView(frame, read_frame or frame, tile)
     source = input_region(model, view.needed)
-    return view.resampled(predict_pixels(model, slide.read_mirrored(source, view.read_frame), source, view.needed))
+    pixels = slide.read_region(source, view.read_frame, mirrored=True)
+    return view.resampled(predict_pixels(model, pixels, source, view.needed))
 
 
 class TileView:

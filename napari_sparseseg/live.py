@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from psygnal import Signal
 
+from napari_sparseseg.errors import SlideChangedError
 from napari_sparseseg.geometry import Box, Frame, tiles
 from napari_sparseseg.inference import predict_region
 from napari_sparseseg.live_tiles import CHANGED, LABELS, PROBABILITY, TILE, Tile, TileKey, TileStore, encode
@@ -126,7 +127,11 @@ class LiveView:
         if not self._queue:
             return False
         key = self._queue.pop(0)
-        tile = self._predict(key, model, model_version, annotation_version)
+        try:
+            tile = self._predict(key, model, model_version, annotation_version)
+        except SlideChangedError:
+            self._queue.clear()  # said once, not once a tile
+            raise
         self.updated.emit(self.store.put(key, tile, self._wanted))
         return True
 

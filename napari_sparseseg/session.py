@@ -61,7 +61,8 @@ class Session(PredictionSession):
         )
         self._live = LiveWorker(self.set, self._loop)
         self._live.changed.connect(self.live_changed.emit)
-        workers = (self._loop.end_worker, self._loop.refit_worker, self._live.work, self._loop.train_worker)
+        learn, see = self._loop, self._live
+        workers = (learn.end_worker, self.set.watch, learn.refit_worker, see.work, learn.train_worker)
         self._engine = Engine(workers, self._loop.fail)
         self._predictor = Predictor(self.set, self._loop, self._live, self._engine, self._emit_status)
         self._closed = False

@@ -66,6 +66,7 @@ class SlideSet:
         self.entries: list[SlideEntry] = []
         self._active = -1
         self._following = False
+        self._watched: Versions = ()
 
     @property
     def active(self) -> SlideEntry:
@@ -98,12 +99,21 @@ class SlideSet:
         return self._classes
 
     def open(self, path: str | os.PathLike[str], role: Role = "train") -> SlideEntry:
-        """Open a slide and make it active; one that is open already is only made active."""
+        """Open a slide and make it active; one that is open already is only made active.
+
+        Raises
+        ------
+        SlideOpenError
+            When it is not a slide that can be opened.
+        SlideChangedError
+            When it is open already, and another one lies there by now.
+        """
         address = str(path) if "://" in str(path) else ""  # which a Path would change
         resolved = Path(path).expanduser()
         for i, entry in enumerate(self.entries):
             same = entry.slide.path == address if address else Path(entry.slide.path).resolve() == resolved.resolve()
             if same:
+                entry.slide.identity.check()
                 self._activate(i)
                 return entry
         return self.add(open_slide(address or resolved), role)
@@ -192,14 +202,31 @@ class SlideSet:
         return max(DEFAULT_MPP, *known) if known else None
 
     def snapshot(self, config: TrainConfig) -> TrainingData:
-        """Frozen annotations of all slides that take part in training, and the versions they have."""
+        """Frozen annotations of all slides that take part in training, and the versions they have.
+
+        Raises
+        ------
+        SlideChangedError
+            When the file of one of them is another slide by now.
+        """
         from napari_sparseseg.learning.sources import Source
 
         mpp = self.training_mpp(config)
         versions = self.versions()
-        taking_part = [e for e in self.entries if e.role != "predict"]
+        taking_part = self._checked()
         sources = tuple(Source(e.slide, e.annotations.snapshot(), e.slide.frame(mpp), e.role) for e in taking_part)
         return TrainingData(sources, versions, self._classes, mpp)
+
+    def watch(self) -> bool:
+        """A worker that has nothing to do but to look, after each stroke, whether the slides still are what they were.
+
+        On the engine thread: a network share may let one wait.
+        """
+        versions = self.versions()
+        if versions != self._watched:
+            self._watched = versions
+            self._checked()
+        return False
 
     def require_two_classes(self) -> None:
         """Check that there is something to learn.
@@ -223,6 +250,13 @@ class SlideSet:
         """Close every slide."""
         while self.entries:
             self.remove(self.entries[-1])
+
+    def _checked(self) -> list[SlideEntry]:
+        """The slides that take part in training, none of them changed on disk."""
+        taking_part = [e for e in self.entries if e.role != "predict"]
+        for entry in taking_part:
+            entry.slide.identity.check()
+        return taking_part
 
     def _join_classes(self, entry: SlideEntry) -> None:
         theirs = entry.annotations.classes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import subprocess
 import sys
@@ -12,7 +14,9 @@ import tifffile
 
 from napari_sparseseg import Annotations, open_slide
 from napari_sparseseg.cli import main
+from napari_sparseseg.cli.common import say
 from napari_sparseseg.learning.model_file import read_recipe
+from tests.hub_server import Hub, at_hub
 from tests.test_model import model_of, two_speed
 
 
@@ -75,15 +79,33 @@ def test_a_users_mistake_is_one_clear_line_and_exit_2(args, tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_an_encoder_is_fetched_only_after_consent(tiny_slide, tmp_path, capsys):
-    """Licence and size are told first; without a terminal only --yes is consent."""
+def test_an_encoder_is_fetched_only_after_consent(tiny_slide, tmp_path, capsys, monkeypatch):
+    """Licence, its text and size are told first; without a terminal only --yes is consent."""
     marks = qupath(tmp_path / "m.geojson", [("stripes", (50, 50, 200, 60)), ("dots", (700, 500, 200, 60))])
     args = ["train", str(tiny_slide), "--annotations", str(marks), "--model", str(tmp_path / "m.safetensors")]
-    assert main([*args, "--encoder", "resnet18"]) == 2
-    told = capsys.readouterr().err
+    text = b"".join(b"\x1b[2J%d wide %s\n" % (k, b"x" * 110 if k == 2 else b"") for k in range(1, 130))
+    with at_hub(Hub("timm/resnet18.a1_in1k", {"LICENSE": text}), tmp_path, monkeypatch) as hub:
+        assert main([*args, "--encoder", "resnet18"]) == 2
+    said, told = capsys.readouterr()
     assert "47 MB from timm/" in told
     assert "licence: apache-2.0" in told
     assert "--yes" in told
+    first, note, *quoted, end = said.splitlines()
+    assert first.startswith("encoder resnet18: 47 MB from timm/")
+    assert note == f"Licence text: LICENSE, {hub.address}/timm/resnet18.a1_in1k/blob/main/LICENSE"
+    # Line 2 is "?[2J2 wide " and 110 letters: 89 of them fill its 100 columns, 21 come below.
+    assert quoted[:4] == ["| \ufffd[2J1 wide", "| \ufffd[2J2 wide " + "x" * 89, "| " + "x" * 21, "| \ufffd[2J3 wide"]
+    assert len(quoted) == 60
+    assert end == "(cut after 60 of 130 lines; all of it is at the address above)"
+    assert "\x1b" not in said + told
+    assert not any(path.endswith(".safetensors") for _, path in hub.asked)
+
+
+def test_letters_that_a_terminal_cannot_show_are_spelt_out(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    say(argparse.Namespace(silent=False, json=False), "\u00a9 2026")
+    assert terminal.buffer.getvalue() == b"\\xa9 2026\n"
 
 
 def test_info_of_a_model_file(tmp_path, capsys):

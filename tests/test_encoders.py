@@ -15,6 +15,7 @@ from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning import encoders
 from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights, encoder_info
 from napari_sparseseg.learning.hub import permitted
+from tests.hub_server import Hub, at_hub
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +105,17 @@ def test_unknown_name_says_what_to_use():
         Encoder("no_such_encoder", load=False)
 
 
-def test_info_names_licence_and_size_without_a_download():
-    info = encoder_info(encoders.DEFAULT_ENCODER)
-    assert (info.source, info.licence) == ("bundled", "apache-2.0")
-    other = encoder_info("resnet18")
+def test_info_names_licence_and_size_without_a_download(tmp_path, monkeypatch):
+    with at_hub(Hub("timm/resnet18.a1_in1k", {"README.md": b""}), tmp_path, monkeypatch) as hub:
+        info = encoder_info(encoders.DEFAULT_ENCODER)
+        assert (info.source, info.licence, info.licence_text, info.licence_note) == ("bundled", "apache-2.0", "", "")
+        own = encoder_info("resnet18@own.safetensors")
+        assert (own.source, own.licence_text, own.licence_note) == ("own.safetensors", "", "")
+        assert hub.asked == []
+        other = encoder_info("resnet18")
     assert 40 < other.megabytes < 50
     assert other.source.startswith("timm/")
+    assert [path for _, path in hub.asked] == ["/api/models/timm/resnet18.a1_in1k"]
 
 
 def test_vision_transformer_features_work():

@@ -213,9 +213,9 @@ def test_the_plain_unet_is_scored_kept_at_its_best_and_ends_when_patient(slide, 
 class Slow(ArraySlide):
     """Takes its time to read."""
 
-    def read_mirrored(self, *args, **kwargs):
+    def read_region(self, *args, **kwargs):
         time.sleep(0.02)
-        return super().read_mirrored(*args, **kwargs)
+        return super().read_region(*args, **kwargs)
 
 
 @pytest.mark.parametrize("config", [dataclasses.replace(CONFIG, patch_px=64), SCRATCH], ids=["two-speed", "scratch"])

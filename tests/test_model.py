@@ -80,7 +80,8 @@ def test_a_tile_with_its_halo_gives_what_the_whole_image_gives(name, tissue):
 
 def test_a_region_is_the_same_however_it_is_cut(tissue, model):
     class Reader:
-        def read_mirrored(self, region, frame):
+        def read_region(self, region, frame, *, mirrored):
+            assert mirrored
             out = np.full((region.height, region.width, 3), 255, np.uint8)
             inside = region.intersection(Box(0, 0, 640, 640))
             part = tissue[inside.slices()]

@@ -75,9 +75,9 @@ def test_shards_of_a_worker_process_equal_those_of_threads(tall_slide, model, tm
         expected = store.labels[0][:]
         store.labels[0][:] = 0
         task = ShardTask(
-            slide=str(tall_slide), mpp=slide.mpp, model=str(tmp_path / "m.safetensors"), store=str(store.path),
-            downsample=(2.0, 2.0), read_downsample=(2.0, 2.0), tile=512, tissue=str(tmp_path / "tissue.npz"),
-            flips=False,
+            slide=str(tall_slide), fingerprint=slide.fingerprint, mpp=slide.mpp, model=str(tmp_path / "m.safetensors"),
+            store=str(store.path), downsample=(2.0, 2.0), read_downsample=(2.0, 2.0), tile=512,
+            tissue=str(tmp_path / "tissue.npz"), flips=False,
         )  # fmt: skip
     assert [run_shard(task, i) for i in (1, 0)] == [1, 0]
     close_task()
@@ -87,8 +87,8 @@ def test_shards_of_a_worker_process_equal_those_of_threads(tall_slide, model, tm
 def test_a_worker_says_in_words_what_is_wrong(tmp_path, model):
     model.save(tmp_path / "m.safetensors")
     task = ShardTask(
-        slide=str(tmp_path / "gone.svs"), mpp=None, model=str(tmp_path / "m.safetensors"), store=str(tmp_path),
-        downsample=(1.0, 1.0), read_downsample=(1.0, 1.0), tile=512, tissue=None, flips=False,
+        slide=str(tmp_path / "gone.svs"), fingerprint="", mpp=None, model=str(tmp_path / "m.safetensors"),
+        store=str(tmp_path), downsample=(1.0, 1.0), read_downsample=(1.0, 1.0), tile=512, tissue=None, flips=False,
     )  # fmt: skip
     with pytest.raises(PredictionError, match=r"gone\.svs"):
         run_shard(task, 0)

@@ -122,7 +122,7 @@ def test_edge_pixels_are_kept_and_outside_is_background():
 )  # fmt: skip
 def test_a_slide_goes_on_mirrored_beyond_its_edges(y, x, h, w, step):
     with ArraySlide(SMALL) as slide:
-        got = slide.read_mirrored(Box(y, x, h, w), Frame(step))
+        got = slide.read_region(Box(y, x, h, w), Frame(step), mirrored=True)
         # Frame pixels with their centre on the slide: read in one piece, then mirrored by numpy.
         n, m = (sum((i + 0.5) * d < size for i in range(2 * size)) for d, size in zip(step, SMALL.shape, strict=False))
         whole = slide.read_region(Box(0, 0, n, m), Frame(step))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import threading
 
 import pytest
 
 from napari_sparseseg import Annotations, Session
+from napari_sparseseg.cli import main
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import AnnotationError, PredictionError, ProjectError, TrainingError
 from napari_sparseseg.exchange.label_images import write_labels
+from napari_sparseseg.inference import PredictionStopped
 from napari_sparseseg.slide_prediction import predict_slide
+from napari_sparseseg.slide_prediction.journal import Journal
 from napari_sparseseg.slides import open_slide
 from tests.conftest import two_textures, write_slide
-from tests.smooth_model import SmoothModel
+from tests.smooth_model import SmoothModel, write_tall_slide
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="making a link takes a right that Windows users rarely have")
 CONFIG = TrainConfig(architecture="scratch", patch_px=64, batch_size=1, device="cpu")
@@ -141,3 +146,82 @@ def test_recovered_work_with_links_is_not_followed_when_it_is_thrown_away(slide,
     linked(folder / "models", elsewhere)
     session.close()
     assert contents(elsewhere) == before
+
+
+ARRAY = "prediction.ome.zarr/labels/classes/0"
+
+
+def stopped(slide, out, **options):
+    """A prediction that was stopped after its first shards."""
+    stop = threading.Event()
+
+    def watch(_):
+        if Journal(out.with_name(out.name + ".partial") / "journal.jsonl").done:
+            stop.set()
+
+    with open_slide(slide) as opened, pytest.raises(PredictionStopped):
+        predict_slide(opened, SmoothModel(delay=0.02), out, tile=256, stop=stop, progress=watch, **options)
+    return out.with_name(out.name + ".partial")
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("0.4", ARRAY),
+        ("0.4", f"{ARRAY}/3"),
+        ("0.4", f"{ARRAY}/0/0"),
+        ("0.4", f"{ARRAY}/.zarray"),
+        ("0.4", "prediction.ome.zarr/labels"),
+        ("0.5", f"{ARRAY}/c"),
+        ("0.5", f"{ARRAY}/zarr.json"),
+        ("0.5", f"{ARRAY}/not/there/yet"),
+    ],
+)
+def test_no_unfinished_prediction_goes_on_through_a_link_in_it(elsewhere, tmp_path, version, name):
+    """A folder or file of the store leads elsewhere: nothing there is written, and the link is named."""
+    tall = write_tall_slide(tmp_path / "tall.tif")
+    out = tmp_path / "a.ome.zarr"
+    link = stopped(tall, out, ome_zarr=version) / name
+    before = contents(elsewhere)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    linked(link, elsewhere / "secret" if link.is_file() else elsewhere)
+    for resume in (True, False):
+        with open_slide(tall) as opened, pytest.raises(PredictionError, match=rf"{name} is a link to elsewhere"):
+            predict_slide(opened, SmoothModel(), out, tile=256, ome_zarr=version, resume=resume)
+    assert contents(elsewhere) == before
+    link.unlink()
+    with open_slide(tall) as opened:
+        result = predict_slide(opened, SmoothModel(), out, tile=256, ome_zarr=version)
+    assert result.shards_resumed == 0
+    assert contents(elsewhere) == before
+
+
+def test_the_shell_names_the_link_and_ends_with_2(project, elsewhere, tmp_path, capsys):
+    with Session.load(project) as session:
+        session.train(steps=1, wait=True)
+    out = tmp_path / "out"
+    inside = out / "a.ome.zarr.partial" / ARRAY
+    inside.mkdir(parents=True)
+    (inside / "0").symlink_to(elsewhere, target_is_directory=True)
+    before = contents(elsewhere)
+    assert main(["predict", str(project), "--output", str(out), "--resume"]) == 2
+    assert f"{inside / '0'} is a link to elsewhere; remove it" in capsys.readouterr().err
+    assert contents(elsewhere) == before
+
+
+def test_no_unfinished_prediction_names_arrays_outside_of_it(tmp_path):
+    """Its metadata say where its arrays lie, and could say ``..``."""
+    tall = write_tall_slide(tmp_path / "tall.tif")
+    out = tmp_path / "a.ome.zarr"
+    folder = stopped(tall, out)
+    victim = tmp_path / "victim"
+    shutil.copytree(folder / ARRAY, victim)
+    before = contents(victim)
+    attributes = (folder / ARRAY).parent / ".zattrs"
+    said = json.loads(attributes.read_text())
+    for path in (os.path.relpath(victim, attributes.parent), str(victim), f"0/../{os.path.relpath(victim, folder)}"):
+        said["multiscales"][0]["datasets"][0]["path"] = path
+        attributes.write_text(json.dumps(said))
+        with open_slide(tall) as opened, pytest.raises(PredictionError, match="not a prediction of this program"):
+            predict_slide(opened, SmoothModel(), out, tile=256, resume=True)
+    assert contents(victim) == before

@@ -40,7 +40,9 @@ def positive_int(text: str) -> int:
 
 
 def say(args: argparse.Namespace, text: str) -> None:
-    """Print a line for people; to stderr where stdout is for JSON."""
+    """Print a line for people; to stderr where stdout is for JSON. Letters that it cannot show are spelt out."""
     if args.silent:
         return
-    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+    out = sys.stderr if args.json else sys.stdout
+    encoding = out.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)

@@ -20,7 +20,15 @@ from torch import nn
 
 from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
-from napari_sparseseg.learning.hub import permitted, stated_arguments, stated_licence
+from napari_sparseseg.learning.hub import (
+    WEIGHTS,
+    Licence,
+    one_line,
+    permitted,
+    refused,
+    stated_arguments,
+    stated_licence,
+)
 from napari_sparseseg.learning.lite_trunk import NORM, LiteTrunk
 
 if TYPE_CHECKING:
@@ -32,7 +40,8 @@ UNKNOWN_REACH = 96
 _LARGEST_STRIDE = 16
 _BLOCKS = (-4, -1)
 """Of a vision transformer."""
-_WEIGHTS, _SHA256 = "model.safetensors", re.compile("[0-9a-f]{64}")
+_HUB = ("hf-hub:", "hf_hub:")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,10 @@ class EncoderInfo:
     megabytes: float
     source: str
     """Where the weights come from: ``bundled``, a file, or an address."""
+    licence_text: str = ""
+    """Of the repository's licence file; plain letters and line ends only."""
+    licence_note: str = ""
+    """Where that text is from, or why there is none; empty for what needs no hub."""
 
 
 class Encoder(nn.Module):
@@ -174,32 +187,38 @@ def bundled_weights() -> dict[str, torch.Tensor]:
 
 
 def encoder_info(name: str) -> EncoderInfo:
-    """Licence, size of the download and source of an encoder, without downloading weights.
+    """Licence with its text, size of the download and source of an encoder, without downloading weights.
+
+    From the hub only the description of the repository and its licence file are read; of the default encoder, and of
+    local weights of timm's networks, nothing.
 
     Raises
     ------
     ModelError
-        When timm does not know the name.
+        When timm does not know the name, or the hub does not answer.
     """
     import timm
 
     base, _, file = name.partition("@")
+    on_hub = base.startswith(_HUB)
     try:
         with torch.device("meta"):
             net = timm.create_model(base, pretrained=False)
     except (RuntimeError, OSError, ValueError) as error:
+        if on_hub and not isinstance(error, RuntimeError):
+            raise refused(base.partition(":")[2], error) from error
         raise ModelError(
-            f"encoder {base!r} is not known to timm: {str(error)[:300]}. See timm.list_models()."
+            f"encoder {base!r} is not known to timm: {one_line(str(error), 300)}. See timm.list_models()."
         ) from error
     size = sum(p.numel() for p in net.parameters()) * 4 / 1e6
     config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
     if base == DEFAULT_ENCODER and not file:
         return EncoderInfo(name, "apache-2.0", size, "bundled")
-    address = str(config.get("hf_hub_id") or config.get("url") or "unknown")
-    licence = config.get("license")
-    if base.startswith("hf-hub:"):
-        licence = stated_licence(address)
-    return EncoderInfo(name, str(licence or "not stated"), size, file or address)
+    repository = str(config.get("hf_hub_id") or "")
+    address = repository or str(config.get("url") or "unknown")
+    found = stated_licence(repository) if repository and (on_hub or not file) else Licence()
+    licence = found.name if on_hub else config.get("license") or found.name
+    return EncoderInfo(name, str(licence or "not stated"), size, file or address, found.text, found.note)
 
 
 def _create(base: str, channels: int, arguments: Mapping[str, Any], *, download: bool) -> nn.Module:
@@ -244,17 +263,17 @@ def _download(base: str) -> Path:
     repository, _, revision = str(config.get("hf_hub_id") or "").partition("@")
     if not repository:
         raise ModelError(f"there are no weights of {base!r} to download; give a file of your own as {base}@FILE.")
-    path = Path(hf_hub_download(repository, _WEIGHTS, revision=revision or None))
+    path = Path(hf_hub_download(repository, WEIGHTS, revision=revision or None))
     stated = path.resolve().name  # where the cache can make links it names files by what the hub states
     if not _SHA256.fullmatch(stated):
-        stated = str(get_hf_file_metadata(hf_hub_url(repository, _WEIGHTS, revision=revision or None)).etag)
+        stated = str(get_hf_file_metadata(hf_hub_url(repository, WEIGHTS, revision=revision or None)).etag)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != stated:
         path.resolve().unlink()
         path.unlink(missing_ok=True)  # the cache's link to it
         raise ModelError(
-            f"{_WEIGHTS} of {repository} is not what the hub says it is (sha256 {found[:12]}..., expected "
+            f"{WEIGHTS} of {repository} is not what the hub says it is (sha256 {found[:12]}..., expected "
             f"{stated[:12]}...). It was removed; try again, or give a file of your own as {base}@FILE."
         )
     return path

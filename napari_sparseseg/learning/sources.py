@@ -57,7 +57,7 @@ class Source:
 
     def read_pixels(self, region: Box) -> NDArray[Any]:
         """(h, w, C) in the slide's dtype; mirrored beyond the slide's edges."""
-        return self.slide.read_mirrored(region, self.frame)
+        return self.slide.read_region(region, self.frame, mirrored=True)
 
     def read_labels(self, region: Box) -> Labels:
         """(h, w) class ids; 0 = unlabelled or outside."""

@@ -94,12 +94,14 @@ class SlideRun:
             self._timed("pyramid", lambda: store.build_pyramid(self._block_reporter("pyramid")))
             table = self._timed("measure", lambda: self._measure(store.bands(), files.tables))
             self._timed("write", lambda: self._write_image(store))
+            self._slide.identity.check()
             files.place(files.tables)
         return self._result(table)
 
     def _header(self) -> dict[str, Any]:
         """What decides the answer: a run with the same header may go on with this one's shards."""
         files, options = self._files, self._options
+        self._slide.identity.check()
         self._model.save(files.model)
         recipe = self._model.recipe.to_json()
         return {
@@ -201,6 +203,7 @@ class SlideRun:
             raise PredictionError(f"slide {path} is not a file, so the workers of a cluster cannot open it.")
         return ShardTask(
             slide=str(path.resolve()),
+            fingerprint=self._slide.fingerprint,
             mpp=self._slide.mpp,
             model=str(self._files.model.resolve()),
             store=str(self._files.store.resolve()),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_sparseseg.errors import PredictionError, SparseSegError
+from napari_sparseseg.errors import PredictionError, SlideChangedError, SparseSegError
 from napari_sparseseg.geometry import Box, Frame, tiles
 from napari_sparseseg.inference import (
     PredictionStopped,
@@ -46,6 +46,8 @@ class ShardTask:
     """Everything a worker needs to predict shards of one run, as plain values that can be sent to another machine."""
 
     slide: str
+    fingerprint: str
+    """Of the slide as the run began with it."""
     mpp: tuple[float, float] | None
     model: str
     store: str
@@ -211,7 +213,8 @@ class ShardPredictor:
                 view = TileView(self._frame, self._read_frame, tile)
                 source = input_region(self._model, view.needed)
                 wanted = self._tissue is None or self._tissue.overlaps(tile, self._frame)
-                pixels = reader.submit(self._slide.read_mirrored, source, self._read_frame) if wanted else None
+                read = self._slide.read_region
+                pixels = reader.submit(read, source, self._read_frame, mirrored=True) if wanted else None
                 yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
 
     def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:
@@ -276,6 +279,9 @@ def open_task(task: ShardTask) -> ShardPredictor:
     lean_process()
     TILES.max_bytes = READ_CACHE
     slide = open_slide(task.slide)
+    if slide.fingerprint != task.fingerprint:
+        slide.close()
+        raise SlideChangedError(task.slide)
     if task.mpp is not None:
         slide.mpp = task.mpp
     model = load_model(Path(task.model), device="auto")

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from napari_sparseseg.errors import PredictionError
-from napari_sparseseg.files import is_link
+from napari_sparseseg.files import is_link, links_in
 from napari_sparseseg.slide_prediction.journal import Journal
 from napari_sparseseg.slide_prediction.options import OME_TIFF, OME_ZARR
 
@@ -47,10 +48,10 @@ class Workspace:
                 raise PredictionError(f"there is no folder {path.parent} to write {path.name} into; make it first.")
 
     def __enter__(self) -> Workspace:
-        left = self.folder.iterdir() if self.folder.is_dir() else ()
-        for path in (self.folder, *map(self.temporary, self.tables), *left):
-            if is_link(path):  # in a folder that somebody sent: it would be written through
-                raise PredictionError(f"{path} is a link to elsewhere; remove it, or choose another output.")
+        links = filter(is_link, (self.folder, *map(self.temporary, self.tables)))
+        link = next(chain(links, links_in(self.folder) if self.folder.is_dir() else ()), None)
+        if link is not None:  # in a folder that somebody sent: it would be written through
+            raise PredictionError(f"{link} is a link to elsewhere; remove it, or choose another output.")
         self.folder.mkdir(exist_ok=True)
         try:
             self._lock.acquire(timeout=0)

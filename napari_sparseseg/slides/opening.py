@@ -7,10 +7,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
+from napari_sparseseg.slides.identity import file_stamp
 from napari_sparseseg.slides.slide import Contents, Slide
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
+
+    from napari_sparseseg.slides.identity import Stamp
 
 ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -40,23 +44,27 @@ def open_slide(path: str | PathLike[str]) -> Slide:
         return _make(_zarr(name))
     name = os.path.expanduser(name)
     if os.path.isdir(name):
-        if any(os.path.exists(os.path.join(name, f)) for f in ZARR_FILES):
-            return _make(_zarr(name))
+        metadata = [file for f in ZARR_FILES if os.path.exists(file := os.path.join(name, f))]
+        if metadata:
+            stamp = file_stamp(metadata)
+            return _make(_zarr(name), metadata, stamp)
         raise SlideOpenError(name, "it is a folder without OME-Zarr in it", "Give the slide file inside.")
     if os.path.basename(name) in ZARR_FILES:
         return open_slide(os.path.dirname(name) or ".")
-    head = _head(name)
+    head, stamp = _head(name)
     if not head:
         raise SlideOpenError(name, "it is empty", "Copy or export the file again.")
-    return _make(_dispatch(name, head))
+    return _make(_dispatch(name, head), [name], stamp)
 
 
-def _head(name: str) -> bytes:
+def _head(name: str) -> tuple[bytes, Stamp]:
+    """The first bytes of a file, and its stamp from before they were read."""
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe waits for ever
             raise SlideOpenError(name, "it is no ordinary file", "Give the slide file.")
+        stamp = file_stamp([name])
         with open(name, "rb") as file:
-            return file.read(16)
+            return file.read(16), stamp
     except ValueError as error:
         raise SlideOpenError(name, "there cannot be such a file", "Check the path.") from error
     except FileNotFoundError as error:
@@ -69,7 +77,8 @@ def _head(name: str) -> bytes:
         ) from error
 
 
-def _make(contents: Contents) -> Slide:
+def _make(contents: Contents, watched: Sequence[str] = (), stamp: Stamp = ()) -> Slide:
+    contents.watched, contents.stamp = watched, stamp
     try:
         count = contents.levels[0].shape[2] if contents.levels else 1
         if count > MAX_CHANNELS:

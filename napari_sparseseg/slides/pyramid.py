@@ -72,6 +72,8 @@ class Pyramid:
         Releases the file.
     cache
         Where decoded tiles are kept; shared by all slides unless given.
+    verify
+        Called after each tile that is decoded; raises where the file is another one by now, so that none of it is used.
 
     Raises
     ------
@@ -86,6 +88,8 @@ class Pyramid:
         background: tuple[float, ...],
         close: Callable[[], None],
         cache: TileCache = TILES,
+        *,
+        verify: Callable[[], None] = lambda: None,
     ) -> None:
         for level, finer in zip(levels, [None, *levels], strict=False):
             if min(level.shape) < 1:
@@ -101,7 +105,7 @@ class Pyramid:
                 self.levels.append(ReducedLevel(self.levels[-1], self._reader(len(self.levels) - 1)))
         self.scales = scales(self.levels)
         self.bad_tiles: dict[tuple[int, int, int, int], str] = {}
-        self._close, self._owner = close, next(_OWNERS)
+        self._close, self._verify, self._owner = close, verify, next(_OWNERS)
         self._state, self._closed, self._active = threading.Condition(), False, 0
 
     @property
@@ -192,7 +196,7 @@ class Pyramid:
             if tile is not None:
                 return tile
         try:
-            tile = level.decode(plane, row, column)
+            tile = self._decoded(level, plane, row, column)
             _, _, h, w = level.extent(row, column)
             if tile.shape[0] < h or tile.shape[1] < w or tile.shape[2] != level.samples:
                 raise TileError(f"decoded to {tile.shape} {tile.dtype}, expected up to {level.tile} {level.dtype}")
@@ -201,6 +205,13 @@ class Pyramid:
         if level.cached:
             self.cache.put(self._owner, key, tile)
         return tile
+
+    def _decoded(self, level: Level, plane: int, row: int, column: int) -> Pixels:
+        """A tile of the file that was opened: an older one could be told from a newer one only before it was read."""
+        try:
+            return level.decode(plane, row, column)
+        finally:
+            self._verify()
 
     def _bad_tile(self, key: tuple[int, int, int, int], error: TileError) -> Pixels:
         k, _, row, column = key

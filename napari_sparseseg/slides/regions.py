@@ -43,7 +43,7 @@ def read_region(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
 
 
 def read_mirrored(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
-    """`Slide.read_mirrored` on a bare pyramid."""
+    """`Slide.read_region` with ``mirrored`` on a bare pyramid."""
     starts, sizes = (region.y, region.x), (region.height, region.width)
     rows, columns = (
         _folded(start, size, _centres_inside(length, step))

@@ -10,6 +10,7 @@ import numpy as np
 
 from napari_sparseseg.errors import SlideClosedError, SlideError
 from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.slides.identity import Identity
 from napari_sparseseg.slides.pyramid import Pyramid
 from napari_sparseseg.slides.regions import read_mirrored, read_region
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from napari_sparseseg.slides.identity import Stamp
     from napari_sparseseg.slides.level import Level
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -55,6 +57,10 @@ class Contents:
     associated: dict[str, Callable[[], Pixels]] = field(default_factory=dict)
     """Label, macro and thumbnail images: read only when asked for, they may show patient data."""
     bytes: int = 0
+    watched: Sequence[str] = ()
+    """Files that tell by size and times that the slide was changed on disk."""
+    stamp: Stamp = ()
+    """Of these, from before anything was read."""
 
 
 class Slide:
@@ -68,10 +74,13 @@ class Slide:
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
-        self._pyramid = Pyramid(contents.path, contents.levels, contents.background, contents.close)
+        self.identity = Identity(contents)
+        """Which slide it is; `check` finds out whether its file was changed."""
+        self._pyramid = Pyramid(
+            contents.path, contents.levels, contents.background, contents.close, verify=self.identity.check
+        )
         self._mpp, self._mpp_source = contents.mpp, contents.mpp_source
         self._levels: tuple[Any, ...] | None = None
-        self._fingerprint = ""
 
     def __repr__(self) -> str:
         h, w = self.shape
@@ -164,11 +173,8 @@ class Slide:
     def mpp(self, value: float | Sequence[float] | None) -> None:
         if value is None:
             self._mpp, self._mpp_source = None, ""
-            return
-        pair = (value, value) if isinstance(value, (int, float)) else tuple(value)
-        if len(pair) != 2 or not all(math.isfinite(v) and v > 0 for v in pair):
-            raise SlideError(f"mpp {value!r} is not a resolution; give um per pixel, or a pair (y, x).")
-        self._mpp, self._mpp_source = (float(pair[0]), float(pair[1])), BY_USER
+        else:
+            self._mpp, self._mpp_source = _pair(value), BY_USER
 
     @property
     def mpp_source(self) -> str:
@@ -178,9 +184,7 @@ class Slide:
     @property
     def fingerprint(self) -> str:
         """Hash of the size and of samples of the content: survives a move, changes with the pixels. Hex digits."""
-        if not self._fingerprint:
-            self._fingerprint = self._contents.fingerprint()
-        return self._fingerprint
+        return self.identity.fingerprint
 
     @property
     def bad_tiles(self) -> int:
@@ -262,10 +266,10 @@ class Slide:
         if not 0 <= level < len(self._pyramid.levels):
             raise SlideError(f"slide {self.path} has no level {level}; it has 0 to {len(self._pyramid.levels) - 1}.")
         region = Frame(self._pyramid.scales[level]).region(box)
-        self._check(region)
+        _check_box(self, region)
         return self._pyramid.read(level, region)
 
-    def read_region(self, region: Box | tuple[int, int, int, int], frame: Frame) -> Pixels:
+    def read_region(self, region: Box | tuple[int, int, int, int], frame: Frame, *, mirrored: bool = False) -> Pixels:
         """Pixels of a region of a frame, from the best level, resampled in absolute coordinates.
 
         Regions that overlap agree pixel for pixel. A frame pixel is the mean of the area it covers (interpolated
@@ -277,6 +281,9 @@ class Slide:
             (y, x, height, width) in pixels of the frame.
         frame
             From `frame`.
+        mirrored
+            Beyond its edges the slide goes on in its mirror image, for a network: where tissue is cut off by the edge
+            of the picture, a border against the background looks to it like one between tissues.
 
         Returns
         -------
@@ -288,33 +295,25 @@ class Slide:
             After `close`, and for a region of negative size or more than 4 GB.
         """
         region = Box(*region)
-        self._check(region)
-        return read_region(self._pyramid, region, frame)
-
-    def read_mirrored(self, region: Box, frame: Frame) -> Pixels:
-        """As `read_region`, but the slide goes on in its mirror image beyond its edges.
-
-        What a network is given: where tissue is cut off by the edge of the picture, a border against the background
-        looks to it like a border between tissues.
-
-        Raises
-        ------
-        SlideError
-            As `read_region`.
-        """
-        self._check(region)
-        return read_mirrored(self._pyramid, region, frame)
+        _check_box(self, region)
+        return (read_mirrored if mirrored else read_region)(self._pyramid, region, frame)
 
     def thumbnail(self, max_side: int = 1024) -> tuple[Pixels, Frame]:
         """The whole slide, at most `max_side` pixels on its longer side, and its frame."""
         frame = Frame((max(1.0, max(self.shape) / max_side),) * 2)
         return self.read_region(Box(0, 0, *frame.shape(self.shape)), frame), frame
 
-    def _check(self, box: Box) -> None:
-        if box.height < 0 or box.width < 0:
-            raise SlideError(f"box {tuple(box)} has a negative height or width; a box is (y, x, height, width).")
-        size = box.height * box.width * len(self.channels) * self.dtype.itemsize
-        if size > MAX_READ:
-            raise SlideError(
-                f"box {tuple(box)} would take {size / 2**30:.0f} GB; read it in parts, or at a coarser mpp."
-            )
+
+def _pair(mpp: float | Sequence[float]) -> Mpp:
+    pair = (mpp, mpp) if isinstance(mpp, (int, float)) else tuple(mpp)
+    if len(pair) != 2 or not all(math.isfinite(v) and v > 0 for v in pair):
+        raise SlideError(f"mpp {mpp!r} is not a resolution; give um per pixel, or a pair (y, x).")
+    return float(pair[0]), float(pair[1])
+
+
+def _check_box(slide: Slide, box: Box) -> None:
+    if box.height < 0 or box.width < 0:
+        raise SlideError(f"box {tuple(box)} has a negative height or width; a box is (y, x, height, width).")
+    size = box.height * box.width * len(slide.channels) * slide.dtype.itemsize
+    if size > MAX_READ:
+        raise SlideError(f"box {tuple(box)} would take {size / 2**30:.0f} GB; read it in parts, or at a coarser mpp.")

@@ -25,8 +25,8 @@ def _when(answered: Callable[[], bool], tries: int = TRIES) -> None:
         QTimer.singleShot(EVERY_MS, lambda: _when(answered, tries - 1))
 
 
-def answer(button: str) -> list[str]:
-    """Press `button` of the next question, ours or napari's own; its text arrives in the list."""
+def answer(button: str, look: Callable[[QDialog], None] | None = None) -> list[str]:
+    """Press `button` of the next question, ours or napari's own, after a `look`; its text arrives in the list."""
     asked: list[str] = []
 
     def press() -> bool:
@@ -34,6 +34,8 @@ def answer(button: str) -> list[str]:
         if not isinstance(box, QDialog) or isinstance(box, QFileDialog) or not box.isVisible():
             return False
         asked.append(" ".join(label.text() for label in box.findChildren(QLabel)))
+        if look is not None:
+            look(box)
         wanted = next(b for b in box.findChildren(QPushButton) if b.text().replace("&", "") == button)
         QTest.mouseClick(wanted, Qt.MouseButton.LeftButton)
         return True

@@ -19,10 +19,12 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QDialogButtonBox, QRadioButton
 
 from napari_sparseseg.errors import SlideOpenError
+from napari_sparseseg.slides.cache import TILES
 from tests.bad_slides import sparse
 from tests.conftest import ROOT
 from tests.gui.mouse import line, look_at, pump, wait_until
 from tests.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
+from tests.test_trust_changes import overwrite, write_raw
 
 COMMAND_LINE = """
 import json, sys
@@ -266,3 +268,33 @@ def test_one_level_of_moderate_size_is_shown(viewer, tmp_path):
     shown = np.asarray(layer.data[3])
     assert np.abs(shown[:125, :125] - half).max() <= 2
     layer.metadata["slide"].close()
+
+
+def test_a_slide_overwritten_while_it_is_shown(viewer, panel, mouse, tmp_path, monkeypatch):
+    """What was not on screen yet is refused, the next stroke says so in the panel; Close and Open bring the new one."""
+    old, new = texture(2048, 2048), np.ascontiguousarray(texture(2048, 2048)[::-1])
+    path, other = write_raw(tmp_path / "a.tif", old), write_raw(tmp_path / "b.tif", new)
+    raised = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: raised.append(str(error)))  # napari shows them
+    panel.slides.open(path)
+    wait_until(lambda: panel.slides.binding is not None, 20)
+    look_at(viewer, 500, 500, 1)
+    pump(0.3)
+    overwrite(path, other.read_bytes())
+    with TILES.limited(0):
+        look_at(viewer, 1500, 1500, 1)
+        pump(0.3)
+    assert raised
+    assert all("open it again" in text for text in raised)
+    mouse.drag(line(mouse.canvas(1500, 1400), mouse.canvas(1500, 1600), 12))
+    wait_until(panel.header.error.isVisible, 20)
+    assert "was overwritten or replaced" in panel.header.error.text.text()
+    assert len(panel.session.annotations.strokes) == 1
+    assert panel.session.annotations.saved
+    QTest.mouseClick(panel.slide.close_slide, Qt.MouseButton.LeftButton)
+    wait_until(lambda: not panel.session.set.has_active, 10)
+    panel.slides.open(path)
+    wait_until(lambda: panel.slides.binding is not None, 20)
+    pump(0.3)
+    np.testing.assert_array_equal(np.asarray(panel.slides.binding.images[0].data[0][:64, :64]), new[:64, :64])
+    assert panel.session.annotations.strokes == ()

@@ -14,7 +14,7 @@ import zarr
 from napari.layers import Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QPushButton, QWidget
+from qtpy.QtWidgets import QPushButton, QTextEdit, QWidget
 
 from tests.conftest import two_textures, write_slide
 from tests.gui.answers import answer, answer_file, choose_entry
@@ -22,6 +22,7 @@ from tests.gui.mouse import camera, look_at, pump, wait_until
 from tests.gui.test_loop import wait_idle
 from tests.gui.test_panel_states import palette_entry
 from tests.gui.test_widget import click, click_cell, open_panel, open_slide, panel
+from tests.hub_server import Hub, at_hub
 from tests.smooth_model import CLASSES, SmoothModel
 
 
@@ -177,7 +178,17 @@ def test_forms_take_layers_over_and_predict_with_options(viewer, panel, tiny_sli
     assert not (tmp_path / "coarse.geojson").exists()
 
 
-def test_a_network_is_downloaded_only_after_licence_and_size_were_shown(viewer, panel, tiny_slide):
+def test_a_network_is_downloaded_only_after_licence_and_size_were_shown(
+    viewer, panel, tiny_slide, tmp_path, monkeypatch
+):
+    licence = b"<b>Tissue</b> <img src='file:///etc/passwd'>\x1b[2J\r\n" + b"free\n" * 400
+    seen = []
+
+    def look(box):
+        shown = box.findChild(QTextEdit)
+        seen.append((shown.toPlainText(), shown.isVisible(), shown.isReadOnly(), shown.verticalScrollBar().maximum()))
+        seen.append(box.defaultButton().text().replace("&", ""))
+
     open_slide(panel, tiny_slide)
     for class_id, x in ((1, 250), (2, 780)):
         panel.session.annotations.paint([(200, x), (800, x)], 20, class_id)
@@ -186,11 +197,18 @@ def test_a_network_is_downloaded_only_after_licence_and_size_were_shown(viewer, 
     edit.setFocus()
     edit.selectAll()
     QTest.keyClicks(edit, "resnet18")
-    asked = answer("Cancel")
-    click(panel.train.train)
-    wait_idle(lambda: bool(asked))
-    pump(0.2)
+    asked = answer("Cancel", look)
+    with at_hub(Hub("timm/resnet18.a1_in1k", {"LICENSE": licence}), tmp_path, monkeypatch) as hub:
+        click(panel.train.train)
+        wait_idle(lambda: bool(asked))
+        pump(0.2)
     (question,) = asked
+    (text, visible, read_only, hidden_below), default = seen
+    assert text == "<b>Tissue</b> <img src='file:///etc/passwd'>\ufffd[2J\n" + "\n".join(["free"] * 400)
+    assert (visible, read_only, default) == (True, True, "Cancel")
+    assert hidden_below > 1000
+    assert f"Licence text: LICENSE, {hub.address}/timm/resnet18.a1_in1k/blob/main/LICENSE" in question
+    assert not any(path.endswith(".safetensors") for _, path in hub.asked)
     assert "resnet18: 47 MB" in question  # 11.69 million parameters of four bytes
     assert "Licence: apache-2.0" in question
     assert "timm/resnet18" in question

@@ -67,11 +67,11 @@ class TrainActions(QObject):
             self._start(config)
         elif self._context.attempt(session.set.require_two_classes):
             self._context.in_background(
-                lambda: _about(config.encoder), lambda text: self._ask(config, text), name="Looking up the network"
+                lambda: _about(config.encoder), lambda about: self._ask(config, *about), name="Looking up the network"
             )
 
-    def _ask(self, config: TrainConfig, about: str) -> None:
-        if dialogs.ask_yes(self._panel, "Download a network?", about, "Download"):
+    def _ask(self, config: TrainConfig, about: str, licence: str) -> None:
+        if dialogs.ask_yes(self._panel, "Download a network?", about, "Download", details=licence):
             self._agreed.add(config.encoder)
             self._start(config)
 
@@ -163,12 +163,14 @@ class TrainActions(QObject):
             )
 
 
-def _about(encoder: str) -> str:
-    """Licence and size, told before anything is fetched."""
+def _about(encoder: str) -> tuple[str, str]:
+    """Licence and size, told before weights are fetched; and the licence's text."""
     from napari_sparseseg.learning.encoders import encoder_info
 
     info = encoder_info(encoder)
-    return (
-        f"{info.name}: {info.megabytes:,.0f} MB from {info.source}.\nLicence: {info.licence}.\n"
+    note = f"{info.licence_note}\n" if info.licence_note else ""
+    question = (
+        f"{info.name}: {info.megabytes:,.0f} MB from {info.source}.\nLicence: {info.licence}.\n{note}"
         "It is downloaded once, where it is not on this computer yet."
     )
+    return question, info.licence_text
