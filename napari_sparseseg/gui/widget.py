@@ -176,7 +176,7 @@ class SparseSegWidget(QWidget):
     def _on_session(self) -> None:
         # while the user opens a slide and draws the first strokes there is time to import torch, and what draws curves
         self.session.warm_up()
-        self._context.jobs.run(import_plots)
+        self._context.jobs.run(import_plots, lambda _: self.train.curves.prepare())
         self.viewer.update_console({"session": self._context.session})
         self._show_state()
 

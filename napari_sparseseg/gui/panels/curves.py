@@ -104,7 +104,8 @@ class Curves(QWidget):
     def _text_colour(self) -> str:
         return "#808080" if self._palette is None else self._palette.text
 
-    def _ready(self) -> tuple[Any, ...]:
+    def prepare(self) -> None:
+        """Make the plots, once `import_plots` is through; at the first point the window would stand still for it."""
         if not self._plots:
             import pyqtgraph
 
@@ -113,14 +114,13 @@ class Curves(QWidget):
                 ("loss", "Balanced loss of each training step; noisy by nature, its trend should fall"),
                 ("Dice", "Agreement with strokes kept out of training: thick the mean, thin each class; 1 is perfect"),
             ):
-                plot = pyqtgraph.PlotWidget()
+                plot = pyqtgraph.PlotWidget(enableMenu=False)  # its menu takes longer to make than the rest
                 plot.setFixedHeight(HEIGHT)
                 plot.setToolTip(plain_tip(tip))
                 plot.setMouseEnabled(x=False, y=False)
                 plot.setFocusPolicy(Qt.FocusPolicy.NoFocus)
                 for part in (plot, plot.viewport()):
                     part.installEventFilter(self)
-                plot.setMenuEnabled(False)
                 plot.hideButtons()
                 plot.setLabel("left", title)
                 plot.getAxis("left").setWidth(LEFT_AXIS)
@@ -137,6 +137,9 @@ class Curves(QWidget):
             self._plots = tuple(made)
             for plot in made:
                 self._colour(plot)
+
+    def _ready(self) -> tuple[Any, ...]:
+        self.prepare()
         self.show()
         return self._plots
 
