@@ -179,7 +179,7 @@ def learner_curve(fields: Fields, seed: int, seconds: Sequence[float]) -> Curve:
         grown = Box(0, 0, 224, 224).grown(AROUND)
         found = []
         for i in test:
-            p = model.probabilities(slides[i].read_region(grown, frame), origin=(grown.y, grown.x))
+            p = model.probabilities(slides[i].read_region(grown, frame, mirrored=True), origin=(grown.y, grown.x))
             found.append(labels_from(p[:, inner, inner], model.recipe.classes))
         return mean_dice(fields.labels[test].astype(int), np.stack(found), fields.classes)
 
