@@ -2,8 +2,8 @@
 
 Each tile is read with the model's halo around it, from a frame with absolute coordinates, and begins at a multiple of
 the model's stride. So every pixel gets the value it would get from one pass over the whole slide, wherever the region
-begins and however it is cut. Beyond its edges the slide goes on mirrored, in training too: against white, tissue that the
-edge cuts off looked like another class (81 runs of `tests.benchmarks.study`, three tasks, each before and after,
+begins and however it is cut. Beyond its edges the slide goes on mirrored, in training too: against white, tissue that
+the edge cuts off looked like another class (81 runs of `tests.benchmarks.study`, three tasks, each before and after,
 2026-11-26: mean Dice +0.008 ± 0.002, up in 63; of the rare class +0.025 ± 0.006).
 """
 
