@@ -96,7 +96,7 @@ class TrainConfig:
 
     balancing: Balancing = "instance"
     """``instance``: 0.36 Dice where ``none`` has 0.00, for a class that has a hundredth of dense labels (three of three
-    seeds); alike otherwise; +0.006 ± 0.003 over ``mini-batch`` in 36 pairs (`tests.benchmarks.study --quick`,
+    seeds); alike otherwise; +0.006 ± 0.003 over ``mini-batch`` in 36 pairs (`tests.benchmarks.study`,
     2026-11-26)."""
     mpp: float | None = None
     """Training resolution in um per pixel. None: 1.0, or the slide's own where that is coarser; one level-0 pixel where

@@ -7,10 +7,14 @@ import json
 import os
 import platform
 import re
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +31,9 @@ from napari_sparseseg.slides.arrays import ArraySlide
 from sample_data.tissue import render
 from tests.benchmarks.strokes import Hand, depth_inside, stroke, strokes_per_class
 from tests.conftest import DATA, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RESULTS = Path(os.environ.get("SPARSESEG_RESULTS", ROOT.parent / "benchmark-results"))
 """Outside the repository unless the variable says otherwise."""
@@ -91,8 +98,9 @@ def _rendered(shares: list[float], side: int, seed: int) -> Field:
     path = folder / f"{side}-{seed}-{'-'.join(f'{s:g}' for s in shares)}.npz"
     if not path.exists():
         image, truth = render((side, side), seed=seed, shares=shares, glass=0.1, scale=400)
-        np.savez_compressed(path.with_suffix(".part.npz"), image=image, truth=truth)
-        path.with_suffix(".part.npz").replace(path)
+        part = path.with_suffix(f".{os.getpid()}.npz")  # several processes may make the same
+        np.savez_compressed(part, image=image, truth=truth)
+        part.replace(path)
     with np.load(path) as kept:
         return Field(kept["image"], kept["truth"])
 
@@ -241,6 +249,42 @@ def model_scores(task: Task, model) -> dict[str, float]:
         return predict_region(model, slide, Box(0, 0, *frame.shape(slide.shape)), frame)[0]
 
     return scores(task, predict)
+
+
+def row_of(module: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What ``python -m MODULE --one SETTINGS`` prints last, a row as JSON, from a fresh process of one thread.
+
+    Raises
+    ------
+    RuntimeError
+        With what it said, when it failed.
+    """
+    command = [sys.executable, "-m", module, "--one", json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module} {settings} failed: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows_of(module: str, settings: Sequence[dict[str, Any]], kept: Path, workers: int) -> list[dict[str, Any]]:
+    """`row_of` each of the settings, in their order; rows in `kept`, a JSON object a line, are not made again."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+
+    def find(one: dict[str, Any]) -> dict[str, Any] | None:
+        return next((r for r in reversed(rows) if one.items() <= r.items()), None)
+
+    def make(one: dict[str, Any]) -> None:
+        row = row_of(module, one)
+        rows.append(row)
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{len(rows)} rows; {row}", flush=True)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(make, [one for one in settings if find(one) is None]))
+    return [row for one in settings if (row := find(one)) is not None]
 
 
 def machine() -> dict[str, str]:

@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,7 +31,7 @@ from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.slides.arrays import ArraySlide
 from tests.benchmarks import common
-from tests.conftest import ROOT, real_data
+from tests.conftest import real_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -161,18 +158,6 @@ def _larger(real: Slide, side: int) -> ArraySlide:
     return ArraySlide(np.tile(pixels, (times, times, 1)), mpp=0.5, name=f"{side} px")
 
 
-def in_own_process(settings: Row) -> Row:
-    """`stages` of one row."""
-    command = [sys.executable, "-m", "tests.benchmarks.cost", "--one", json.dumps(settings)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    row: Row = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
 def publish(rows: Sequence[Row]) -> None:
     """Table, attacks, and a curve of time and memory for everything that grows."""
     header = [*GRID, *(f"{s}, s/MP" if s in ("read", "encode", "predict") else s for s in STAGES)]
@@ -225,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     grid += [{**usual, "encoder": name} for name in given.encoders]
     rows = []
     for settings in grid:
-        rows.append(in_own_process(settings))
+        rows.append(common.row_of("tests.benchmarks.cost", settings))
         print(rows[-1], flush=True)
     publish(rows)
     return rows

@@ -1,7 +1,7 @@
-"""The study in an hour and a half, and attacks on it: what could have made its numbers, other than what they claim.
+"""The study of the paper, and attacks on it: what could have made its numbers, other than what they claim.
 
-    python -m tests.benchmarks.study --quick --workers 2          # 80 minutes, two quiet cores
-    python -m tests.benchmarks.study --grid core --workers 2      # the grids of `study_balancing`, with the attacks
+    python -m tests.benchmarks.study                       # 80 minutes, two quiet cores
+    python -m tests.benchmarks.study --grid full           # everything: three to four hours
 
 Beside the runs of `study_balancing` there are three kinds of control: strokes with random classes (nothing can be
 learned from them), strokes that follow borders, and a look for cases and pictures on both sides of the split.
@@ -10,7 +10,6 @@ learned from them), strokes that follow borders, and a look for cases and pictur
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 from dataclasses import replace
@@ -19,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tests.benchmarks import common, study_balancing
-from tests.benchmarks.study_balancing import BALANCINGS, Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RANDOM, BORDER = "random classes", "border strokes"
 TARGET = 0.97
-QUICK_STEPS, SCRATCH_STEPS = 80, 240
 ALIKE = 0.95
 """Correlation of two thumbnails above which two fields would be one picture."""
 OPEN = (
@@ -41,17 +38,6 @@ OPEN = (
     "The synthetic tissue was drawn by the makers of the learner; EBHI-Seg was not. Where both disagree, trust "
     "EBHI-Seg.",
 )
-
-
-def quick_grid(seeds: int) -> list[Run]:
-    """The pretrained network on four tasks; on one of them the U-Net from scratch."""
-    tasks, labels = ("synthetic 1", "synthetic 10", "synthetic 100", "ebhi 2"), ("sparse", "sparse+10", "dense")
-    runs = [
-        Run(t, label, b, "pretrained", s, QUICK_STEPS)
-        for s, t, label, b in itertools.product(range(seeds), tasks, labels, BALANCINGS)
-    ]
-    scratch = itertools.product(range(seeds), labels, BALANCINGS)
-    return runs + [Run(tasks[-1], label, b, "scratch", s, SCRATCH_STEPS) for s, label, b in scratch]
 
 
 def control(name: str, kind: str, steps: int) -> dict[str, Any]:
@@ -164,13 +150,12 @@ def attacks(
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--grid", choices=("smoke", "core", "scratch"), default="core")
+    parser.add_argument("--grid", choices=("smoke", "quick", "full"), default="quick")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, help="of every run, instead of the grid's own")
     given = parser.parse_args(argv)
-    runs = quick_grid(given.seeds) if given.quick else study_balancing.grid(given.grid, given.seeds)
+    runs = study_balancing.grid(given.grid, given.seeds)
     if given.steps:
         runs = [replace(r, steps=given.steps) for r in runs]
     rows = study_balancing.run_all(runs, given.workers)
@@ -186,8 +171,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             "## Attacks, and their outcome\n\n" + "\n".join(f"- {v}" for v in attacks(rows, controls, overlaps)),
         ]
     )
-    name = "study-quick" if given.quick else f"study-{given.grid}"
-    common.report(name, text, json.loads(json.dumps({"runs": rows, "controls": controls, "overlaps": overlaps})))
+    common.report(
+        f"study-{given.grid}", text, json.loads(json.dumps({"runs": rows, "controls": controls, "overlaps": overlaps}))
+    )
     study_balancing.draw(rows)
     return rows
 

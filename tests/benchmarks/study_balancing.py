@@ -2,10 +2,7 @@
 
 {sparse, dense, sparse + 5 / 10 / 25 % dense} x {none, instance, mini-batch} x {scratch, pretrained}: the experiment of
 Bokhorst et al. (MIDL 2019) with our learner, on synthetic tissue of several class imbalances and on EBHI-Seg split by
-case. Run one of::
-
-    python -m tests.benchmarks.study_balancing --grid core --workers 2
-    python -m tests.benchmarks.study_balancing --grid scratch --workers 2
+case. ``python -m tests.benchmarks.study`` runs it and attacks it.
 
 Every run gets the same number of steps: what a step costs depends on labels and machine, and an earlier study that
 gave all the same eight seconds had compared little but the first fitted heads. Three models of each run are scored:
@@ -25,9 +22,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -50,9 +44,8 @@ LABELS = ("sparse", "sparse+5", "sparse+10", "sparse+10 rare", "sparse+25", "den
 BALANCINGS = ("none", "instance", "mini-batch")
 FEWER = ("sparse", "sparse+10", "dense")
 RARE = "sparse+10 rare"
-TASKS = ("ebhi 2", "synthetic 100", "synthetic 10", "synthetic 1")
-BOTH = ("ebhi 2", "synthetic 10")
-"""One of each kind: what takes longest is done on these only."""
+TASKS = ("synthetic 1", "synthetic 10", "synthetic 100", "ebhi 2")
+STEPS = {"pretrained": 80, "scratch": 240}
 
 
 @dataclass(frozen=True)
@@ -70,24 +63,15 @@ class Run:
 def grid(name: str, seeds: int) -> list[Run]:
     """Runs of a grid.
 
-    ``core``: the pretrained network on every task, and on two of them every amount of labels; ``scratch``: the plain
-    U-Net, which needs ten times as long, on two tasks; ``smoke``: that it runs.
+    ``full``: every task, amount of labels, balancing and network; ``quick``: no shares but 10 %, and the plain U-Net on
+    EBHI-Seg only; ``smoke``: that it runs.
     """
     if name == "smoke":
-        return [
-            Run("synthetic 10", "sparse+10", b, a, 0, 20)
-            for b in ("none", "instance")
-            for a in ("pretrained", "scratch")
-        ]
-    cells = [(t, label) for t in TASKS for label in LABELS if label in FEWER or (t in BOTH and label != RARE)]
-    architecture, steps = "pretrained", 80
-    if name == "scratch":
-        cells = [(t, label) for t in BOTH for label in FEWER]
-        architecture, steps = "scratch", 300
-    return [
-        Run(t, label, b, architecture, s, steps)
-        for s, (t, label), b in itertools.product(range(seeds), cells, BALANCINGS)
-    ]
+        return [Run("synthetic 10", "sparse+10", b, a, 0, 20) for b in BALANCINGS[:2] for a in STEPS]
+    cells = [(a, t, label) for a in STEPS for t in TASKS for label in LABELS if label != RARE]
+    if name == "quick":
+        cells = [c for c in cells if c[2] in FEWER and (c[0] == "pretrained" or c[1] == "ebhi 2")]
+    return [Run(t, x, b, a, s, STEPS[a]) for s, (a, t, x), b in itertools.product(range(seeds), cells, BALANCINGS)]
 
 
 def task_for(name: str, seed: int) -> common.Task:
@@ -145,45 +129,12 @@ def network_alone(learner: Learner) -> Model:
 
 
 def run_all(runs: list[Run], workers: int) -> list[dict]:
-    """Missing runs, each in a fresh process of one thread; all results of these runs."""
-    kept = common.RESULTS / "balancing-steps.jsonl"
-    common.RESULTS.mkdir(parents=True, exist_ok=True)
-    done = {}
-    if kept.exists():
-        for line in kept.read_text().splitlines():
-            row = json.loads(line)
-            done[_key(row)] = row
-    missing = [r for r in runs if _key(asdict(r)) not in done]
+    """All results of these runs; those kept in ``balancing-steps.jsonl`` are not made again."""
     # Pictures are made once, before several processes want them.
-    for name, seed in dict.fromkeys((r.task, r.seed) for r in missing):
+    for name, seed in dict.fromkeys((r.task, r.seed) for r in runs):
         task_for(name, seed)
-    going: list[subprocess.Popen] = []
-    for number, run in enumerate(missing):
-        while len(going) >= workers:
-            done |= _finish(going.pop(0), kept)
-        print(f"{number + 1} of {len(missing)}: {asdict(run)}", flush=True)
-        command = [sys.executable, "-m", "tests.benchmarks.study_balancing", "--one", json.dumps(asdict(run))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        going.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=common.ROOT, env=environment))
-    for process in going:
-        done |= _finish(process, kept)
-    return [done[_key(asdict(r))] for r in runs]
-
-
-def _key(row: dict) -> str:
-    return json.dumps({k: row[k] for k in Run.__dataclass_fields__})
-
-
-def _finish(process: subprocess.Popen, kept) -> dict:
-    text, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"a run failed with code {process.returncode}; its message is above")
-    row = json.loads(text.splitlines()[-1])
-    with kept.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    found, share = row["found"], row["share"]
-    print(f"   {found['mean']:.3f} (rare {found['rare']:.3f}), {share:.1f} of the network served", flush=True)
-    return {_key(row): row}
+    module = "tests.benchmarks.study_balancing"
+    return common.rows_of(module, [asdict(r) for r in runs], common.RESULTS / "balancing-steps.jsonl", workers)
 
 
 def summary(rows: list[dict]) -> str:
@@ -260,22 +211,8 @@ def draw(rows: list[dict]) -> None:
     save()
 
 
-def main(arguments: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--grid", choices=("smoke", "core", "scratch"), default="core")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
-    if args.one:
-        torch.set_num_threads(1)
-        print(json.dumps(perform(Run(**json.loads(args.one)))))
-        return []
-    rows = run_all(grid(args.grid, args.seeds), args.workers)
-    common.report(f"balancing-{args.grid}", summary(rows), rows)
-    draw(rows)
-    return rows
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", required=True, help="settings of one run, as JSON; prints its row")
+    torch.set_num_threads(1)
+    print(json.dumps(perform(Run(**json.loads(parser.parse_args().one)))))

@@ -13,7 +13,7 @@ from tests.conftest import real_data
 def test_few_dense_labels_come_close_to_all_dense(tmp_path, monkeypatch) -> None:
     real_data("ebhi_seg")
     monkeypatch.setattr(common, "RESULTS", tmp_path)  # so that no earlier run counts
-    found = study.ratios(study.main(["--quick"]))
+    found = study.ratios(study.main(["--grid", "quick"]))
     assert {k: round(float(np.mean(v)), 3) for k, v in found.items() if np.mean(v) < study.TARGET} == {}
 
 
