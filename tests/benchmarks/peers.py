@@ -97,10 +97,12 @@ def _child(tool: str, arguments: Sequence[object], folder: Path, before: Sequenc
     return lines, said[-1][:200]
 
 
-def run_tool(tool: str, variant: str, data: Path, sides: Sequence[int]) -> tuple[Row, np.ndarray | None]:
+def run_tool(
+    tool: str, variant: str, data: Path, sides: Sequence[int], longest: float
+) -> tuple[Row, np.ndarray | None]:
     """What one tool reports and its labels; its error instead, when it fails."""
     out = data.with_name(f"{tool}-{variant}.npz")
-    lines, failed = _child(tool, [variant, data, out, "--sides", *sides], data.parent)
+    lines, failed = _child(tool, [variant, data, out, "--longest", longest, "--sides", *sides], data.parent)
     if not lines:
         return {"failed": failed}, None
     if failed:
@@ -121,14 +123,15 @@ def _strokes(classes: int, seed: int, folder: Path) -> tuple[Path, bench_learner
     return folder / "data.npz", fields, test
 
 
-def run(tools: Sequence[str], variants: int, classes: int, seed: int, sides: Sequence[int]) -> list[Row]:
-    """Tools on one split; `sides` for the first seed and two classes only, of each tool's default."""
+def run(given: argparse.Namespace, classes: int, seed: int) -> list[Row]:
+    """Tools on one split; larger images for the first seed and two classes only, of each tool's default."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data, fields, test = _strokes(classes, seed, Path(folder))
-        for tool in tools:
-            for k, variant in enumerate(VARIANTS[tool][:variants] if python_of(tool).exists() else ()):
-                row, labels = run_tool(tool, variant, data, sides if (seed, classes, k) == (0, 2, 0) else [])
+        for tool in given.tools:
+            for k, variant in enumerate(VARIANTS[tool][: given.variants] if python_of(tool).exists() else ()):
+                sides = given.sides if (seed, classes, k) == (0, 2, 0) else []
+                row, labels = run_tool(tool, variant, data, sides, given.longest)
                 if labels is not None:
                     row["dice"] = bench_learner.mean_dice(fields.labels[test].astype(int), labels, classes)
                 known = {"tool": tool, "variant": variant, "classes": classes, "seed": seed}
@@ -246,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--classes", type=int, nargs="+", choices=(2, 7), default=[2, 7])
     parser.add_argument("--sides", type=int, nargs="*", default=[2048, 4096, 8192, 16384])
+    parser.add_argument("--longest", type=float, default=40.0, help="CPU seconds that a larger image may take")
     given = parser.parse_args(argv)
     if given.install:
         install()
@@ -261,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         rows = []
         for classes in given.classes:
             for seed in given.seeds:
-                rows += run(given.tools, given.variants, classes, seed, given.sides)
+                rows += run(given, classes, seed)
                 publish(merged(rows))  # an hour's work must not hang on its end
     rows = merged(rows)
     publish(rows)
