@@ -294,7 +294,8 @@ def _draw(rows: Sequence[dict[str, Any]], present: Sequence[int], marks: Sequenc
         for r in (r for r in rows if r["classes"] == classes):
             axis.plot(marks, [r["ours"][m] for m in marks], "o-", color="#0072b2", ms=4)
             axis.plot([r["forest seconds"], max(marks)], [r["forest"]] * 2, color="#d55e00", ls="--")
-        axis.set(xscale="log", ylim=(0, 1), title=f"{classes} classes", xlabel="CPU seconds per thread")
+        axis.set(ylim=(0, 1), title=f"{classes} classes", xlabel="CPU seconds, one thread")
+        common.seconds_axis(axis)
     axes[0].set_ylabel("mean Dice, other cases; a line per seed")
     axes[0].plot([], [], "o-", color="#0072b2", label="ours")
     axes[0].plot([], [], "--", color="#d55e00", label="random forest")

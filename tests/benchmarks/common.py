@@ -318,14 +318,15 @@ def report(name: str, text: str, data: object) -> Path:
     return RESULTS / f"{name}.md"
 
 
-def figure(name: str, panels: int):
-    """A matplotlib figure with a row of panels, and the function that saves it; drawn without a display."""
+def figure(name: str, panels: int, rows: int = 1):
+    """The panels of a matplotlib figure, row by row, and the function that saves it; drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(4.2 * panels, 3.4), layout="constrained")
+    columns = -(-panels // rows)
+    drawing = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
     FigureCanvasAgg(drawing)
-    axes = drawing.subplots(1, panels, squeeze=False)[0]
+    axes = drawing.subplots(rows, columns, squeeze=False).ravel()[:panels]
     for a in axes:
         a.spines[["top", "right"]].set_visible(False)
         a.grid(axis="y", alpha=0.3)
@@ -335,3 +336,13 @@ def figure(name: str, panels: int):
         drawing.savefig(RESULTS / f"{name}.png", dpi=130)
 
     return axes, save
+
+
+def seconds_axis(axis) -> None:
+    """Seconds from 1 to some hundreds on a logarithmic axis, with plain numbers at it."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator([1, 3, 10, 30, 60, 120]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(ScalarFormatter())

@@ -65,6 +65,8 @@ ATTACKS = (
     "Memory: the most that the process held, imports included; the limit of 12 GB is on what is written to.",
     "Larger images: the first test field side by side; a tool may label less than all of a slide, which is not tried.",
 )
+NAMES = {"forest": "random forest", "convpaint": "convpaint", "apoc": "APOC", "ilastik": "ilastik", "ours": "ours"}
+CLASSES = {2: "gland / background", 7: "seven classes"}
 COLOURS = {"forest": "#d55e00", "convpaint": "#009e73", "apoc": "#cc79a7", "ilastik": "#e69f00", "ours": "#0072b2"}
 
 Row = dict[str, Any]
@@ -170,10 +172,12 @@ def from_learner() -> list[Row]:
     rows = []
     for r in report["data"]:
         known = {"classes": r["classes"], "seed": r["seed"], "date": report["machine"]["date"]}
+        curve = [[float(second), dice] for second, dice in r["ours"].items()]
         found = [("forest", "default", r["forest"], r["forest seconds"])]
         found += [("ours", v, r["ours"][f"{float(v.split()[0])}"], float(v.split()[0])) for v in VARIANTS["ours"]]
         rows += [
             {**known, "tool": tool, "variant": variant, "dice": dice, "fit CPU seconds": seconds}
+            | ({"curve": curve} if tool == "ours" else {})
             for tool, variant, dice, seconds in found
         ]
     return rows
@@ -224,18 +228,21 @@ def _summary(own: Sequence[Row]) -> list[str]:
 
 
 def _draw(rows: Sequence[Row]) -> None:
-    """Dice when each tool is ready, a dot per seed."""
+    """Dice when each tool is ready, a dot per seed; ours as it goes on learning, a line per seed."""
     axes, save = common.figure("peers", 2)
     for axis, classes in zip(axes, (2, 7), strict=True):
         for tool, variants in VARIANTS.items():
             for variant, marker in zip(variants, "o^", strict=True):
                 own = [r for r in rows if (r["tool"], r["variant"], r["classes"]) == (tool, variant, classes)]
                 own = [r for r in own if "dice" in r]
+                for r in own if tool == "ours" else ():
+                    axis.plot(*zip(*r.get("curve", []), strict=True), "-", color=COLOURS[tool], lw=1)
                 where = [r["fit CPU seconds"] for r in own], [r["dice"] for r in own]
-                axis.plot(*where, marker, color=COLOURS[tool], ms=5, label=f"{tool}, {variant}" if own else None)
-        axis.set(xscale="log", ylim=(0, 1), title=f"{classes} classes", xlabel="CPU seconds until ready")
+                axis.plot(*where, marker, color=COLOURS[tool], ms=5, label=f"{NAMES[tool]}, {variant}" if own else None)
+        axis.set(ylim=(0, 1), xlim=(0.9, 150), title=CLASSES[classes], xlabel="CPU seconds until ready, one thread")
+        common.seconds_axis(axis)
     axes[0].set_ylabel("mean Dice, other cases; a dot per seed")
-    axes[1].legend(frameon=False, fontsize=6)
+    axes[0].legend(frameon=False, fontsize=7, loc="lower left", ncols=2)
     save()
 
 

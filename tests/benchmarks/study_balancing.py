@@ -45,6 +45,10 @@ BALANCINGS = ("none", "instance", "mini-batch")
 FEWER = ("sparse", "sparse+10", "dense")
 RARE = "sparse+10 rare"
 TASKS = ("synthetic 1", "synthetic 10", "synthetic 100", "ebhi 2")
+TITLES = {
+    "synthetic 1": "classes alike", "synthetic 10": "rare class 1:10", "synthetic 100": "rare class 1:100",
+    "ebhi 2": "EBHI-Seg, gland / background",
+}  # fmt: skip
 STEPS = {"pretrained": 80, "scratch": 240}
 
 
@@ -191,21 +195,27 @@ def _best(groups: dict, architecture: str, task: str, labels: str) -> float | No
 
 def draw(rows: list[dict]) -> None:
     """Mean Dice and Dice of the rare class against the amount of dense labels, one line per balancing."""
+    rows = [r for r in rows if r["architecture"] == rows[0]["architecture"] and r["labels"] != RARE]
     tasks = list(dict.fromkeys(r["task"] for r in rows))
-    axes, save = common.figure("balancing", len(tasks))
+    axes, save = common.figure("balancing", len(tasks), rows=1 + (len(tasks) > 2))
     for axis, task in zip(axes, tasks, strict=True):
-        for b, colour in zip(BALANCINGS, ("#666666", "#0072b2", "#d55e00"), strict=True):
-            chosen = [
-                r for r in rows if (r["task"], r["balancing"], r["architecture"]) == (task, b, rows[0]["architecture"])
-            ]
-            labels = [x for x in LABELS if any(r["labels"] == x for r in chosen)]
+        labels = [x for x in LABELS if any((r["task"], r["labels"]) == (task, x) for r in rows)]
+        for k, (b, colour) in enumerate(zip(BALANCINGS, ("#666666", "#0072b2", "#d55e00"), strict=True)):
             for key, style in (("mean", "-"), ("rare", ":")):
-                values = [[r["found"][key] for r in chosen if r["labels"] == x] for x in labels]
+                values = [
+                    [r["found"][key] for r in rows if (r["task"], r["balancing"], r["labels"]) == (task, b, x)]
+                    for x in labels
+                ]
                 middle = [np.mean(v) for v in values]
-                axis.errorbar(labels, middle, [np.std(v) for v in values], color=colour, ls=style, marker="o", ms=3,
+                where = np.arange(len(labels)) + 0.08 * (k - 1)  # so that no bar hides another
+                axis.errorbar(where, middle, [np.std(v) for v in values], color=colour, ls=style, marker="o", ms=3,
                               capsize=2, label=b if key == "mean" else None)  # fmt: skip
-        axis.set_title(task)
-        axis.set_ylim(0, 1)
+        axis.set(
+            title=TITLES.get(task, task),
+            ylim=(0, 1),
+            xlabel="labels: sparse, with so much of dense" if axis in axes[-2:] else "",
+        )
+        axis.set_xticks(range(len(labels)), [x.replace("sparse+", "+") + " %" * ("+" in x) for x in labels])
     axes[0].set_ylabel("Dice (solid: mean, dotted: rare class)")
     axes[0].legend(frameon=False)
     save()
