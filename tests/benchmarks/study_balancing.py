@@ -78,6 +78,14 @@ def grid(name: str, seeds: int) -> list[Run]:
     return [Run(t, x, b, a, s, STEPS[a]) for s, (a, t, x), b in itertools.product(range(seeds), cells, BALANCINGS)]
 
 
+def again(seeds: int) -> dict[str, list[Run]]:
+    """The most lopsided task once more, by name of the attack: as many seeds again, and three times as many steps."""
+    few = [x for x in FEWER if x != "sparse"]
+    more = [Run(TASKS[2], x, b, "pretrained", s, 80) for s in range(2 * seeds) for x in few for b in BALANCINGS]
+    longer = [Run(TASKS[2], x, "instance", "pretrained", s, 240) for s in range(2 * seeds) for x in few]
+    return {f"{2 * seeds} seeds": more, f"{2 * seeds} seeds, 240 steps": longer}
+
+
 def task_for(name: str, seed: int) -> common.Task:
     """The task of a run; every seed has its own pictures or its own split."""
     kind, number = name.split()
