@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ def run(policy: str, seed: int, strokes: int, steps: int) -> list[dict[str, Any]
 
 def publish(rows: Sequence[dict[str, Any]]) -> None:
     """Curves against the person's time, and a table at the end and half-way."""
-    axes, save = common.figure("annotator", 2)
+    axes, save = common.figure("annotator", 4, rows=2)
     keys = {"here": "tissue classes, mean", "rare": "rare class"}
     lines = []
     turns = sorted({r["round"] for r in rows})
@@ -175,19 +176,21 @@ def publish(rows: Sequence[dict[str, Any]]) -> None:
         if not own:
             continue
         by_turn = [[r for r in own if r["round"] == t] for t in turns]
-        for axis, key in zip(axes, keys, strict=True):
+        for k, (key, time_of) in enumerate(itertools.product(keys, ("person", "computer"))):
+            axis = axes[2 * (k % 2) + k // 2]
             axis.errorbar(
-                [np.mean([r["person"] for r in part]) for part in by_turn],
+                [np.mean([r[time_of] for r in part]) for part in by_turn],
                 [np.mean([r[key] for r in part]) for part in by_turn],
                 [np.std([r[key] for r in part]) for part in by_turn],
                 color=colour, marker="o", ms=3, capsize=2, label=policy,
             )  # fmt: skip
-            axis.set(title=keys[key], ylim=(0, 1))
-            axis.set_xlabel("seconds of the annotator")
+            axis.set(title=keys[key] if k % 2 == 0 else "", ylim=(0, 1))
+            axis.set_xlabel("seconds of the annotator" if k % 2 == 0 else "CPU seconds of the computer")
         for t, part in zip(turns, by_turn, strict=True):
             if t in (turns[0], turns[len(turns) // 2], turns[-1]):
                 lines.append([policy, str(t), *_means(part)])
-    axes[0].set_ylabel("Dice on the slide")
+    for axis in axes[::2]:
+        axis.set_ylabel("Dice on the slide")
     axes[0].legend(frameon=False)
     save()
     header = ["policy", "corrections", "strokes", "person, s", "computer, CPU s", "of it asking", "Dice", "rare class"]
