@@ -95,34 +95,67 @@ class TrainConfig:
     """How to train; the defaults come from ``tests/benchmarks``."""
 
     balancing: Balancing = "instance"
-    """``instance``: 0.36 Dice where ``none`` has 0.00, for a class that has a hundredth of dense labels (three of three
-    seeds); alike otherwise; +0.006 ± 0.003 over ``mini-batch`` in 36 pairs (`tests.benchmarks.study`,
-    2026-11-26)."""
+    """In the study of the paper (60 runs of each, three seeds; `tests.benchmarks.study --grid full`, 2026-11-30):
+
+    ========================================  =============  ==============
+    mean Dice of ``instance`` less that of    ``none``       ``mini-batch``
+    ========================================  =============  ==============
+    a rare class (1:100), part or all dense   +.046 +- .015  +.019 +- .007
+    all else                                  +.004 +- .002  +.005 +- .002
+    ========================================  =============  ==============
+    """
     mpp: float | None = None
     """Training resolution in um per pixel. None: 1.0, or the slide's own where that is coarser; one level-0 pixel where
-    the slide's mpp is unknown."""
+    the slide's mpp is unknown. What 30 CPU seconds bring, mean Dice less the default's, seed by seed (3 to 5), +- s.d.
+    (`tests.benchmarks.ablation`, 2026-11-30):
+
+    =============  ===========================  ===================================
+    resolution     EBHI-Seg (default: .883)     synthetic, rare class 1:10 (.889)
+    =============  ===========================  ===================================
+    half as fine   -.031 +- .007                -.015 +- .014
+    twice as fine  (finer than the pictures)    -.007 +- .018
+    =============  ===========================  ===================================
+    """
     architecture: Architecture = "pretrained"
     """``pretrained``: the two-speed learner on a pretrained encoder; ``scratch``: the plain U-Net of the paper."""
     encoder: str = DEFAULT_ENCODER
     patch_px: int = 192
-    """Side of a patch at the training resolution. Mean Dice after the same time, 2026-11-23:
+    """Side of a patch at the training resolution. As under `mpp`:
 
-    ===================================  =================  =================  ======
-    patch                                192 px             256 px             128 px
-    EBHI-Seg, 2 classes, 60 s, seed 0-2  .872 / .875 / .861 .873 / .872 / .853 seed 2 .831
-    synthetic 1:10, 45 s, seed 0         .861               .848
-    steps in 60 s                        350                210                300 (of 8)
-    ===================================  =================  =================  ======
+    ======  ==============  ==============
+    px      EBHI-Seg        synthetic
+    ======  ==============  ==============
+    128     -.001 +- .003   -.003 +- .008
+    256     -.001 +- .004   -.012 +- .012
+    ======  ==============  ==============
     """
     batch_size: int = 4
-    """Patches whose balanced loss makes one step."""
+    """Patches whose balanced loss makes one step. As under `mpp`:
+
+    =======  ==============  ==============
+    patches  EBHI-Seg        synthetic
+    =======  ==============  ==============
+    2        .000 +- .005    -.003 +- .017
+    8        -.001 +- .004   -.004 +- .002
+    =======  ==============  ==============
+    """
     min_pixels: int = 1
     dense_fraction: float = 0.25
-    """Share of the patches of a batch that is drawn from dense regions, where there are any."""
+    """Share of the patches of a batch that is drawn from dense regions, where there are any. With a half, as under
+    `mpp`: +.001 +- .009 and -.006 +- .019."""
     area_power: float = 0.0
     """A stroke's turns in its class are proportional to its area to this power: 0 all alike; 0.5 for strokes of very
     different size."""
     learning_rate: float = 1e-3
+    """Full rate, constant after a short warm-up; what is served has averaged weights. As under `mpp`:
+
+    ====  ==============  ==============
+    rate  EBHI-Seg        synthetic
+    ====  ==============  ==============
+    3e-4  -.004 +- .005   +.001 +- .002
+    3e-3  -.004 +- .005   +.004 +- .004
+    ====  ==============  ==============
+    """
     seed: int = 0
     device: str = "auto"
 

@@ -60,7 +60,9 @@ ENCODE_SECONDS = 1.5
 """Longest time that `refit` spends on cells not encoded yet; `step` goes on with the rest."""
 UNFREEZE_AFTER = 2000
 """Fine steps on frozen maps; after them the decoder gets its own encoder and is trained with it. Not sooner: with 300,
-the decoder alone had 0.850 mean Dice after 90 s, frozen 0.879 (EBHI-Seg gland / background, seed 0, 2026-11-23)."""
+the decoder alone had 0.850 mean Dice after 90 s, frozen 0.879 (EBHI-Seg gland / background, seed 0, 2026-11-23); with
+50, what is served after 30 CPU s had -.005 +- .003 of it, on synthetic tissue +.006 +- .016 (three seeds,
+`tests.benchmarks.ablation`, 2026-11-30)."""
 PUBLISH_STEPS = 40
 """Steps between two models with the newest weights: of a decoder whose last comparison was good, so that what is served
 is not as old as that; of the plain U-Net while nothing is held out to choose the best by."""

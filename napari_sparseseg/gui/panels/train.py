@@ -22,10 +22,21 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.label_statistics import LabelStatistics
     from napari_sparseseg.status import Status
 
+# What the study of the README found is said where the choice is made.
 BALANCING = {
-    "instance": ("By patch (instance)", "Every patch counts the same, and in it every class: small strokes are heard."),
-    "mini-batch": ("By batch (mini-batch)", "Every class counts the same over a whole batch, however few its pixels."),
-    "none": ("None", "Every labelled pixel counts the same: large strokes drown small ones."),
+    "instance": (
+        "By patch (instance)",
+        "Every patch counts the same, and in it every class: small strokes are heard. The best choice where a class is "
+        "rare and part is labelled densely; else alike.",
+    ),
+    "mini-batch": (
+        "By batch (mini-batch)",
+        "Every class counts the same over a whole batch, however few its pixels. Mostly a little behind the former.",
+    ),
+    "none": (
+        "None",
+        "Every labelled pixel counts the same: large strokes drown small ones. May never find a rare class.",
+    ),
 }
 BIG_BUTTON = 36
 LOG_HEIGHT = 72
