@@ -199,6 +199,8 @@ def publish(rows: Sequence[Row]) -> None:
         below.set_ylim(bottom=0)
         for axis in (above, below):
             axis.set_xscale("linear" if by == "classes" else "log")
+            axis.minorticks_off()
+            axis.set_xticks(where, [f"{n:,}" for n in where])
         below.set_xlabel({"side": "side of the slide, px"}.get(by, by))
     axes[0].set_ylabel("CPU seconds")
     axes[3].set_ylabel("memory, MB")
