@@ -4,8 +4,8 @@ A cell's worth is its mean predictive entropy, lowered near what is labelled and
 Uncertainty alone sends the user back to the same border again and again; distance is the cheap form of the diversity
 that batch active learning asks for (Sener & Savarese, ICLR 2018).
 
-Against wandering over the tissue (`tests/benchmarks/annotator.py`, 2026-11-30, six seeds): after ten corrections +0.005 +-
-0.014 (s.e.) mean Dice, after as many seconds of the person, who need not look around, +0.015 +- 0.013.
+Against wandering over the tissue (`tests/benchmarks/annotator.py`, 2026-11-30, six seeds): after ten corrections
++0.005 +- 0.014 (s.e.) mean Dice, after as many seconds of the person, who need not look around, +0.015 +- 0.013.
 
 Tried and not taken. The margin of the two likeliest classes above that of the least doubtful cell, rare classes weighed
 up: better on both slides that it was made on, worse on all three others (2026-11-26). The doubt of every class counted
