@@ -95,13 +95,14 @@ class TrainConfig:
     """How to train; the defaults come from ``tests/benchmarks``."""
 
     balancing: Balancing = "instance"
-    """In the study of the paper (60 runs of each, three seeds; `tests.benchmarks.study --grid full`, 2026-11-30):
+    """In the study of the paper (three seeds, +- s.e.; `tests.benchmarks.study --grid full`, 2026-11-30):
 
     ========================================  =============  ==============
     mean Dice of ``instance`` less that of    ``none``       ``mini-batch``
     ========================================  =============  ==============
     a rare class (1:100), part or all dense   +.046 +- .015  +.019 +- .007
     all else                                  +.004 +- .002  +.005 +- .002
+    ``scratch`` on synthetic tissue           +.049 +- .019  -.034 +- .013
     ========================================  =============  ==============
     """
     mpp: float | None = None

@@ -31,7 +31,7 @@ BALANCING = {
     ),
     "mini-batch": (
         "By batch (mini-batch)",
-        "Every class counts the same over a whole batch, however few its pixels. Mostly a little behind the former.",
+        "Every class counts the same over a whole batch, however few its pixels. Best from scratch on rare classes, else a little behind.",
     ),
     "none": (
         "None",
