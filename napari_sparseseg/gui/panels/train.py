@@ -31,7 +31,8 @@ BALANCING = {
     ),
     "mini-batch": (
         "By batch (mini-batch)",
-        "Every class counts the same over a whole batch, however few its pixels. Best from scratch on rare classes, else a little behind.",
+        "Every class counts the same over a whole batch, however few its pixels. The best choice for a network from "
+        "scratch where classes are lopsided; else a little behind the former.",
     ),
     "none": (
         "None",
