@@ -58,7 +58,8 @@ NOT_RUN = {
 }
 ATTACKS = (
     "Badly set up? Each tool has what it does unasked and our best guess at a better setting; the better of the two is "
-    "what to compare with. convpaint's stronger features could not be had: this is no verdict on them.",
+    "what to compare with (the forest's wider filters are worse). "
+    "convpaint's stronger features could not be had: this is no verdict on them.",
     "The same strokes? All tools read one file; ours draws its strokes again and refuses to run when they differ.",
     "The same machine, one thread each: CPU seconds, which a busy machine changes little. ilastik's filters are "
     "SciPy's here, slower than its own.",
