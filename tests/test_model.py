@@ -75,7 +75,23 @@ def test_a_tile_with_its_halo_gives_what_the_whole_image_gives(name, tissue):
     y0 = (288 - model.halo) // model.multiple * model.multiple
     y1 = -(-(352 + model.halo) // model.multiple) * model.multiple
     tile = model.probabilities(tissue[y0:y1, y0:y1], origin=(y0, y0))
-    np.testing.assert_allclose(tile[:, 288 - y0 : 352 - y0, 288 - y0 : 352 - y0], whole[:, 288:352, 288:352], atol=1e-4)
+    # Sums are ordered otherwise in another size, differently on every processor; `plain` has scores of twenty times.
+    np.testing.assert_allclose(tile[:, 288 - y0 : 352 - y0, 288 - y0 : 352 - y0], whole[:, 288:352, 288:352], atol=5e-4)
+
+
+def test_the_halo_of_the_plain_network_leaves_no_difference_in_double_precision(tissue):
+    model = model_of(plain())
+    net = model.net.double()
+    y0, y1 = 288 - model.halo, -(-(352 + model.halo) // model.multiple) * model.multiple
+    y0 -= y0 % model.multiple
+
+    def scores(pixels):
+        with torch.no_grad():
+            return net(torch.from_numpy(pixels / 255.0).permute(2, 0, 1)[None])[0]
+
+    whole, tile = scores(tissue), scores(tissue[y0:y1, y0:y1])
+    inside = slice(288 - y0, 352 - y0)
+    torch.testing.assert_close(tile[:, inside, inside], whole[:, 288:352, 288:352], atol=1e-9, rtol=0)
 
 
 def test_a_region_is_the_same_however_it_is_cut(tissue, model):
