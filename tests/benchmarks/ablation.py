@@ -18,14 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_sparseseg.config import TrainConfig
-from napari_sparseseg.geometry import Box
-from napari_sparseseg.inference import predict_region
 from napari_sparseseg.learning import learner as learning
 from napari_sparseseg.learning import trainer
 from napari_sparseseg.learning.augment import Augmentation
-from napari_sparseseg.learning.learner import Learner
-from napari_sparseseg.learning.sources import Source
-from napari_sparseseg.slides.arrays import ArraySlide
 from tests.benchmarks import common, study_balancing
 
 if TYPE_CHECKING:
@@ -74,24 +69,12 @@ def perform(task: str, variant: str, seed: int, seconds: float) -> Row:
     given = study_balancing.task_for(task, seed)
     config = TrainConfig(**{"mpp": 1.0, "device": "cpu", "seed": seed, **changes})
     labels = study_balancing.labelled(given, "sparse+10", seed)
-    learner = Learner(config, common.make_classes(given.classes), device="cpu")
-    slides = [ArraySlide(f.image, mpp=given.mpp, name=f"training {k}") for k, f in enumerate(given.train)]
-    learner.set_sources([Source(s, a.snapshot(), s.frame(config.mpp)) for s, a in zip(slides, labels, strict=True)])
+    learner = common.learner_for(given, labels, config)
     clock = common.Clock()
     learner.refit()
     while clock() < seconds:
         learner.step()
-    model = learner.model
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        """At the training resolution, then by nearest neighbour at the 1 um that is scored."""
-        slide = ArraySlide(image, mpp=given.mpp, name="test")
-        frame, scored = slide.frame(config.mpp), slide.frame(1.0).shape(slide.shape)
-        found = predict_region(model, slide, Box(0, 0, *frame.shape(slide.shape)), frame)[0]
-        rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(scored, found.shape, strict=True))
-        return found[rows[:, None], columns]
-
-    dice = common.scores(given, predict)
+    dice = common.model_scores(given, learner.model)
     row = {"task": task, "variant": variant, "seed": seed, "seconds": seconds, "steps": learner.step_count}
     return {**row, "mean": dice["mean"], "rare": dice["rare"]}
 

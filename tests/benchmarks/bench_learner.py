@@ -51,8 +51,9 @@ TARGETS = {2: 1.15, 7: 1.6}
 REFIT_PIXELS = 50_000
 ATTACKS = (
     "Same strokes? Both draw them from the same generator and seed, fields in the same order.",
-    "A forest badly set up? Sigma 1 to 16, 100 trees, depth 20, balanced; with wider filters (`peers`, three seeds) it "
-    "is worse, 0.741 and 0.184. It is scored when it is ready, however late that is, and loses nothing by being slow.",
+    "A forest badly set up? Sigma 1 to 16, 100 trees, depth 20, balanced; with wider filters (`peers`) it is worse, "
+    "0.741 (three seeds) and 0.184 (two). It is scored when it is ready, however late that is, and loses nothing by "
+    "being slow.",
     "Leak? Split by case; `test_study.py` looks for cases and pictures on both sides.",
     "The same threads for both (see the last line); a GPU or more cores would move both.",
     "Chosen on the test fields? Features and head were compared on half of the test fields of seeds 0 to 2: open; a "

@@ -199,16 +199,16 @@ class Clock:
 def learner_for(task: Task, annotations: list[Annotations], config: TrainConfig) -> Learner:
     """A learner that has been given the labels and nothing else."""
     learner = Learner(config, make_classes(task.classes), device="cpu")
-    learner.set_sources(sources(task, annotations))
+    learner.set_sources(sources(task, annotations, config.mpp))
     return learner
 
 
-def sources(task: Task, annotations: list[Annotations]) -> list[Source]:
-    """The training pictures as slides, seen at 1 um per pixel."""
+def sources(task: Task, annotations: list[Annotations], mpp: float | None) -> list[Source]:
+    """The training pictures as slides, seen at so many um per pixel."""
     out = []
     for k, (picture, a) in enumerate(zip(task.train, annotations, strict=True)):
         slide = ArraySlide(picture.image, mpp=task.mpp, name=f"training {k}")
-        out.append(Source(slide, a.snapshot(), slide.frame(1.0)))
+        out.append(Source(slide, a.snapshot(), slide.frame(mpp)))
     return out
 
 
@@ -241,12 +241,14 @@ def scores_of(task: Task, counts: np.ndarray) -> dict[str, float]:
 
 
 def model_scores(task: Task, model) -> dict[str, float]:
-    """`scores` of a model of ours."""
+    """`scores` of a model of ours, which predicts at its own resolution; nearest neighbours at 1 um per pixel count."""
 
     def predict(image: np.ndarray) -> np.ndarray:
         slide = ArraySlide(image, mpp=task.mpp, name="test")
-        frame = slide.frame(1.0)
-        return predict_region(model, slide, Box(0, 0, *frame.shape(slide.shape)), frame)[0]
+        frame, scored = slide.frame(model.recipe.mpp), slide.frame(1.0).shape(slide.shape)
+        found = predict_region(model, slide, Box(0, 0, *frame.shape(slide.shape)), frame)[0]
+        rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(scored, found.shape, strict=True))
+        return found[rows[:, None], columns]
 
     return scores(task, predict)
 

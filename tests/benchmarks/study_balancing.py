@@ -142,9 +142,6 @@ def network_alone(learner: Learner) -> Model:
 
 def run_all(runs: list[Run], workers: int) -> list[dict]:
     """All results of these runs; those kept in ``balancing-steps.jsonl`` are not made again."""
-    # Pictures are made once, before several processes want them.
-    for name, seed in dict.fromkeys((r.task, r.seed) for r in runs):
-        task_for(name, seed)
     module = "tests.benchmarks.study_balancing"
     return common.rows_of(module, [asdict(r) for r in runs], common.RESULTS / "balancing-steps.jsonl", workers)
 

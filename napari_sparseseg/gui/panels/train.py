@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QComboBox, QPlainTextEdit, QProgressBar, QWidget
 
 from napari_sparseseg.gui.panels.curves import Curves
 from napari_sparseseg.gui.panels.header import sentence
-from napari_sparseseg.gui.panels.section import ElidedLabel, Section, button, column, note, row
+from napari_sparseseg.gui.panels.section import ElidedLabel, Section, button, column, note, plain_tip, row
 from napari_sparseseg.gui.panels.share_bar import ShareBars
 from napari_sparseseg.gui.panels.train_settings import TrainSettings
 
@@ -22,23 +22,17 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.label_statistics import LabelStatistics
     from napari_sparseseg.status import Status
 
-# What the study of the README found is said where the choice is made.
 BALANCING = {
-    "instance": (
-        "By patch (instance)",
-        "Every patch counts the same, and in it every class: small strokes are heard. The best choice where a class is "
-        "rare and part is labelled densely; else alike.",
-    ),
-    "mini-batch": (
-        "By batch (mini-batch)",
-        "Every class counts the same over a whole batch, however few its pixels. The best choice for a network from "
-        "scratch where classes are lopsided; else a little behind the former.",
-    ),
-    "none": (
-        "None",
-        "Every labelled pixel counts the same: large strokes drown small ones. May never find a rare class.",
-    ),
+    "instance": ("By patch (instance)", "Every patch counts the same, and in it every class: small strokes are heard."),
+    "mini-batch": ("By batch (mini-batch)", "Every class counts the same over a whole batch, however few its pixels."),
+    "none": ("None", "Every labelled pixel counts the same: large strokes drown small ones."),
 }
+MEASURED = {
+    "instance": "In our study the best where a class is rare and part of it is labelled densely, else as good as any",
+    "mini-batch": "In our study the best for a network from scratch and several classes, else behind 'by patch'",
+    "none": "In our study as good as any where classes are of like size; it may never find a rare class",
+}
+"""What `tests.benchmarks.study` found, said where the choice is made."""
 BIG_BUTTON = 36
 LOG_HEIGHT = 72
 LOG_LINES = 500
@@ -68,7 +62,6 @@ class TrainPanel(QWidget):
         self.balancing = QComboBox()
         for key, (text, _) in BALANCING.items():
             self.balancing.addItem(text, key)
-        self.balancing.setToolTip("How labelled pixels share the loss; the bars below show what comes of it")
         self.balancing.currentIndexChanged.connect(lambda _: self._show_balancing())
         self.explanation = note()
         self.bars = ShareBars()
@@ -168,6 +161,8 @@ class TrainPanel(QWidget):
     def _show_balancing(self) -> None:
         key = self.balancing.currentData()
         self.explanation.setText(BALANCING[key][1])
+        tip = f"How labelled pixels share the loss; the bars below show what comes of it\n{MEASURED[key]}"
+        self.balancing.setToolTip(plain_tip(tip))
         if self._statistics is not None:
             labelled = {c.id: self._statistics.pixel_share(c.id) for c in self._classes}
             self.bars.show_shares(self._classes, labelled, self._statistics.loss_shares(key))
