@@ -41,6 +41,21 @@ def test_every_format_reads_back_to_the_same_pixels(drawn, tmp_path, name):
     assert not list(tmp_path.glob("*.part*"))
 
 
+@pytest.mark.parametrize("name", ["a.xml", "a.geojson"])
+@pytest.mark.parametrize("near", [-1e-3, 1e-3, -1e-4, 1e-4, -1e-8, 1e-8])
+def test_a_side_that_passes_pixel_centres_ever_so_closely(tmp_path, name, near):
+    """Nothing between drawing, keeping, writing and reading may move a corner by any amount."""
+    a = Annotations(SHAPE, ["a", "b"])
+    side = 1000.5 + near  # centres of pixels are at halves
+    a.fill_polygon([(side, side), (side, 1200 + side), (900 + side, 1200 + side), (900 + side, side)], 1, dense=True)
+    save_as(a, tmp_path / name)
+    back = load_annotations(tmp_path / name, SHAPE)
+    np.testing.assert_array_equal(back.read(WHOLE), a.read(WHOLE))
+    for annotations in (a, back):
+        annotations.remove_dense_region(annotations.dense_regions[0].id)
+        assert not annotations.read(WHOLE).any()
+
+
 @pytest.mark.parametrize("name", ["slide.tif", "slide.ome.zarr"])
 def test_label_images_never_replace_what_may_be_the_slide(drawn, tmp_path, name):
     slide = tmp_path / name

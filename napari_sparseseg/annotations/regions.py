@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from napari_sparseseg.annotations.drawing import Drawing, around, fill_rings
 from napari_sparseseg.annotations.history import Edit
 from napari_sparseseg.annotations.raster import Polygon, as_points
@@ -77,7 +79,10 @@ class RegionEditing(Drawing):
                 if region.id not in ids and any(region.box.intersection(gone.box).area for gone in removed):
                     fill_rings(self.dense_tree, region.parts(), region.class_id)
             added = []
-            for class_id, rings in new:
+            for class_id, exact in new:
+                # Drawn as it is kept, which is in single precision: else a pixel by its side would stay behind when the
+                # region is removed, and change where it is written and read back.
+                rings = [ring.astype(np.float32).astype(np.float64) for ring in exact]
                 box = fill_rings(self.dense_tree, rings, class_id)
                 if box is not None:
                     added.append(Stroke.of_rings(self._take_id(), "dense", class_id, rings, box))

@@ -221,7 +221,8 @@ def one_ring(rings: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def _element(name: str, label: ClassDef, ring: NDArray[np.float64]) -> str:
-    corners = "".join(f'<Coordinate Order="{n}" X="{x:.10g}" Y="{y:.10g}"/>' for n, (y, x) in enumerate(ring.tolist()))
+    # Every digit: an edge may pass a pixel's centre by less than ten of them say.
+    corners = "".join(f'<Coordinate Order="{n}" X="{x!r}" Y="{y!r}"/>' for n, (y, x) in enumerate(ring.tolist()))
     group, colour = quoteattr(label.name), quoteattr(label.colour)
     head = f'<Annotation Name="{name}" Type="Polygon" PartOfGroup={group} Color={colour}>'
     return f"{head}<Coordinates>{corners}</Coordinates></Annotation>\n"

@@ -13,8 +13,6 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 from napari_sparseseg.exchange.shapes import (
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from napari_sparseseg.annotations import Annotations
@@ -261,9 +260,9 @@ def write_geojson(annotations: Annotations, path: str | os.PathLike[str]) -> Non
             file.write(json.dumps(head)[:-1] + ', "features": [')
             between = "\n"
             for region in snapshot.dense_regions:
-                rings = [np.round(ring, 3) for ring in region.parts()]
+                # As they are: an edge may pass a pixel's centre by less than any number of decimals.
                 dense = {"name": "dense region", "metadata": {MARK: "dense"}}
-                file.write(between + json.dumps(_feature(rings, classes[region.class_id], dense)))
+                file.write(between + json.dumps(_feature(region.parts(), classes[region.class_id], dense)))
                 between = ",\n"
             for outline in trace(snapshot.scribbles):
                 parts: list[NDArray[Any]] = [outline.shell, *outline.holes]
