@@ -50,6 +50,8 @@ TITLES = {
     "ebhi 2": "EBHI-Seg, gland / background",
 }  # fmt: skip
 STEPS = {"pretrained": 80, "scratch": 240}
+OF_ALL = ("mean", "rare", "rare precision", "rare recall")
+"""Columns of `common.scores` that are no class."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,22 @@ def run_all(runs: list[Run], workers: int) -> list[dict]:
 def summary(rows: list[dict]) -> str:
     """`tables` of the model served, and of the network alone where that is another."""
     parts = ["# Balancing study", "Mean Dice, rare class in brackets, over seeds; ± is the spread (SD) over seeds."]
-    parts += ["# The model served", tables(rows, "found")]
+    parts += ["# The model served", tables(rows, "found"), "## Dice of each class", per_class(rows)]
     trained = [r for r in rows if r["architecture"] == "pretrained"]
     return "\n\n".join([*parts, "# The trained network alone", tables(trained, "network")] if trained else parts)
+
+
+def per_class(rows: list[dict]) -> str:
+    """Mean Dice of each class of the model served, a table per task; which class is rare changes with the seed."""
+    parts = []
+    for task in dict.fromkeys(r["task"] for r in rows):
+        groups = defaultdict(list)
+        for row in (r for r in rows if r["task"] == task):
+            groups[row["architecture"], row["labels"], row["balancing"]].append(row["found"])
+        names = [n for n in next(iter(groups.values()))[0] if n not in OF_ALL]
+        lines = [[*cell, *(f"{np.mean([f[n] for f in found]):.3f}" for n in names)] for cell, found in groups.items()]
+        parts += [TITLES[task], common.markdown(["network", "labels", "balancing", *names], lines)]
+    return "\n\n".join(parts)
 
 
 def tables(rows: list[dict], which: str) -> str:
