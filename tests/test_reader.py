@@ -10,6 +10,7 @@ from napari import layers as napari_layers
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.gui.reader import layer_data, napari_get_reader, slide_of_layers
 from napari_sparseseg.slides import open_slide
+from napari_sparseseg.slides.pyramid import SlideWarning
 from tests.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
 
 
@@ -90,3 +91,20 @@ def test_layers_that_others_opened():
         np.testing.assert_array_equal(slide.read((0, 0, 300, 200)), pixels[..., :2])
     with pytest.raises(SlideError, match="3 dimensions"):
         slide_of_layers([napari_layers.Image(np.zeros((3, 40, 50)))])
+
+
+def test_a_layer_of_a_slide_that_cannot_be_read_is_grey_and_says_so(tmp_path):
+    """In a viewer every move reads; an exception there would be a traceback at each, over a view that stands still."""
+    write_svs(tmp_path / "a.svs", texture(600, 800))
+    with open_slide(tmp_path / "a.svs") as slide:
+        [(levels, _, _)] = layer_data(slide)
+        plain = slide.levels[0]
+        before = np.asarray(levels[0][:50, :60])
+    np.testing.assert_array_equal(before, texture(600, 800)[:50, :60])
+    with pytest.warns(SlideWarning, match="is closed; open it again.*shown grey"):
+        found = np.asarray(levels[0][100:150, :60])
+    assert found.shape == (50, 60, 3)
+    assert found.dtype == np.uint8
+    assert np.unique(found).size == 1
+    with pytest.raises(SlideError, match="is closed"):
+        np.asarray(plain[100:150, :60])  # who computes must not take grey for tissue

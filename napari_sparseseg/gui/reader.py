@@ -136,7 +136,10 @@ def layer_data(slide: Slide) -> list[LayerData]:
 
 
 def _data(levels: Sequence[Any]) -> Any:
-    return list(levels) if len(levels) > 1 else levels[0]
+    from napari_sparseseg.slides.lazy import shown_levels
+
+    shown = shown_levels(levels)
+    return list(shown) if len(shown) > 1 else shown[0]
 
 
 def _contrast_limits(slide: Slide) -> list[tuple[float, float]]:

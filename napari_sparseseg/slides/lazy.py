@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import accumulate, pairwise
@@ -22,9 +23,13 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
+from napari_sparseseg.errors import SlideError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.slides.pyramid import SlideWarning, grey
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from napari_sparseseg.slides.level import Level
     from napari_sparseseg.slides.pyramid import Pyramid
 
@@ -49,10 +54,15 @@ class LevelSource:
         In its pixels; the whole level unless given.
     channels
         First and one past the last; with `flat`, one channel as (h, w), else (h, w, C).
+    shown
+        Only looked at: what cannot be read is grey, with a `SlideWarning`.
     """
 
-    def __init__(self, pyramid: Pyramid, k: int, window: Box, channels: tuple[int, int], *, flat: bool) -> None:
-        self._pyramid, self._k, self._window, self._channels, self._flat = pyramid, k, window, channels, flat
+    def __init__(
+        self, pyramid: Pyramid, k: int, window: Box, channels: tuple[int, int], *, flat: bool, shown: bool = False
+    ) -> None:
+        self._pyramid, self._k, self._window, self._channels = pyramid, k, window, channels
+        self._flat, self._shown = flat, shown
         self.shape: tuple[int, ...] = (window.height, window.width, *([] if flat else [channels[1] - channels[0]]))
         self.ndim, self.dtype = len(self.shape), pyramid.levels[k].dtype
 
@@ -62,7 +72,11 @@ class LevelSource:
         first = self._channels[0]
         channels = (first + rest[0][0], first + rest[0][1]) if rest else self._channels
         window = Box(self._window.y + y0, self._window.x + x0, y1 - y0, x1 - x0)
-        return LevelSource(self._pyramid, self._k, window, channels, flat=self._flat)
+        return LevelSource(self._pyramid, self._k, window, channels, flat=self._flat, shown=self._shown)
+
+    def to_show(self) -> LevelSource:
+        """The same with `shown`."""
+        return LevelSource(self._pyramid, self._k, self._window, self._channels, flat=self._flat, shown=True)
 
     def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray[Any, np.dtype[Any]]:
         spans = [
@@ -76,7 +90,23 @@ class LevelSource:
         return (pixels[..., 0] if self._flat else pixels)[steps]
 
     def read(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """All of the window, its rows of tiles by several threads, none of which waits for another."""
+        """All of the window, its rows of tiles by several threads, none of which waits for another.
+
+        Raises
+        ------
+        SlideError
+            Where it cannot be read and is not only `shown`.
+        """
+        try:
+            return self._read()
+        except SlideError as error:
+            if not self._shown:
+                raise
+            # An exception here would reach napari's drawing: a traceback at every move, and the view would stand still.
+            warnings.warn(f"{error} Until then it is shown grey.", SlideWarning, stacklevel=3)
+            return np.full(self.shape, grey(self.dtype), self.dtype)
+
+    def _read(self) -> np.ndarray[Any, np.dtype[Any]]:
         (first, last), (top, left, height, width) = self._channels, self._window
         out = np.empty((height, width, last - first), self.dtype)
         step = self._pyramid.levels[self._k].tile[0]
@@ -153,6 +183,11 @@ def dask_levels(pyramid: Pyramid, *, interleaved: bool) -> tuple[Any, ...]:
         _array(_whole(pyramid, k), (*_chunks(v), v.shape[2] if interleaved else 1), f"slide-{token}-{k}")
         for k, v in enumerate(pyramid.levels)
     )
+
+
+def shown_levels(levels: Sequence[LevelArray]) -> tuple[Any, ...]:
+    """The same levels for a viewer: a plain window that cannot be read is grey, with a `SlideWarning`."""
+    return tuple(_array(v.source.to_show(), v.chunks, f"shown-{uuid.uuid4().hex}") for v in levels)
 
 
 def dask_channel(pyramid: Pyramid, channel: int) -> tuple[Any, ...]:
