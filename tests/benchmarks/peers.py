@@ -78,9 +78,9 @@ def python_of(tool: str) -> Path:
     return ENVIRONMENTS / tool / "bin" / "python" if tool in PACKAGES else Path(sys.executable)
 
 
-def install() -> None:
-    """An environment per tool, from the package registry."""
-    for tool, packages in PACKAGES.items():
+def install(tools: Sequence[str]) -> None:
+    """An environment for each of these tools that needs one, from the package registry."""
+    for tool, packages in ((t, PACKAGES[t]) for t in tools if t in PACKAGES):
         venv.create(ENVIRONMENTS / tool, with_pip=True)
         subprocess.run([python_of(tool), "-m", "pip", "install", "-q", *packages], check=True)
 
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--longest", type=float, default=40.0, help="CPU seconds that a larger image may take")
     given = parser.parse_args(argv)
     if given.install:
-        install()
+        install(given.tools)
         return []
     missing = [t for t in given.tools if not python_of(t).exists()]
     if missing:

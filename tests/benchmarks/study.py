@@ -87,14 +87,14 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     return small / np.linalg.norm(small)
 
 
-def ratios(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[float]]:
-    """Mean Dice of sparse + 10 % dense over that of fully dense, seed by seed."""
+def ratios(rows: Sequence[dict[str, Any]], few: str = "sparse+10") -> dict[tuple[str, str, str], list[float]]:
+    """Mean Dice with a few dense labels over that of fully dense, seed by seed."""
     found = {(r["architecture"], r["task"], r["balancing"], r["labels"], r["seed"]): r["found"]["mean"] for r in rows}
     out: dict[tuple[str, str, str], list[float]] = {}
     for key, dense in found.items():
-        few = found.get((*key[:3], "sparse+10", key[4]))
-        if key[3] == "dense" and few is not None:
-            out.setdefault(key[:3], []).append(few / dense)
+        fewer = found.get((*key[:3], few, key[4]))
+        if key[3] == "dense" and fewer is not None:
+            out.setdefault(key[:3], []).append(fewer / dense)
     return out
 
 
@@ -148,12 +148,13 @@ def attacks(
             f"{question} {c['task']}, {c['steps']} steps: {c['other']:.3f} with {c['kind']}, else {c['fair']:.3f}."
         )
     for name, again in more.items():
-        for (_, task, balancing), values in ratios(again).items():
-            each = ", ".join(f"{v:.3f}" for v in values)
-            out.append(
-                f"Three lucky seeds, or too short? {task}, {name}, {balancing}: sparse + 10 % dense is "
-                f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} of fully dense ({each})."
-            )
+        for few in dict.fromkeys(r["labels"] for r in again if r["labels"] != "dense"):
+            for (_, task, balancing), values in ratios(again, few).items():
+                each = ", ".join(f"{v:.3f}" for v in values)
+                out.append(
+                    f"Three lucky seeds, too short, or other squares? {task}, {name}, {balancing}, {few}: "
+                    f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} of fully dense ({each})."
+                )
     return [*out, *OPEN]
 
 
