@@ -43,7 +43,7 @@ LABELS = ("sparse", "sparse+5", "sparse+10", "sparse+10 rare", "sparse+25", "den
 """`rare`: of the squares at least one holds the rare class, as somebody who looks for it would choose."""
 BALANCINGS = ("none", "instance", "mini-batch")
 FEWER = ("sparse", "sparse+10", "dense")
-RARE, MORE = "sparse+10 rare", "sparse+15"
+RARE, MORE = "sparse+10 rare", ("sparse+15", "sparse+25")
 TASKS = ("synthetic 1", "synthetic 10", "synthetic 100", "ebhi 2")
 TITLES = {
     "synthetic 1": "classes alike", "synthetic 10": "rare class 1:10", "synthetic 100": "rare class 1:100",
@@ -85,7 +85,7 @@ def again(seeds: int) -> dict[str, list[Run]]:
     few = [x for x in FEWER if x != "sparse"]
     more = [Run(TASKS[2], x, b, "pretrained", s, 80) for s in range(2 * seeds) for x in few for b in BALANCINGS]
     longer = [Run(TASKS[2], x, "instance", "pretrained", s, 240) for s in range(2 * seeds) for x in few]
-    other = [Run(TASKS[2], x, "instance", "pretrained", s, 80) for s in range(4 * seeds) for x in (*few, RARE, MORE)]
+    other = [Run(TASKS[2], x, "instance", "pretrained", s, 80) for s in range(4 * seeds) for x in (*few, RARE, *MORE)]
     return {f"{2 * seeds} seeds": more, f"{2 * seeds} seeds, 240 steps": longer, f"{4 * seeds} seeds": other}
 
 

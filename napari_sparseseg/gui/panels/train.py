@@ -30,7 +30,7 @@ BALANCING = {
 MEASURED = {
     "instance": "In our study the best where a class is rare and part of it is labelled densely, else as good as any",
     "mini-batch": "In our study the best for a network from scratch and several classes, else behind 'by patch'",
-    "none": "In our study as good as any where classes are of like size; it may never find a rare class",
+    "none": "In our study as good as any for classes of like size, but not from scratch; may never find a rare class",
 }
 """What `tests.benchmarks.study` found, said where the choice is made."""
 BIG_BUTTON = 36
