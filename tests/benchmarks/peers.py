@@ -240,7 +240,7 @@ def _draw(rows: Sequence[Row]) -> None:
                     axis.plot(*zip(*r.get("curve", []), strict=True), "-", color=COLOURS[tool], lw=1)
                 where = [r["fit CPU seconds"] for r in own], [r["dice"] for r in own]
                 axis.plot(*where, marker, color=COLOURS[tool], ms=5, label=f"{NAMES[tool]}, {variant}" if own else None)
-        axis.set(ylim=(0, 1), xlim=(0.9, 150), title=CLASSES[classes], xlabel="CPU seconds until ready, one thread")
+        axis.set(ylim=(0, 1), xlim=(0.9, 250), title=CLASSES[classes], xlabel="CPU seconds until ready, one thread")
         common.seconds_axis(axis)
     axes[0].set_ylabel("mean Dice, other cases; a dot per seed")
     axes[0].legend(frameon=False, fontsize=7, loc="lower left", ncols=2)
