@@ -55,7 +55,7 @@ class LevelSource:
     channels
         First and one past the last; with `flat`, one channel as (h, w), else (h, w, C).
     shown
-        Only looked at: what cannot be read is grey, with a `SlideWarning`.
+        Only looked at: of what cannot be read, `read` gives grey and a `SlideWarning`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LevelSource:
             if not self._shown:
                 raise
             # An exception here would reach napari's drawing: a traceback at every move, and the view would stand still.
-            warnings.warn(f"{error} Until then it is shown grey.", SlideWarning, stacklevel=3)
+            warnings.warn(f"{error} Meanwhile it is shown grey.", SlideWarning, stacklevel=3)
             return np.full(self.shape, grey(self.dtype), self.dtype)
 
     def _read(self) -> np.ndarray[Any, np.dtype[Any]]:

@@ -158,14 +158,14 @@ def summary(rows: list[dict]) -> str:
 
 
 def per_class(rows: list[dict]) -> str:
-    """Mean Dice of each class of the model served, a table per task; which class is rare changes with the seed."""
+    """Dice of each class of the model served, a table per task; which class is rare changes with the seed."""
     parts = []
     for task in dict.fromkeys(r["task"] for r in rows):
         groups = defaultdict(list)
         for row in (r for r in rows if r["task"] == task):
             groups[row["architecture"], row["labels"], row["balancing"]].append(row["found"])
         names = [n for n in next(iter(groups.values()))[0] if n not in OF_ALL]
-        lines = [[*cell, *(f"{np.mean([f[n] for f in found]):.3f}" for n in names)] for cell, found in groups.items()]
+        lines = [[*cell, *(_spread([f[n] for f in found]) for n in names)] for cell, found in groups.items()]
         parts += [TITLES[task], common.markdown(["network", "labels", "balancing", *names], lines)]
     return "\n\n".join(parts)
 
@@ -183,7 +183,7 @@ def tables(rows: list[dict], which: str) -> str:
         for b in BALANCINGS:
             found = groups.get((*cell, b), [])
             means, rares = [f["mean"] for f in found], [f["rare"] for f in found]
-            line.append(f"{np.mean(means):.3f} ± {np.std(means):.3f} ({np.mean(rares):.2f})" if found else "")
+            line.append(f"{_spread(means)} ({_spread(rares, 2)})" if found else "")
         lines.append(line)
     parts += [common.markdown(["network", "task", "labels", *BALANCINGS], lines), "## Gain over `none`, pair by pair"]
     lines = []
@@ -202,6 +202,10 @@ def tables(rows: list[dict], which: str) -> str:
     parts += ["## Share of the Dice of fully dense labels, each with its best balancing"]
     parts += [common.markdown(["network", "task", *LABELS], lines)]
     return "\n\n".join(parts)
+
+
+def _spread(values: list[float], digits: int = 3) -> str:
+    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
 
 
 def _gain(differences: list[float]) -> str:

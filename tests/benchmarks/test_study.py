@@ -15,7 +15,7 @@ def test_few_dense_labels_come_close_to_all_dense(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(common, "RESULTS", tmp_path)  # so that no earlier run counts
     ratios = study.ratios(study.main(["--grid", "quick"]))
     found = {t: float(np.mean(v)) for (a, t, b), v in ratios.items() if (a, b) == ("pretrained", "instance")}
-    # Missed where a class has a hundredth of the area (README): a tenth of dense labels often shows nothing of it.
+    # Missed where a class has a hundredth of the area, by false pixels of it (README).
     assert {t for t, ratio in found.items() if ratio < study.TARGET} <= {"synthetic 100"}
     assert len(found) == len(study_balancing.TASKS)
 
