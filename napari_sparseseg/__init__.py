@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.errors import SparseSegError
-    from napari_sparseseg.session import Session
+    from napari_sparseseg.session.session import Session
     from napari_sparseseg.slides import Slide, open_slide
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __all__ = ["Annotations", "Session", "Slide", "SparseSegError", "__version__", "
 
 _HOME = {
     "Annotations": "napari_sparseseg.annotations",
-    "Session": "napari_sparseseg.session",
+    "Session": "napari_sparseseg.session.session",
     "Slide": "napari_sparseseg.slides",
     "SparseSegError": "napari_sparseseg.errors",
     "open_slide": "napari_sparseseg.slides",

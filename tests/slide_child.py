@@ -37,11 +37,11 @@ class Ended(NamedTuple):
 def main() -> None:
     """Serve until the input ends."""
     import napari_sparseseg.cli
-    import napari_sparseseg.slides.describe
-    import napari_sparseseg.slides.images
-    import napari_sparseseg.slides.omezarr
-    import napari_sparseseg.slides.openslides
-    import napari_sparseseg.slides.tiff  # noqa: F401
+    import napari_sparseseg.cli.describe
+    import napari_sparseseg.slides.backends.image
+    import napari_sparseseg.slides.backends.omezarr
+    import napari_sparseseg.slides.backends.openslide
+    import napari_sparseseg.slides.backends.tiff  # noqa: F401
 
     for line in sys.stdin:
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -12,14 +12,14 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Frame
-from napari_sparseseg.learning import bank as bank_module
-from napari_sparseseg.learning.bank import CELL, FeatureBank, Parts, Rows, join
-from napari_sparseseg.learning.changes import changed_cells
+from napari_sparseseg.learning import feature_cache as bank_module
 from napari_sparseseg.learning.encoders import Encoder
+from napari_sparseseg.learning.feature_cache import CELL, FeatureBank, Parts, Rows, join
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.head import Samples, fit_head
+from napari_sparseseg.learning.label_changes import changed_cells
 from napari_sparseseg.learning.sources import Source
-from napari_sparseseg.slides.arrays import ArraySlide
+from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.conftest import two_textures
 
 CLASSES = make_classes("ab")

@@ -8,9 +8,9 @@ from scipy import ndimage
 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.annotations.drawing import Shape
-from napari_sparseseg.component import component_at
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.prediction.component import component_at
 from tests.smooth_model import SmoothModel
 
 

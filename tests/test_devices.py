@@ -17,13 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.errors import TrainingError
-from napari_sparseseg.learning.backend import autocast_dtype, choose_device
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
+from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device
 from tests.test_trainer import batch, finish, plain_task, trainer_of
 
 LABELS = np.kron(np.array([[1, 0], [2, 3]], np.uint8), np.ones((32, 32), np.uint8))
@@ -104,6 +104,6 @@ def test_the_device_is_chosen_by_what_is_there(monkeypatch):
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(own, spins):
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     asked = {"OMP_DISPLAY_ENV": "verbose"} | ({} if own is None else {"GOMP_SPINCOUNT": own})
-    code = "from napari_sparseseg.learning.backend import import_torch; import_torch()"
+    code = "from napari_sparseseg.learning.torch_runtime import import_torch; import_torch()"
     done = subprocess.run([sys.executable, "-c", code], env=kept | asked, capture_output=True, text=True, check=True)
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from napari_sparseseg.engine import Engine
+from napari_sparseseg.session.engine import Engine
 
 
 @pytest.fixture

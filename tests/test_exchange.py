@@ -12,8 +12,8 @@ import zarr
 
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.exchange import convert, find_annotations, load_annotations, read_asap, read_labels
-from napari_sparseseg.exchange.asap import closed_spline
+from napari_sparseseg.io import convert, find_annotations, load_annotations, read_asap, read_labels
+from napari_sparseseg.io.asap import closed_spline
 
 H, W = 1500, 1801
 WHOLE = (0, 0, H, W)
@@ -184,7 +184,7 @@ def test_bad_geojson_is_refused_with_the_name_of_the_file(tmp_path, text):
 
 
 def test_too_many_points_or_classes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.exchange.shapes.MAX_POINTS", 100)
+    monkeypatch.setattr("napari_sparseseg.io.shapes.MAX_POINTS", 100)
     with pytest.raises(AnnotationError, match="more than 100 points"):
         read(tmp_path, {"type": "Polygon", "coordinates": [[[k, k * k] for k in range(101)]]})
     monkeypatch.undo()

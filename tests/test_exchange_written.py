@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from napari_sparseseg import Annotations
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.exchange import label_images as label_images_module
-from napari_sparseseg.exchange import load_annotations, read_geojson, save_as, write_labels
+from napari_sparseseg.io import label_images as label_images_module
+from napari_sparseseg.io import load_annotations, read_geojson, save_as, write_labels
 
 SHAPE = (2900, 2300)
 WHOLE = (0, 0, *SHAPE)

@@ -8,8 +8,8 @@ import pytest
 from napari_sparseseg import Annotations, open_slide
 from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.guidance import CELL, LOOKED_AT, candidates, suggest
-from napari_sparseseg.tissue import TissueMask
+from napari_sparseseg.prediction.guidance import CELL, LOOKED_AT, candidates, suggest
+from napari_sparseseg.prediction.tissue import TissueMask
 
 
 class HalfSure:

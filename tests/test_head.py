@@ -8,7 +8,7 @@ import torch
 
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import ModelError, TrainingError
-from napari_sparseseg.learning.bank import Rows, join
+from napari_sparseseg.learning.feature_cache import Rows, join
 from napari_sparseseg.learning.features import InputScale, sample
 from napari_sparseseg.learning.head import ABSENT, Head, HeadSettings, Samples, _AdamW, fit_head
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.inference import (
+from napari_sparseseg.prediction.tiles import (
     PredictionStopped,
     entropy,
     input_region,

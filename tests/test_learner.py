@@ -13,12 +13,12 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.inference import predict_region
-from napari_sparseseg.learning.comparison import KEEP_NOISE, NOISE, SHARES, Turns
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.model import load_model
 from napari_sparseseg.learning.sources import Source
-from napari_sparseseg.slides.arrays import ArraySlide
+from napari_sparseseg.learning.validation import KEEP_NOISE, NOISE, SHARES, Turns
+from napari_sparseseg.prediction.tiles import predict_region
+from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.conftest import two_textures
 
 SIDE = 384
@@ -134,8 +134,8 @@ def test_fine_steps_compare_and_never_serve_a_worse_share(slide):
 
 
 def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.LEAST_STEPS", 1)
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.TIME_SHARE", 100)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.LEAST_STEPS", 1)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.TIME_SHARE", 100)
     a = annotated()
     learner = fitted(slide, a)
     learner.turns = Turns(first=1)
@@ -166,9 +166,9 @@ def until_compared(learner):
 
 def test_a_good_decoder_is_served_as_it_learns_on_and_a_worse_one_gives_way(slide, monkeypatch):
     monkeypatch.setattr("napari_sparseseg.learning.learner.PUBLISH_STEPS", 2)
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.LEAST_STEPS", 8)
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.TIME_SHARE", 1000)
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.NOISE", 1.0)  # the decoder has a share from the first on
+    monkeypatch.setattr("napari_sparseseg.learning.validation.LEAST_STEPS", 8)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.TIME_SHARE", 1000)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.NOISE", 1.0)  # the decoder has a share from the first on
     learner = fitted(slide, annotated())
     learner.turns = Turns(first=4)
     until_compared(learner)
@@ -191,7 +191,7 @@ def test_a_good_decoder_is_served_as_it_learns_on_and_a_worse_one_gives_way(slid
 
 
 def test_held_out_strokes_are_swapped_and_then_kept_out_of_training(slide, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.SWAP_AFTER", 1)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.SWAP_AFTER", 1)
     a = annotated()
     learner = fitted(slide, a)
     learner.turns = Turns(first=1)

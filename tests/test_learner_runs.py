@@ -19,13 +19,13 @@ from napari_sparseseg.cli import main
 from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.learning.comparison import NOISE, PlainComparison, Turns, cost_of
 from napari_sparseseg.learning.features import InputScale
+from napari_sparseseg.learning.holdout import Window
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.network import PlainUNet
 from napari_sparseseg.learning.scores import Scorer
-from napari_sparseseg.learning.validation import Window
-from napari_sparseseg.slides.arrays import ArraySlide
+from napari_sparseseg.learning.validation import NOISE, PlainComparison, Turns, cost_of
+from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.conftest import two_textures
 from tests.test_cli import qupath
 from tests.test_learner import CLASSES, CONFIG, SIDE, accuracy, annotated, fitted, slide_of, sources, steps
@@ -107,7 +107,7 @@ def test_a_transformer_learns(slide, tmp_path):
 
 
 def test_what_the_head_keeps_of_training_patches_ends_with_what_is_held_out(slide, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.SWAP_AFTER", 1)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.SWAP_AFTER", 1)
     a = annotated()
     learner = fitted(slide, a)
     learner.turns = Turns(first=3)
@@ -187,8 +187,8 @@ def test_the_plain_unet_served_is_the_one_that_scored_best(slide, now, served, w
 
 
 def test_the_plain_unet_is_scored_kept_at_its_best_and_ends_when_patient(slide, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.LEAST_STEPS", 1)
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.TIME_SHARE", 100)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.LEAST_STEPS", 1)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.TIME_SHARE", 100)
     learner = fitted(slide, annotated(), SCRATCH)
     learner.turns = Turns(first=1)
     served, best, found = None, -1.0, []

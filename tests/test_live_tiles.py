@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.live import View, plan
-from napari_sparseseg.live_tiles import (
+from napari_sparseseg.prediction.live_view import View, plan
+from napari_sparseseg.prediction.tile_store import (
     CHANGED,
     LABELS,
     PROBABILITY,

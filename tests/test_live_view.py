@@ -9,11 +9,11 @@ import pytest
 
 from napari_sparseseg import Session, open_slide
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.gui.areas import areas
-from napari_sparseseg.inference import narrowness, predict_region
-from napari_sparseseg.live import LiveView
-from napari_sparseseg.live_tiles import CHANGED, LABELS, TILE
-from napari_sparseseg.slides.arrays import ArraySlide
+from napari_sparseseg.gui.sections.predict.areas import areas
+from napari_sparseseg.prediction.live_view import LiveView
+from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, TILE
+from napari_sparseseg.prediction.tiles import narrowness, predict_region
+from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.smooth_model import CLASSES, COLOURS, SmoothModel, write_tall_slide
 
 

@@ -16,12 +16,12 @@ import torch
 from napari_sparseseg.config import ClassDef, Recipe, TrainConfig
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.inference import predict_region
 from napari_sparseseg.learning.encoders import DEFAULT_ENCODER, Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model, load_model, read_recipe
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
+from napari_sparseseg.prediction.tiles import predict_region
 
 CLASSES = (ClassDef(3, "gland", "#e69f00"), ClassDef(200, "stroma", "#56b4e9"))
 

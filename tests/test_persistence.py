@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from napari_sparseseg.annotations import Annotations, DamagedFileError, FileInUseError, rescue
-from napari_sparseseg.annotations import store as store_module
+from napari_sparseseg.annotations import sqlite_file as store_module
 from napari_sparseseg.errors import AnnotationError
 
 SHAPE = (5000, 5501)

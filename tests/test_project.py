@@ -11,7 +11,7 @@ import pytest
 from napari_sparseseg.config import PALETTE, ClassDef, TrainConfig, make_classes, match_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.project import Project, ProjectState, SlideRecord
+from napari_sparseseg.session.project import Project, ProjectState, SlideRecord
 
 
 @pytest.fixture

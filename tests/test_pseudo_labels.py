@@ -14,10 +14,10 @@ from napari_sparseseg.config import class_ids
 from napari_sparseseg.learning import learner as learner_module
 from napari_sparseseg.learning import pseudo_labels
 from napari_sparseseg.learning.augment import Augmentation, augment
-from napari_sparseseg.learning.bank import CELL, MARGIN
-from napari_sparseseg.learning.comparison import SURE, Comparison
+from napari_sparseseg.learning.feature_cache import CELL, MARGIN
 from napari_sparseseg.learning.pseudo_labels import KEEP, SETTLE, PseudoLabels
 from napari_sparseseg.learning.trainer import PSEUDO_WEIGHT
+from napari_sparseseg.learning.validation import SURE, Comparison
 from napari_sparseseg.slides import ArraySlide
 from tests.conftest import two_textures
 from tests.test_learner import CLASSES, CONFIG, SIDE, annotated, fitted, slide_of, steps

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_sparseseg.slide_prediction import predict_slide
+from napari_sparseseg.prediction.slide import predict_slide
 from tests.smooth_model import SmoothModel
 from tests.test_slide_prediction import patches_slide
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from skimage.measure import regionprops
 
-from napari_sparseseg.results.contours import RegionTracer
+from napari_sparseseg.io.contours import RegionTracer
 
 CROSS = ndimage.generate_binary_structure(2, 1)
 

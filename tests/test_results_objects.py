@@ -12,10 +12,10 @@ from scipy import ndimage
 
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Frame
-from napari_sparseseg.results.contours import Region, RegionTracer
-from napari_sparseseg.results.objects import GeoJsonWriter, polygons_of
-from napari_sparseseg.results.placement import Placement
-from napari_sparseseg.slide_prediction.measuring import Measurement
+from napari_sparseseg.io.contours import Region, RegionTracer
+from napari_sparseseg.io.objects import GeoJsonWriter, polygons_of
+from napari_sparseseg.io.placement import Placement
+from napari_sparseseg.prediction.slide.measuring import Measurement
 
 CLASSES = make_classes([("tumour", "#e6194b"), ("stroma", "#3cb44b")])
 

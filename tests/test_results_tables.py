@@ -11,9 +11,9 @@ from skimage.draw import polygon2mask
 
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Frame
-from napari_sparseseg.results.contours import Region
-from napari_sparseseg.results.placement import Placement
-from napari_sparseseg.results.tables import AreaTable, write_csv
+from napari_sparseseg.io.contours import Region
+from napari_sparseseg.io.placement import Placement
+from napari_sparseseg.io.tables import AreaTable, write_csv
 
 CLASSES = make_classes(["tumour", "stroma", "fat"])
 PLACEMENT = Placement(Frame((4.0, 2.0)), (0.25, 0.5))  # label pixels of 1 x 1 um

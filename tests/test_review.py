@@ -8,8 +8,8 @@ import pytest
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.errors import PredictionError
-from napari_sparseseg.learning.validation import HeldOut
-from napari_sparseseg.review import mistakes
+from napari_sparseseg.learning.holdout import HeldOut
+from napari_sparseseg.prediction.review import mistakes
 from tests.learning_scene import CLASSES, make_source, scribbled, write_slide
 
 

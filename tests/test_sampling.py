@@ -382,7 +382,7 @@ def test_a_failed_read_reaches_the_consumer(source):
 
 
 def test_sampling_and_validation_load_no_torch():
-    modules = "napari_sparseseg.learning.validation, napari_sparseseg.learning.sampling"
+    modules = "napari_sparseseg.learning.holdout, napari_sparseseg.learning.sampling"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

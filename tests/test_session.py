@@ -99,8 +99,8 @@ def test_train_without_wait_returns_and_follows_new_strokes(session):
 
 
 def test_a_patient_run_ends_by_itself_when_nothing_is_gained(session, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.LEAST_STEPS", 1)
-    monkeypatch.setattr("napari_sparseseg.learning.comparison.TIME_SHARE", 100)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.LEAST_STEPS", 1)
+    monkeypatch.setattr("napari_sparseseg.learning.validation.TIME_SHARE", 100)
     scribble(session)
     session.train(patience=2, wait=True)
     assert session.status.state == "idle"
@@ -211,7 +211,7 @@ def test_second_opener_of_a_project_reads_only_and_says_so(session, tmp_path):
 
 
 def test_autosave_keeps_strokes_of_a_session_that_was_never_saved(tiny_slide):
-    from napari_sparseseg.recovery import recoverable
+    from napari_sparseseg.session.recovery import recoverable
 
     with Session(autosave=True) as s:
         fingerprint = s.open(tiny_slide).fingerprint
@@ -223,7 +223,7 @@ def test_autosave_keeps_strokes_of_a_session_that_was_never_saved(tiny_slide):
 
 
 def test_empty_autosave_leaves_nothing_behind(tiny_slide):
-    from napari_sparseseg.recovery import recovery_folder
+    from napari_sparseseg.session.recovery import recovery_folder
 
     with Session(autosave=True) as s:
         s.open(tiny_slide)

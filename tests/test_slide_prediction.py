@@ -21,11 +21,11 @@ import zarr
 from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.inference import PredictionStopped, predict_region
-from napari_sparseseg.results.omezarr import PredictionStore
-from napari_sparseseg.slide_prediction import predict_slide
-from napari_sparseseg.slide_prediction.journal import Journal
-from napari_sparseseg.slide_prediction.tile_size import default_tile
+from napari_sparseseg.io.ome_zarr import PredictionStore
+from napari_sparseseg.prediction.slide import predict_slide
+from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.slide.tile_size import default_tile
+from napari_sparseseg.prediction.tiles import PredictionStopped, predict_region
 from napari_sparseseg.slides import ArraySlide, open_slide
 from tests.smooth_model import CLASSES, SmoothModel, write_tall_slide
 
@@ -177,7 +177,7 @@ RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from napari_sparseseg.slide_prediction import predict_slide
+from napari_sparseseg.prediction.slide import predict_slide
 from napari_sparseseg.slides import open_slide
 from tests.smooth_model import SmoothModel
 with open_slide(sys.argv[2]) as slide:

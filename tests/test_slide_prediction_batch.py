@@ -19,10 +19,10 @@ import tifffile
 
 from napari_sparseseg.cli import main
 from napari_sparseseg.errors import PredictionError, SlideError
-from napari_sparseseg.results.omezarr import PredictionStore
-from napari_sparseseg.session import Session
-from napari_sparseseg.slide_prediction.options import Progress
-from napari_sparseseg.slide_prediction.progress_line import ProgressLine, time_left
+from napari_sparseseg.io.ome_zarr import PredictionStore
+from napari_sparseseg.prediction.slide.options import Progress
+from napari_sparseseg.prediction.slide.progress_line import ProgressLine, time_left
+from napari_sparseseg.session.session import Session
 from napari_sparseseg.slides import ArraySlide
 from tests.test_slide_prediction_network import network
 

@@ -14,18 +14,18 @@ import torch
 from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.inference import predict_region
+from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.network import TwoSpeedNet
-from napari_sparseseg.results.omezarr import PredictionStore
-from napari_sparseseg.slide_prediction import predict_slide
-from napari_sparseseg.slide_prediction.journal import Journal
-from napari_sparseseg.slide_prediction.shards import ShardTask, close_task, run_shard
+from napari_sparseseg.prediction.slide import predict_slide
+from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.slide.shards import ShardTask, close_task, run_shard
+from napari_sparseseg.prediction.tiles import predict_region
+from napari_sparseseg.prediction.tissue import detect_tissue
 from napari_sparseseg.slides import open_slide
-from napari_sparseseg.tissue import detect_tissue
 from tests.smooth_model import write_tall_slide
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def test_a_worker_says_in_words_what_is_wrong(tmp_path, model):
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tall_slide, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.slide_prediction.cluster._CONNECT_S", 1)
+    monkeypatch.setattr("napari_sparseseg.prediction.slide.cluster._CONNECT_S", 1)
     with open_slide(tall_slide) as slide, pytest.raises(PredictionError, match=r"127\.0\.0\.1:9"):
         predict_slide(slide, model, tmp_path / "a.ome.zarr", scheduler="tcp://127.0.0.1:9")
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from napari_sparseseg import Session
+from napari_sparseseg.cli.describe import describe
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.slides import ArraySlide, describe, open_slide
+from napari_sparseseg.slides import ArraySlide, open_slide
+from napari_sparseseg.slides.backends.headers import coded_size
 from napari_sparseseg.slides.cache import TileCache
-from napari_sparseseg.slides.headers import coded_size
 from napari_sparseseg.slides.level import halve
 from tests.slide_files import mean2, texture, write_svs, write_zarr
 

@@ -231,7 +231,7 @@ class TestOpenSlide(TestCmuSvs):
 
     @pytest.fixture
     def slide(self, cmu_svs):
-        from napari_sparseseg.slides.openslides import open_openslide
+        from napari_sparseseg.slides.backends.openslide import open_openslide
         from napari_sparseseg.slides.slide import Slide
 
         with Slide(open_openslide(str(cmu_svs))) as slide:

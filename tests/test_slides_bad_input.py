@@ -14,8 +14,9 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from napari_sparseseg.cli.describe import describe
 from napari_sparseseg.errors import SlideChangedError, SlideError, SlideOpenError
-from napari_sparseseg.slides import describe, open_slide
+from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.pyramid import SlideWarning
 from tests.slide_files import texture, write_ome, write_svs, write_zarr
 

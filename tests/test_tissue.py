@@ -8,8 +8,8 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.prediction.tissue import TissueMask, detect_tissue, otsu
 from napari_sparseseg.slides import ArraySlide, open_slide
-from napari_sparseseg.tissue import TissueMask, detect_tissue, otsu
 
 
 def test_no_real_tissue_is_missed_and_half_of_the_slide_is_glass(cmu_svs):

@@ -11,12 +11,12 @@ import torch
 from napari_sparseseg.balancing import balanced_cross_entropy
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import TrainingError
-from napari_sparseseg.learning.backend import out_of_memory
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
 from napari_sparseseg.learning.network import Decoder, PlainUNet
 from napari_sparseseg.learning.sampling import Batch
+from napari_sparseseg.learning.torch_runtime import out_of_memory
 from napari_sparseseg.learning.trainer import Trainer
 
 IDS = (5, 2)

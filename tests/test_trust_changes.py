@@ -14,9 +14,9 @@ import tifffile
 from napari_sparseseg import Session
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import PredictionError, SlideChangedError
-from napari_sparseseg.slide_prediction import predict_slide
-from napari_sparseseg.slide_prediction.journal import Journal
-from napari_sparseseg.slide_prediction.shards import ShardTask, run_shard
+from napari_sparseseg.prediction.slide import predict_slide
+from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.slide.shards import ShardTask, run_shard
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.cache import TILES
 from tests.conftest import two_textures, write_slide
@@ -47,7 +47,7 @@ def test_a_clock_that_goes_back_while_somebody_draws(tmp_path):
         folder, year = Path(sys.argv[1]), 365 * 86400.0
         os.environ["NAPARI_SPARSESEG_HOME"] = str(folder / "home")
         from napari_sparseseg import Session
-        from napari_sparseseg.recovery import recoverable, recovery_folder
+        from napari_sparseseg.session.recovery import recoverable, recovery_folder
         def back(seconds):
             offset[0] -= seconds
         strokes = 0

@@ -15,11 +15,11 @@ import tifffile
 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.config import Recipe, TrainConfig, make_classes
-from napari_sparseseg.engine import Engine
 from napari_sparseseg.errors import SparseSegError, TrainingError
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model, read_recipe
 from napari_sparseseg.learning.network import PlainUNet
+from napari_sparseseg.session.engine import Engine
 from tests.conftest import two_textures, write_slide
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")

@@ -18,7 +18,7 @@ FOREIGN = "hf-hub:somebody/network"
 @pytest.fixture
 def asked(monkeypatch):
     """Which encoders are made; nothing can be downloaded meanwhile."""
-    from napari_sparseseg.learning import beginnings
+    from napari_sparseseg.learning import factory as beginnings
 
     names, real = [], beginnings.Encoder
 

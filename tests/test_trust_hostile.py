@@ -21,9 +21,9 @@ from napari_sparseseg import Annotations, Session
 from napari_sparseseg.cli import main
 from napari_sparseseg.config import Recipe, TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
-from napari_sparseseg.exchange import load_annotations, save_as
+from napari_sparseseg.io import load_annotations, save_as
 from napari_sparseseg.learning.model_file import FORMAT, MAX_HEADER, read_recipe
-from napari_sparseseg.project import Project
+from napari_sparseseg.session.project import Project
 from tests.conftest import ROOT, two_textures, write_slide
 
 TEXT = '<img src=x onerror="alert(1)">{0.__class__.__mro__} %s %n %x \u202e {config}'
@@ -323,7 +323,7 @@ VERTICES = """
     import resource, sys
     from napari_sparseseg import Annotations
     from napari_sparseseg.errors import SparseSegError
-    from napari_sparseseg.exchange.geojson import MAX_MEMORY
+    from napari_sparseseg.io.geojson import MAX_MEMORY
     from tests.faults.limits import limit_memory
     limit_memory(MAX_MEMORY + (1 << 30))
     try:

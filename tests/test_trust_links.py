@@ -13,10 +13,10 @@ from napari_sparseseg import Annotations, Session
 from napari_sparseseg.cli import main
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import AnnotationError, PredictionError, ProjectError, TrainingError
-from napari_sparseseg.exchange.label_images import write_labels
-from napari_sparseseg.inference import PredictionStopped
-from napari_sparseseg.slide_prediction import predict_slide
-from napari_sparseseg.slide_prediction.journal import Journal
+from napari_sparseseg.io.label_images import write_labels
+from napari_sparseseg.prediction.slide import predict_slide
+from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.tiles import PredictionStopped
 from napari_sparseseg.slides import open_slide
 from tests.conftest import two_textures, write_slide
 from tests.smooth_model import SmoothModel, write_tall_slide

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.exchange import load_annotations, save_as
+from napari_sparseseg.io import load_annotations, save_as
 from napari_sparseseg.slides.cache import TileCache
 from tests.conftest import two_textures, write_slide
 

@@ -19,8 +19,8 @@ import pytest
 from napari_sparseseg import Session
 from napari_sparseseg.errors import AnnotationError, ProjectError, SlideError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.project import Project
-from napari_sparseseg.recovery import recoverable, recovery_folder
+from napari_sparseseg.session.project import Project
+from napari_sparseseg.session.recovery import recoverable, recovery_folder
 from tests.conftest import ROOT, two_textures, write_slide
 from tests.slide_files import write_zarr
 

@@ -96,7 +96,7 @@ def test_full_disk_while_predicting(tmp_path):
         import sys
         from pathlib import Path
         from napari_sparseseg.errors import PredictionError
-        from napari_sparseseg.slide_prediction import predict_slide
+        from napari_sparseseg.prediction.slide import predict_slide
         from napari_sparseseg.slides import open_slide
         from tests.faults.limits import limit_file_size
         from tests.smooth_model import SmoothModel
@@ -161,7 +161,7 @@ HUGE = """
     import numpy as np
     from napari_sparseseg import Annotations
     from napari_sparseseg.geometry import Box
-    from napari_sparseseg.inference import predict_region
+    from napari_sparseseg.prediction.tiles import predict_region
     from napari_sparseseg.slides import open_slide
     from tests.faults.limits import limit_memory
     from tests.smooth_model import SmoothModel

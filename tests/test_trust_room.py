@@ -11,10 +11,11 @@ import numpy as np
 import psutil
 import pytest
 
-from napari_sparseseg import Session, live_worker
+from napari_sparseseg import Session
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.live_tiles import LABELS
+from napari_sparseseg.prediction.tile_store import LABELS
+from napari_sparseseg.session import live as live_worker
 from napari_sparseseg.slides import ArraySlide
 from napari_sparseseg.slides.cache import TILES
 from tests.conftest import two_textures, write_slide
@@ -121,7 +122,7 @@ def wait_for(condition, seconds=120):
 
 def test_no_cache_of_any_kind(tmp_path, monkeypatch):
     """Tiles, feature maps and live tiles of other slides: without any of them the answers are the same."""
-    from napari_sparseseg.learning import bank
+    from napari_sparseseg.learning import feature_cache as bank
 
     path, other = write_slide(tmp_path / "a.tif", two_textures(512)), write_slide(tmp_path / "b.tif", two_textures(256))
 

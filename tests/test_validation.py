@@ -12,9 +12,9 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.learning.holdout import HeldOut, Scorer
 from napari_sparseseg.learning.sampling import PatchSampler, Source
 from napari_sparseseg.learning.sources import held_labels, training_labels
-from napari_sparseseg.learning.validation import HeldOut, Scorer
 from napari_sparseseg.slides import ArraySlide
 from tests.learning_scene import CLASSES, make_source, scribbled, write_slide
 

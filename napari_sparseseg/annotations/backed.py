@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from psygnal import Signal
 
-from napari_sparseseg.annotations.keeper import FileKeeper
+from napari_sparseseg.annotations.autosave import FileKeeper
 from napari_sparseseg.annotations.regions import ClassEditing
-from napari_sparseseg.annotations.store import DamagedFileError, read_contents, write_contents
+from napari_sparseseg.annotations.sqlite_file import DamagedFileError, read_contents, write_contents
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import os
     from typing import Self
 
-    from napari_sparseseg.annotations.store import Contents
+    from napari_sparseseg.annotations.sqlite_file import Contents
 
 
 class FileBacked(ClassEditing):

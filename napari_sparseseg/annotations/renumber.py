@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_sparseseg.annotations.model import Annotations
+from napari_sparseseg.annotations.annotations import Annotations
 from napari_sparseseg.annotations.packing import CHUNK, unpack
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
-from napari_sparseseg.annotations.store import Contents
+from napari_sparseseg.annotations.sqlite_file import Contents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_sparseseg.annotations.annotations import Annotations
 from napari_sparseseg.annotations.drawing import fill_rings, stamp
-from napari_sparseseg.annotations.model import Annotations
 from napari_sparseseg.annotations.packing import CHUNK, unpack
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
-from napari_sparseseg.annotations.store import Contents, DamagedFileError, connect, survey
+from napari_sparseseg.annotations.sqlite_file import Contents, DamagedFileError, connect, survey
 from napari_sparseseg.config import PALETTE, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 

@@ -11,7 +11,7 @@ from psygnal import Signal
 from napari_sparseseg.annotations.history import Edit, History, without_classes
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
 from napari_sparseseg.annotations.snapshot import Snapshot
-from napari_sparseseg.annotations.store import Contents
+from napari_sparseseg.annotations.sqlite_file import Contents
 from napari_sparseseg.config import ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box

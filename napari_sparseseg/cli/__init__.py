@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.demo import has_display, run_headless
+    from napari_sparseseg.cli.demo import has_display, run_headless
 
     if args.headless or not has_display():
         return run_headless(args.output, args.seconds, lambda text: say(args, text))
@@ -87,7 +87,8 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.slides import describe, open_slide
+    from napari_sparseseg.cli.describe import describe
+    from napari_sparseseg.slides import open_slide
 
     if args.slide.endswith(".safetensors"):
         return _model_info(args)
@@ -145,7 +146,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.exchange import convert
+    from napari_sparseseg.io import convert
     from napari_sparseseg.slides import open_slide
 
     shape = None

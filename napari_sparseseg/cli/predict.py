@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from napari_sparseseg.session import Session
+    from napari_sparseseg.session.session import Session
 
 
 def add_predict(commands: Any) -> None:
@@ -54,10 +54,10 @@ def add_predict(commands: Any) -> None:
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.learning.backend import lean_process
-    from napari_sparseseg.project import SUFFIX
-    from napari_sparseseg.session import Session
-    from napari_sparseseg.slide_prediction.progress_line import ProgressLine
+    from napari_sparseseg.learning.torch_runtime import lean_process
+    from napari_sparseseg.prediction.slide.progress_line import ProgressLine
+    from napari_sparseseg.session.project import SUFFIX
+    from napari_sparseseg.session.session import Session
 
     folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
     project = any(path.suffix == SUFFIX for path in args.slides)
@@ -115,7 +115,7 @@ def _open_all(session: Session, paths: Sequence[Path]) -> list[tuple[str, str]]:
 def _predict_batch(
     session: Session, args: argparse.Namespace, unreadable: list[tuple[str, str]], options: dict[str, Any]
 ) -> dict[str, Any]:
-    from napari_sparseseg.slide_prediction.progress_line import ProgressLine
+    from napari_sparseseg.prediction.slide.progress_line import ProgressLine
 
     if not session.slides:
         raise SparseSegError("; ".join(["none of the slides can be opened", *(why for _, why in unreadable)]) + ".")

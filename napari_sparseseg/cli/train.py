@@ -13,7 +13,7 @@ from napari_sparseseg.errors import TrainingError
 if TYPE_CHECKING:
     import argparse
 
-    from napari_sparseseg.session import Session
+    from napari_sparseseg.session.session import Session
 
 _LINES, _WIDTH = 60, 100
 """Of a licence in a terminal."""
@@ -56,8 +56,8 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
 
 def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
-    from napari_sparseseg.exchange import find_annotations
-    from napari_sparseseg.session import Session
+    from napari_sparseseg.io import find_annotations
+    from napari_sparseseg.session.session import Session
 
     if args.annotations and len(args.annotations) != len(args.slides):
         raise TrainingError(

@@ -14,7 +14,7 @@ from napari.utils.action_manager import action_manager
 from napari.utils.interactions import Shortcut
 from napari.utils.notifications import show_info
 
-from napari_sparseseg.gui.panels.section import plain_tip
+from napari_sparseseg.gui.widgets import plain_tip
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,15 +15,15 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.gui.jobs import Jobs
-from napari_sparseseg.inference import PredictionStopped
+from napari_sparseseg.prediction.tiles import PredictionStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import napari
 
-    from napari_sparseseg.session import Session
-    from napari_sparseseg.slide_set import SlideEntry
+    from napari_sparseseg.session.session import Session
+    from napari_sparseseg.session.slides import SlideEntry
 
 INTERVAL_MS = 80
 QUEUE_MS = 30

@@ -15,7 +15,7 @@ from napari.layers import Labels, Layer, Shapes
 
 from napari_sparseseg.errors import AnnotationError, PredictionError
 from napari_sparseseg.gui.commands import panel
-from napari_sparseseg.gui.layer_exchange import import_layer, shapes_data
+from napari_sparseseg.gui.layers.layer_exchange import import_layer, shapes_data
 
 
 def predict_slide_form() -> None:

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from napari_sparseseg.config import ClassDef
-    from napari_sparseseg.gui.label_statistics import LabelStatistics
-    from napari_sparseseg.status import Status
+    from napari_sparseseg.gui.sections.classes.label_statistics import LabelStatistics
+    from napari_sparseseg.session.status import Status
 
 STATES = {
     "idle": "Ready",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from napari.layers import Image, Layer
 
-    from napari_sparseseg.session import Session
+    from napari_sparseseg.session.session import Session
 
 LayerData = tuple[Any, dict[str, Any], str]
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".qptiff", *(s for s in OPENSLIDE_SUFFIXES if s not in (".dcm", ".czi")))

@@ -8,28 +8,28 @@ from napari.settings import get_settings
 from qtpy.QtCore import QEvent, QSize
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from napari_sparseseg.gui.actions.classes import ClassActions
-from napari_sparseseg.gui.actions.guidance import GuidanceActions
-from napari_sparseseg.gui.actions.prediction import PredictActions
-from napari_sparseseg.gui.actions.project import ProjectActions
-from napari_sparseseg.gui.actions.recent import RecentActions
-from napari_sparseseg.gui.actions.slides import SlideActions
-from napari_sparseseg.gui.actions.training import TrainActions
 from napari_sparseseg.gui.activity import Activity
 from napari_sparseseg.gui.closing import Closing
 from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
+from napari_sparseseg.gui.layers.napari_compat import qt_problem
 from napari_sparseseg.gui.next_step import next_step, state_line
-from napari_sparseseg.gui.panels.classes import ClassesPanel
-from napari_sparseseg.gui.panels.curves import import_plots
-from napari_sparseseg.gui.panels.header import Header
-from napari_sparseseg.gui.panels.predict import PredictPanel
-from napari_sparseseg.gui.panels.section import Section, SteadyScroll, WheelGuard, plain_tip
-from napari_sparseseg.gui.panels.slide import SlidePanel
-from napari_sparseseg.gui.panels.train import TrainPanel
-from napari_sparseseg.gui.seams import qt_problem
+from napari_sparseseg.gui.sections.classes.controller import ClassActions
+from napari_sparseseg.gui.sections.classes.view import ClassesPanel
+from napari_sparseseg.gui.sections.header import Header
+from napari_sparseseg.gui.sections.predict.controller import PredictActions
+from napari_sparseseg.gui.sections.predict.guidance import GuidanceActions
+from napari_sparseseg.gui.sections.predict.view import PredictPanel
+from napari_sparseseg.gui.sections.project import ProjectActions
+from napari_sparseseg.gui.sections.slide.controller import SlideActions
+from napari_sparseseg.gui.sections.slide.recent import RecentActions
+from napari_sparseseg.gui.sections.slide.view import SlidePanel
+from napari_sparseseg.gui.sections.train.controller import TrainActions
+from napari_sparseseg.gui.sections.train.curves import import_plots
+from napari_sparseseg.gui.sections.train.view import TrainPanel
 from napari_sparseseg.gui.theme import palette
-from napari_sparseseg.session import Session
+from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, plain_tip
+from napari_sparseseg.session.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     import napari
 
-    from napari_sparseseg.gui.label_statistics import LabelStatistics
+    from napari_sparseseg.gui.sections.classes.label_statistics import LabelStatistics
 
 HINTED_STROKES = 6
 """After so many the user knows the keys."""

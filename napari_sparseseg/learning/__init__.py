@@ -6,6 +6,6 @@ open, the import ends in a segmentation fault. With an empty entry in ``sys.modu
 absent and everything but ``torch.compile`` works. So in a viewer's process triton is hidden here, before torch comes.
 """
 
-from napari_sparseseg.learning.backend import hide_triton_from_viewer
+from napari_sparseseg.learning.torch_runtime import hide_triton_from_viewer
 
 hide_triton_from_viewer()

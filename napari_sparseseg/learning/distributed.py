@@ -126,7 +126,7 @@ def join(device: str = "auto") -> Iterator[tuple[Ranks, str]]:
     if not launched():
         yield _alone, device
         return
-    from napari_sparseseg.learning.backend import choose_device
+    from napari_sparseseg.learning.torch_runtime import choose_device
 
     chosen = choose_device(device)
     import torch.distributed as dist

@@ -20,6 +20,7 @@ from torch import nn
 
 from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
+from napari_sparseseg.learning.efficientnet_lite import NORM, LiteTrunk
 from napari_sparseseg.learning.hub import (
     WEIGHTS,
     Licence,
@@ -29,7 +30,6 @@ from napari_sparseseg.learning.hub import (
     stated_arguments,
     stated_licence,
 )
-from napari_sparseseg.learning.lite_trunk import NORM, LiteTrunk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

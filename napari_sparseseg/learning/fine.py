@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from napari_sparseseg.learning.bank import rows_of
+from napari_sparseseg.learning.feature_cache import rows_of
 from napari_sparseseg.learning.trainer import upsample
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.learning.bank import Rows
+    from napari_sparseseg.learning.feature_cache import Rows
     from napari_sparseseg.learning.features import FeatureMaps
     from napari_sparseseg.learning.network import Decoder, PlainUNet
 

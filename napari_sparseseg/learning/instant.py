@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.config import class_ids
-from napari_sparseseg.learning import memory
-from napari_sparseseg.learning.bank import FeatureBank, join
-from napari_sparseseg.learning.beginnings import new_features
+from napari_sparseseg.learning import replay as memory
+from napari_sparseseg.learning.factory import new_features
+from napari_sparseseg.learning.feature_cache import FeatureBank, join
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.head import fit_head
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from napari_sparseseg.config import ClassDef, TrainConfig
-    from napari_sparseseg.learning.bank import Rows
+    from napari_sparseseg.learning.feature_cache import Rows
     from napari_sparseseg.learning.features import FeatureMaps
     from napari_sparseseg.learning.head import Head
     from napari_sparseseg.learning.sources import Source

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import class_ids, make_classes
 from napari_sparseseg.errors import TrainingError
-from napari_sparseseg.learning import memory
-from napari_sparseseg.learning.backend import choose_device, import_torch
-from napari_sparseseg.learning.bank import CELL
-from napari_sparseseg.learning.beginnings import (
+from napari_sparseseg.learning import replay as memory
+from napari_sparseseg.learning.distributed import ranks
+from napari_sparseseg.learning.factory import (
     Patches,
     fine_part,
     network_of,
@@ -34,27 +33,28 @@ from napari_sparseseg.learning.beginnings import (
     too_few_classes,
     unfreeze,
 )
-from napari_sparseseg.learning.comparison import Comparison, PlainComparison, Turns, cost_of
-from napari_sparseseg.learning.distributed import ranks
+from napari_sparseseg.learning.feature_cache import CELL
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.fine import DecoderTask
+from napari_sparseseg.learning.holdout import MOST_WINDOWS, HeldOut
 from napari_sparseseg.learning.instant import InstantLearner
 from napari_sparseseg.learning.model import Model, load_model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, with_classes
 from napari_sparseseg.learning.pseudo_labels import RELIABLE, PseudoLabels
 from napari_sparseseg.learning.scores import Scorer
-from napari_sparseseg.learning.validation import MOST_WINDOWS, HeldOut
+from napari_sparseseg.learning.torch_runtime import choose_device, import_torch
+from napari_sparseseg.learning.validation import Comparison, PlainComparison, Turns, cost_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
     from napari_sparseseg.config import ClassDef, TrainConfig
-    from napari_sparseseg.learning.bank import Rows
-    from napari_sparseseg.learning.comparison import Contest
+    from napari_sparseseg.learning.feature_cache import Rows
     from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.learning.trainer import Trainer
+    from napari_sparseseg.learning.validation import Contest
 
 ENCODE_SECONDS = 1.5
 """Longest time that `refit` spends on cells not encoded yet; `step` goes on with the rest."""

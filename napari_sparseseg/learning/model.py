@@ -12,8 +12,8 @@ import numpy as np
 
 from napari_sparseseg.errors import ModelError, PredictionError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.learning.backend import autocast_dtype, choose_device, import_torch
 from napari_sparseseg.learning.model_file import FORMAT, VERSION, read_recipe, read_shapes
+from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device, import_torch
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_sparseseg.config import Architecture, ClassDef, Recipe
-    from napari_sparseseg.learning.bank import Rows
+    from napari_sparseseg.learning.feature_cache import Rows
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
 
@@ -109,7 +109,7 @@ class Model:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        from napari_sparseseg.learning.memory import to_tensors
+        from napari_sparseseg.learning.replay import to_tensors
 
         remembered, slides = to_tensors(self.memory)
         recipe = self.recipe.to_json()
@@ -151,9 +151,9 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     from safetensors.torch import load_file
 
     from napari_sparseseg.learning.features import InputScale
-    from napari_sparseseg.learning.memory import PREFIX, from_tensors
     from napari_sparseseg.learning.network import PlainUNet
     from napari_sparseseg.learning.rebuild import rebuild
+    from napari_sparseseg.learning.replay import PREFIX, from_tensors
 
     recipe = read_recipe(path)
     shapes = {name: shape for name, shape in read_shapes(path).items() if not name.startswith(PREFIX)}

@@ -30,16 +30,16 @@ import numpy as np
 import torch
 
 from napari_sparseseg.geometry import Box, tiles
-from napari_sparseseg.learning.bank import CELL, MARGIN
-from napari_sparseseg.learning.comparison import SURE
+from napari_sparseseg.learning.feature_cache import CELL, MARGIN
 from napari_sparseseg.learning.trainer import upsample
+from napari_sparseseg.learning.validation import SURE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.learning.bank import CellKey, FeatureBank
+    from napari_sparseseg.learning.feature_cache import CellKey, FeatureBank
     from napari_sparseseg.learning.network import Decoder
     from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source

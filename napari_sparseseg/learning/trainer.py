@@ -20,8 +20,8 @@ from napari_sparseseg.balancing import BatchTotals, balanced_cross_entropy, coun
 from napari_sparseseg.config import MAX_CLASS_ID
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning.augment import Augmentation, augment
-from napari_sparseseg.learning.backend import autocast_dtype, out_of_memory
 from napari_sparseseg.learning.distributed import ranks
+from napari_sparseseg.learning.torch_runtime import autocast_dtype, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
 """Slides: lazily read image pyramids from any file, in level-0 coordinates."""
 
-from napari_sparseseg.slides.arrays import ArraySlide
-from napari_sparseseg.slides.describe import describe
+from napari_sparseseg.slides.backends.array import ArraySlide
 from napari_sparseseg.slides.opening import open_slide
 from napari_sparseseg.slides.slide import Slide
 
-__all__ = ["ArraySlide", "Slide", "describe", "open_slide"]
+__all__ = ["ArraySlide", "Slide", "open_slide"]

@@ -93,26 +93,26 @@ def _dispatch(name: str, head: bytes) -> Contents:
     if name.lower().endswith(OPENSLIDE_SUFFIXES):
         return _openslide(name)
     if head.startswith(_TIFF):
-        from napari_sparseseg.slides.tiff import UnsupportedTiffError, open_tiff
+        from napari_sparseseg.slides.backends.tiff import UnsupportedTiffError, open_tiff
 
         try:
             return open_tiff(name)
         except UnsupportedTiffError as error:
             return _openslide(name, error)
     if head.startswith(_IMAGES):
-        from napari_sparseseg.slides.images import open_image
+        from napari_sparseseg.slides.backends.image import open_image
 
         return open_image(name)
     return _openslide(name)
 
 
 def _zarr(name: str) -> Contents:
-    from napari_sparseseg.slides.omezarr import open_omezarr
+    from napari_sparseseg.slides.backends.omezarr import open_omezarr
 
     return open_omezarr(name)
 
 
 def _openslide(name: str, first: SlideOpenError | None = None) -> Contents:
-    from napari_sparseseg.slides.openslides import open_openslide
+    from napari_sparseseg.slides.backends.openslide import open_openslide
 
     return open_openslide(name, first)

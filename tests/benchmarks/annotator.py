@@ -33,8 +33,8 @@ from scipy import ndimage
 from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.metrics import confusion
-from napari_sparseseg.session import Session
-from napari_sparseseg.slides.arrays import ArraySlide
+from napari_sparseseg.session.session import Session
+from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.benchmarks import common
 from tests.benchmarks.strokes import depth_inside, stroke
 
@@ -227,7 +227,7 @@ def _attacks(rows: Sequence[dict[str, Any]]) -> str:
         "has none.",
         "Is the hand too good? It never strokes the wrong class; people do, with every policy.",
         "Chosen on these seeds? No: what was tried instead of entropy was made on seeds 10 to 13, and not taken; see "
-        "`napari_sparseseg.guidance`. There Next was 0.048 ahead of wander (2026-11-30, up in 4 of 4).",
+        "`napari_sparseseg.prediction.guidance`. There Next was 0.048 ahead of wander (2026-11-30, up in 4 of 4).",
     ]
     return "## Attacks, and their outcome\n\n" + "\n".join(f"- {s}" for s in said)
 

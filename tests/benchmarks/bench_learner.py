@@ -28,12 +28,12 @@ from scipy import ndimage
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import TrainConfig, class_ids
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.inference import labels_from
-from napari_sparseseg.learning.bank import join
+from napari_sparseseg.learning.feature_cache import join
 from napari_sparseseg.learning.head import Samples, fit_head
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
-from napari_sparseseg.slides.arrays import ArraySlide
+from napari_sparseseg.prediction.tiles import labels_from
+from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.benchmarks import common
 from tests.benchmarks.forest import Forest
 from tests.conftest import real_data

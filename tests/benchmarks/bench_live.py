@@ -32,11 +32,11 @@ from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QApplication
 
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.gui.scribble_display import LazyLabels
-from napari_sparseseg.gui.scribble_layer import ScribbleLayer
-from napari_sparseseg.inference import input_region
-from napari_sparseseg.live import LiveView, plan
-from napari_sparseseg.live_tiles import TILE
+from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
+from napari_sparseseg.gui.layers.scribble_layer import ScribbleLayer
+from napari_sparseseg.prediction.live_view import LiveView, plan
+from napari_sparseseg.prediction.tile_store import TILE
+from napari_sparseseg.prediction.tiles import input_region
 from napari_sparseseg.samples import sample_scribbles, sample_slide
 from tests.gui.mouse import Mouse, line, look_at, pump, wait_until
 

@@ -32,10 +32,10 @@ from scipy import ndimage
 from napari_sparseseg import Session
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.inference import input_region
-from napari_sparseseg.slide_prediction import predict_slide
-from napari_sparseseg.slide_prediction.journal import Journal
-from napari_sparseseg.slide_prediction.tile_size import default_tile
+from napari_sparseseg.prediction.slide import predict_slide
+from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.slide.tile_size import default_tile
+from napari_sparseseg.prediction.tiles import input_region
 from napari_sparseseg.slides import open_slide
 from tests.conftest import DATA
 
@@ -111,8 +111,8 @@ def bare(slide_path: Path, model_path: Path, count: int) -> dict[str, float]:
 
     The process is set up as that of a run is, before torch is imported: memory and threads decide the speed of both.
     """
-    from napari_sparseseg.learning.backend import lean_process
     from napari_sparseseg.learning.model import load_model
+    from napari_sparseseg.learning.torch_runtime import lean_process
 
     lean_process()
     model = load_model(model_path)
@@ -141,8 +141,8 @@ def bare(slide_path: Path, model_path: Path, count: int) -> dict[str, float]:
 
 def run(slide_path: Path, model_path: Path, out: Path, megapixels: float, scheduler: str | None) -> dict[str, float]:
     """A run as the command does it, stopped after so many megapixels, or whole with its tables."""
-    from napari_sparseseg.learning.backend import lean_process
     from napari_sparseseg.learning.model import load_model
+    from napari_sparseseg.learning.torch_runtime import lean_process
 
     lean_process()
     model, stop, seen = load_model(model_path), threading.Event(), [0.0, 0.0, 0.0]

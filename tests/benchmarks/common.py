@@ -23,11 +23,11 @@ from imageio.v3 import imread
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.inference import predict_region
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.metrics import confusion, dice, precision, recall
-from napari_sparseseg.slides.arrays import ArraySlide
+from napari_sparseseg.prediction.tiles import predict_region
+from napari_sparseseg.slides.backends.array import ArraySlide
 from sample_data.tissue import render
 from tests.benchmarks.strokes import Hand, depth_inside, stroke, strokes_per_class
 from tests.conftest import DATA, ROOT

@@ -27,9 +27,9 @@ from napari_sparseseg import open_slide
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.inference import predict_region
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
+from napari_sparseseg.prediction.tiles import predict_region
 from tests.benchmarks import common
 from tests.conftest import real_data
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.live_tiles import LABELS
+from napari_sparseseg.prediction.tile_store import LABELS
 from napari_sparseseg.samples import sample_scribbles, sample_slide, sample_truth, score
 from tests.gui.mouse import pump
 

@@ -178,7 +178,7 @@ class Ours:
     """Our learner, without its window, for so many CPU seconds; it draws the same strokes again, one by one."""
 
     def __init__(self, variant):
-        from napari_sparseseg.learning.backend import import_torch
+        from napari_sparseseg.learning.torch_runtime import import_torch
 
         import_torch().set_num_threads(1)
         self.seconds = float(variant.split()[0])
@@ -191,7 +191,7 @@ class Ours:
         from napari_sparseseg.geometry import Frame
         from napari_sparseseg.learning.learner import Learner
         from napari_sparseseg.learning.sources import Source
-        from napari_sparseseg.slides.arrays import ArraySlide
+        from napari_sparseseg.slides.backends.array import ArraySlide
 
         annotated = self.drawn(strokes)
         clock = time.process_time()
@@ -219,8 +219,8 @@ class Ours:
 
     def predict(self, image):
         from napari_sparseseg.geometry import Box, Frame
-        from napari_sparseseg.inference import predict_region
-        from napari_sparseseg.slides.arrays import ArraySlide
+        from napari_sparseseg.prediction.tiles import predict_region
+        from napari_sparseseg.slides.backends.array import ArraySlide
 
         slide, (h, w) = ArraySlide(image, mpp=1.0, name="test"), image.shape[:2]
         labels = np.empty((h, w), np.uint8)

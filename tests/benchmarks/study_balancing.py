@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from napari_sparseseg.config import TrainConfig
-from napari_sparseseg.learning.beginnings import fine_part
+from napari_sparseseg.learning.factory import fine_part
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.network import TwoSpeedNet
 from tests.benchmarks import common

@@ -110,7 +110,7 @@ def save(folder: Path, seed: int) -> None:
 
 def predict(folder: Path, seed: int) -> None:
     """Predict a slide, or go on with it."""
-    from napari_sparseseg.slide_prediction import predict_slide
+    from napari_sparseseg.prediction.slide import predict_slide
     from napari_sparseseg.slides import open_slide
     from tests.smooth_model import SmoothModel
 
@@ -161,8 +161,8 @@ def train_plain(folder: Path, seed: int) -> None:
 
 def export_others(folder: Path, seed: int) -> None:
     """Draw and export: ASAP XML over the same file, label images each under a name of its own."""
-    from napari_sparseseg.exchange import save_as
-    from napari_sparseseg.exchange.label_images import write_labels
+    from napari_sparseseg.io import save_as
+    from napari_sparseseg.io.label_images import write_labels
 
     tell, rng = Teller(folder), np.random.default_rng(seed)
     annotations = Annotations(SHAPE, CLASSES)

@@ -18,11 +18,11 @@ import zarr
 
 from napari_sparseseg import Session
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.annotations.store import BlankFileError
+from napari_sparseseg.annotations.sqlite_file import BlankFileError
 from napari_sparseseg.config import Recipe, TrainConfig
-from napari_sparseseg.exchange import load_annotations
+from napari_sparseseg.io import load_annotations
 from napari_sparseseg.learning.model_file import read_recipe
-from napari_sparseseg.project import Project
+from napari_sparseseg.session.project import Project
 from tests.conftest import two_textures, write_slide
 from tests.faults import report
 from tests.faults.jobs import CLASSES, SHAPE, replay, told

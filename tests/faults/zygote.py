@@ -29,12 +29,9 @@ PATIENCE = 120.0
 def main() -> None:
     """Serve until the input ends."""
     if "torch" in sys.argv:
-        from napari_sparseseg.learning_loop import LearningLoop
+        from napari_sparseseg.session.training import LearningLoop
 
         LearningLoop.warm_up()
-    import napari_sparseseg.exchange
-    import napari_sparseseg.session
-    import napari_sparseseg.slide_prediction.runner  # noqa: F401
 
     for line in sys.stdin:
         job, folder, seed, kill_after, lines = json.loads(line)

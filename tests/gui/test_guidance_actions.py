@@ -9,7 +9,7 @@ from qtpy.QtGui import QGuiApplication
 from qtpy.QtTest import QTest
 
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.gui.panels.areas import DRAWN, SCREEN, WHOLE
+from napari_sparseseg.gui.sections.predict.areas_table import DRAWN, SCREEN, WHOLE
 from tests.gui.mouse import line, look_at, pump, wait_until
 from tests.smooth_model import CLASSES, SmoothModel
 

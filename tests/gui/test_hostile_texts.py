@@ -9,7 +9,7 @@ import tifffile
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QWidget
 
-from napari_sparseseg.gui.panels.class_table import NAME
+from napari_sparseseg.gui.sections.classes.table import NAME
 from tests.conftest import two_textures
 from tests.gui.mouse import pump, wait_until
 

@@ -6,7 +6,7 @@ from napari.layers import Image, Labels, Shapes
 
 from napari_sparseseg import Annotations
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.gui.layer_exchange import import_layer, shapes_data
+from napari_sparseseg.gui.layers.layer_exchange import import_layer, shapes_data
 
 SHAPE = (1200, 1000)
 WHOLE = (0, 0, *SHAPE)

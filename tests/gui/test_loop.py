@@ -12,7 +12,7 @@ import pytest
 from qtpy.QtCore import QEventLoop, Qt, QTimer
 from qtpy.QtTest import QTest
 
-from napari_sparseseg.session import Session
+from napari_sparseseg.session.session import Session
 from tests.gui.answers import answer_file
 from tests.gui.mouse import line, pump
 

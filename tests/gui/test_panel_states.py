@@ -16,7 +16,7 @@ from qtpy.QtGui import QGuiApplication
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QLineEdit, QMenu, QMessageBox, QTextBrowser
 
-from napari_sparseseg.gui.panels.class_table import LOCK, NAME
+from napari_sparseseg.gui.sections.classes.table import LOCK, NAME
 from tests.gui.answers import answer
 from tests.gui.mouse import Mouse, line, pump, wait_until
 from tests.gui.test_loop import draw_both, wait_idle

@@ -5,9 +5,9 @@ import pytest
 from napari.layers import Labels
 
 from napari_sparseseg import Annotations
-from napari_sparseseg.exchange import load_annotations
-from napari_sparseseg.gui import seams
-from napari_sparseseg.gui.scribbles import CanvasLayer, ScribbleLayer, Scribbles
+from napari_sparseseg.gui.layers import napari_compat as seams
+from napari_sparseseg.gui.layers.scribbles import CanvasLayer, ScribbleLayer, Scribbles
+from napari_sparseseg.io import load_annotations
 from tests.gui.conftest import opened_viewer
 from tests.gui.mouse import Mouse, line, look_at, pump, wait_until, wave
 

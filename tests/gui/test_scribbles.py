@@ -9,8 +9,8 @@ pytest.importorskip("napari")
 pytest.importorskip("qtpy")
 
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.gui import seams
-from napari_sparseseg.gui.scribbles import CanvasLayer, ScribbleLayer, Scribbles
+from napari_sparseseg.gui.layers import napari_compat as seams
+from napari_sparseseg.gui.layers.scribbles import CanvasLayer, ScribbleLayer, Scribbles
 from tests.gui.conftest import opened_viewer
 from tests.gui.mouse import Mouse, camera, line, look_at, pump, wait_until, wave
 

@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QApplication, QGraphicsView, QLineEdit, QScrollArea, 
 
 from napari_sparseseg import Session
 from napari_sparseseg.config import make_classes
-from napari_sparseseg.gui.panels.class_table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
+from napari_sparseseg.gui.sections.classes.table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
 from tests.gui.answers import answer_file, choose_entry
 from tests.gui.conftest import opened_viewer
 from tests.gui.mouse import Mouse, camera, line, look_at, pump, wait_until

@@ -1,1 +1,0 @@
-"""What the panel's buttons do: each module joins one section with the session."""

@@ -1,0 +1,1 @@
+"""Layers of a slide in the viewer."""

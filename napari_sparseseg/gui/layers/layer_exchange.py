@@ -1,0 +1,125 @@
+"""Annotations from and to plain layers of napari: Shapes and Labels, for what was drawn before or goes elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Labels, Shapes
+
+from napari_sparseseg.annotations.drawing import Shape
+from napari_sparseseg.annotations.packing import enlarge
+from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
+from napari_sparseseg.io.asap import one_ring
+from napari_sparseseg.io.trace import trace
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.annotations import Annotations
+
+CLASS = "class"
+"""Column of a Shapes layer's features that holds class names."""
+ELLIPSE_CORNERS = 64
+BLOCK = 2048
+
+
+def import_layer(annotations: Annotations, layer: Layer, class_id: int) -> int:
+    """Draw what a layer holds, as one step of the history; world coordinates are level-0 pixels.
+
+    Parameters
+    ----------
+    annotations
+        Drawn into, over what is there.
+    layer
+        Shapes: areas are filled, lines and paths drawn as wide as their edges; the class is that of the feature
+        ``class`` where there is one. Labels: the values are class ids, one pixel being 1, 2, 4, ... level-0 pixels.
+    class_id
+        Of shapes that name no class.
+
+    Returns
+    -------
+    int
+        How many shapes or labels were drawn.
+
+    Raises
+    ------
+    AnnotationError
+        For other layers, unknown classes, or labels that do not lie on the slide's pixels.
+    """
+    if isinstance(layer, Shapes):
+        return annotations.draw(_shapes(annotations, layer, class_id))
+    if isinstance(layer, Labels):
+        return _draw_labels(annotations, layer)
+    raise AnnotationError(f"annotations are taken from Shapes and Labels layers, not from {type(layer).__name__}.")
+
+
+def shapes_data(annotations: Annotations) -> tuple[list[NDArray[np.float64]], dict[str, Any], str]:
+    """The labels as a layer data tuple for ``viewer.add_shapes``: one polygon per connected region, exactly outlined.
+
+    Holes are joined to their outline by a seam. Class names are in the feature ``class``, which `import_layer` reads.
+    """
+    snapshot = annotations.snapshot()
+    classes = {c.id: c for c in snapshot.classes}
+    outlines = list(trace(snapshot.scribbles))
+    data = [one_ring([o.shell, *o.holes]) - PIXEL_CENTRE for o in outlines]
+    colours = [classes[o.class_id].colour for o in outlines]
+    state: dict[str, Any] = {"name": "annotations", "shape_type": "polygon"}
+    if data:
+        names = [classes[o.class_id].name for o in outlines]
+        state |= {"features": {CLASS: names}, "face_color": colours, "edge_color": colours, "edge_width": 0}
+    return data, state, "shapes"
+
+
+def _shapes(annotations: Annotations, layer: Shapes, class_id: int) -> list[Shape]:
+    ids = {c.name.casefold(): c.id for c in annotations.classes}
+    names = [str(name) for name in layer.features[CLASS]] if CLASS in layer.features else [""] * layer.nshapes
+    out = []
+    for data, kind, name, width in zip(layer.data, layer.shape_type, names, layer.edge_width, strict=True):
+        if name and name.casefold() not in ids:
+            raise AnnotationError(
+                f"the layer {layer.name} names a class {name!r}; add it to the table of classes first."
+            )
+        corners = _ellipse(data) if kind == "ellipse" else data
+        ring = np.array([layer.data_to_world(corner)[-2:] for corner in corners], dtype=np.float64) + PIXEL_CENTRE
+        number = ids[name.casefold()] if name else class_id
+        if kind in ("line", "path"):
+            radius = width * float(np.mean(np.abs(layer.scale[-2:]))) / 2
+            out.append(Shape("brush", number, [ring], max(radius, PIXEL_CENTRE)))
+        else:
+            out.append(Shape("polygon", number, [ring]))
+    return out
+
+
+def _ellipse(box: NDArray[Any]) -> NDArray[np.float64]:
+    """Corners of the ellipse in a box that napari gives by its four corners, which may be turned."""
+    corners = np.asarray(box, np.float64)
+    centre, a, b = corners.mean(axis=0), (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
+    turn = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)[:, None]
+    return np.asarray(centre + np.cos(turn) * a + np.sin(turn) * b, np.float64)
+
+
+def _draw_labels(annotations: Annotations, layer: Labels) -> int:
+    if layer.multiscale or layer.ndim != 2:
+        raise AnnotationError(f"{layer.name} is no flat Labels layer of one scale; save it as a label image instead.")
+    origin = np.array(layer.data_to_world((0, 0))) + PIXEL_CENTRE
+    steps = np.array(layer.data_to_world((1, 1))) + PIXEL_CENTRE - origin
+    level = round(math.log2(max(1.0, float(steps[0]))))
+    y, x = (origin - steps / 2) / (1 << level)
+    if not np.allclose(steps, 1 << level, rtol=1e-3) or not np.allclose([y, x], np.round([y, x]), atol=0.01):
+        raise AnnotationError(f"the pixels of {layer.name} do not cover 1, 2, 4, ... whole pixels of the slide.")
+    write = min(level, annotations.quadtree.top_level)
+    larger = level - write
+    drawn: set[int] = set()
+    with annotations.painting() as paint:
+        for i in range(0, layer.data.shape[0], BLOCK):
+            for j in range(0, layer.data.shape[1], BLOCK):
+                block = np.asarray(layer.data[i : i + BLOCK, j : j + BLOCK])
+                for label in np.unique(block[block > 0]).tolist():
+                    corner = [(round(float(start)) + at) << larger for start, at in ((y, i), (x, j))]
+                    paint(write, corner[0], corner[1], enlarge(block == label, larger), label)
+                    drawn.add(label)
+    return len(drawn)

@@ -1,0 +1,230 @@
+"""The live prediction as one napari layer: class map, probability of a class, uncertainty, or what changed.
+
+All four are bytes in the same tiles, so one Labels layer with a table of 256 colours shows any of them; a pyramid of
+float images would cost a full redraw for every tile. The layer reads `TileStore` and never computes.
+
+What an outdated model said is dimmed on its way to the texture: a second code for every colour, half as opaque and
+half grey. Values under the cursor and areas do not know of it. Codes are bytes, so the class map uses ids that no class
+has, and a ramp its lowest bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from napari.utils import DirectLabelColormap
+from napari.utils.colormaps import ensure_colormap
+
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
+from napari_sparseseg.prediction.tile_store import (
+    CHANGED,
+    LABELS,
+    MARGIN,
+    NOTHING,
+    PROBABILITY,
+    TILE,
+    UNCERTAINTY,
+    live_levels,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.geometry import Frame
+    from napari_sparseseg.prediction.tile_store import TileStore
+
+Kind = Literal["classes", "probability", "uncertainty", "margin", "changed"]
+RAMP = "viridis"
+"""Uncertainty: perceptually even and readable with every colour blindness."""
+CLEAR = (0.0, 0.0, 0.0, 0.0)
+DIM_ALPHA = 0.5
+"""How opaque an outdated prediction is, compared with a present one."""
+GREY = np.array([0.299, 0.587, 0.114])
+"""Of red, green and blue in what the eye takes for brightness (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the layer shows; `class_id` is for the probability of one class."""
+
+    kind: Kind = "classes"
+    class_id: int = 0
+
+
+def class_colours(classes: Sequence[ClassDef], hidden: Collection[int] = ()) -> DirectLabelColormap:
+    """Colours of the classes with those in `hidden` transparent; 0 and unknown ids are transparent too."""
+    table: dict[int | None, Any] = {None: CLEAR, 0: CLEAR}
+    codes = dim_codes(classes)
+    for c in classes:
+        table[c.id] = CLEAR if c.id in hidden else c.colour
+        if codes[c.id] != c.id:
+            table[int(codes[c.id])] = CLEAR if c.id in hidden else _dimmed(np.array(c.rgb) / 255, 1.0)
+    return DirectLabelColormap(color_dict=table)
+
+
+def dim_codes(classes: Sequence[ClassDef]) -> np.ndarray:
+    """uint8 (256,): the code of each class id where it is dimmed; itself where more than 127 classes leave none."""
+    codes = np.arange(256, dtype=np.uint8)
+    ids = {c.id for c in classes}
+    for class_id, code in zip(sorted(ids), (n for n in range(1, 256) if n not in ids), strict=False):
+        codes[class_id] = code
+    return codes
+
+
+def ramp_colours(rgb: np.ndarray) -> DirectLabelColormap:
+    """One colour per byte, the more opaque the higher; even values are those of an outdated model.
+
+    Parameters
+    ----------
+    rgb
+        float (256, 3), 0..1.
+    """
+    table: dict[int | None, Any] = {None: CLEAR, 0: CLEAR}
+    for value in range(1, 256):
+        opaque = value / 255
+        table[value] = (*(float(c) for c in rgb[value]), opaque) if value % 2 else _dimmed(rgb[value], opaque)
+    return DirectLabelColormap(color_dict=table)
+
+
+def _dimmed(rgb: np.ndarray, alpha: float) -> tuple[float, ...]:
+    return (*(float(c) for c in (rgb + GREY @ rgb) / 2), alpha * DIM_ALPHA)
+
+
+class LiveLayer(LazyLabels):
+    """One channel of a live prediction over the slide, in the slide's level-0 world.
+
+    Parameters
+    ----------
+    store
+        Tiles to show.
+    frame
+        Of the store's finest level.
+    classes
+        The model's, in channel order; colours are set by `show`.
+    name, opacity
+        As in napari.
+    """
+
+    def __init__(
+        self,
+        store: TileStore,
+        frame: Frame,
+        classes: Sequence[ClassDef],
+        *,
+        name: str = "prediction",
+        opacity: float = 0.5,
+    ) -> None:
+        self._store, self._model_classes = store, tuple(classes)
+        self.shown = Shown()
+        self._outdated_below = 0
+        self._dim_codes = dim_codes(classes)
+        super().__init__(live_levels(store, LABELS), classes, name=name, opacity=opacity)
+        down = np.array(frame.downsample)
+        # napari puts the centre of a pixel at its integer coordinate, in every layer
+        self.scale, self.translate = down, (down - 1) / 2
+        self.editable = False
+        for name in ("polygon", "brush_stroke"):  # to build them is half of what adding a layer takes
+            self._overlays[name].visible = False
+
+    @property
+    def _type_string(self) -> str:
+        return "labels"
+
+    @property
+    def store(self) -> TileStore:
+        """Where the tiles come from."""
+        return self._store
+
+    def _reset_editable(self) -> None:
+        self.editable = False
+
+    def show(self, what: Shown, classes: Sequence[ClassDef], hidden: Collection[int] = ()) -> None:
+        """Show `what` with the colours of `classes`, those with an id in `hidden` left out of the class map."""
+        channel = self._channel(what)
+        if channel is None:
+            what, channel = Shown(), LABELS
+        if self._channel(self.shown) != channel:
+            self._levels = live_levels(self._store, channel)
+            self.data = self._levels
+        self.shown = what
+        self._dim_codes = dim_codes(classes)
+        self.colormap = self._colours(what, classes, hidden)
+        self.features = _features(what, classes)
+
+    def label_at_world(self, yx: tuple[float, float]) -> int | None:
+        """Byte shown at a level-0 (y, x) of the slide; None outside what is on screen."""
+        return self.label_at(self.world_to_data(yx))
+
+    def outdate(self, version: int) -> None:
+        """Dim what models before `version` said; drawn anew only where something of them is on screen."""
+        tile = self.tile
+        dim = None if tile is None else self._outdated(tile.level, tile.box)[0]
+        self._outdated_below = max(self._outdated_below, version)
+        if tile is None or (dim is not None and np.array_equal(dim, self._outdated(tile.level, tile.box)[0])):
+            return
+        f = tile.factor
+        self.update_box(Box(tile.box.y * f, tile.box.x * f, tile.box.height * f, tile.box.width * f))
+
+    def _outdated(self, level: int, box: Box) -> tuple[np.ndarray, Box]:
+        """Which level-0 tiles under a box of a level are outdated; and the box of them, in tiles."""
+        y, x = (box.y << level) // TILE, (box.x << level) // TILE
+        cells = Box(y, x, (((box.y1 << level) - 1) // TILE) + 1 - y, (((box.x1 << level) - 1) // TILE) + 1 - x)
+        versions = self._store.shown_versions(level, cells.slices())
+        return (versions > NOTHING) & (versions < self._outdated_below), cells
+
+    def set_view_slice(self) -> None:
+        """Slice what is on screen, outdated tiles dimmed."""
+        super().set_view_slice()
+        tile = self.tile
+        if tile is not None:
+            self._dim(self._slice.image.view, tile.level, tile.box)
+
+    def _raw_to_displayed(self, raw: np.ndarray, data_slice: tuple[slice, ...] | None = None) -> np.ndarray:
+        shown: np.ndarray = super()._raw_to_displayed(raw, data_slice)
+        if self.shown.kind != "classes":  # 0 stays clear
+            shown = np.where(shown > 0, shown | 1, 0).astype(np.uint8)
+        shown = shown.copy()  # napari would hand out the labels themselves, and their dimmed codes go in here
+        tile = self.tile
+        if data_slice is not None and tile is not None:  # else it is a slice that arrives, and `tile` that before it
+            (y0, y1, _), (x0, x1, _) = (s.indices(n) for s, n in zip(data_slice, raw.shape, strict=True))
+            self._dim(shown, tile.level, Box(tile.box.y + y0, tile.box.x + x0, y1 - y0, x1 - x0))
+        return shown
+
+    def _dim(self, shown: np.ndarray, level: int, box: Box) -> None:
+        """Dim what is outdated in the codes of a box of a level, in place."""
+        if not self._outdated_below:
+            return
+        dim, cells = self._outdated(level, box)
+        for i, j in np.argwhere(dim):
+            y, x = max(box.y, (cells.y + i) * TILE >> level), max(box.x, (cells.x + j) * TILE >> level)
+            y1, x1 = ((cells.y + i + 1) * TILE >> level), ((cells.x + j + 1) * TILE >> level)
+            part = shown[y - box.y : y1 - box.y, x - box.x : x1 - box.x]
+            part[:] = self._dim_codes[part] if self.shown.kind == "classes" else part & 254
+
+    def _channel(self, what: Shown) -> int | None:
+        ids = [c.id for c in self._model_classes]
+        if what.kind == "probability":
+            return PROBABILITY + ids.index(what.class_id) if what.class_id in ids else None
+        return {"classes": LABELS, "uncertainty": UNCERTAINTY, "margin": MARGIN, "changed": CHANGED}[what.kind]
+
+    def _colours(self, what: Shown, classes: Sequence[ClassDef], hidden: Collection[int]) -> DirectLabelColormap:
+        if what.kind == "classes":
+            return class_colours(classes, hidden)
+        if what.kind == "probability":
+            rgb = next((c.rgb for c in (*classes, *self._model_classes) if c.id == what.class_id), (255, 255, 255))
+            return ramp_colours(np.tile(np.array(rgb) / 255, (256, 1)))
+        return ramp_colours(ensure_colormap(RAMP).map(np.linspace(0, 1, 256))[:, :3])
+
+
+def _features(what: Shown, classes: Sequence[ClassDef]) -> dict[str, Any]:
+    """What the status bar says of a value under the cursor."""
+    if what.kind == "classes":
+        return {"index": [c.id for c in classes], "class": [c.name for c in classes]}
+    if what.kind == "changed":
+        return {"index": [255], "class": ["changed since the last model"]}
+    word = "probability" if what.kind == "probability" else "uncertainty"
+    return {"index": list(range(256)), word: [f"{round(v / 2.55)} %" for v in range(256)]}

@@ -1,0 +1,297 @@
+"""The layer that scribbles are drawn on: napari's Labels, multiscale and editable, over `Annotations`.
+
+All of napari's own tools (buttons, shortcuts, cursors, right-click encircling) end in the few methods overridden here,
+and every one of them writes through `Annotations`, where a drag is one stroke: one undo, one row in the file.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from napari.layers import Labels
+from napari.utils.notifications import show_info, show_warning
+
+from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
+from napari_sparseseg.gui.layers.preview import Preview
+from napari_sparseseg.gui.writer import SUFFIXES, save_annotations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from os import PathLike
+
+    from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.annotations.packing import Keep
+
+DEFAULT_BRUSH_PX = 20
+CLASS_KEYS = range(1, 10)
+
+
+def pick(layer: ScribbleLayer, event: Any) -> None:
+    """Take the label under the cursor; napari's own picker cannot read pyramids."""
+    layer.selected_label = layer.label_at(layer.world_to_data(event.position)) or 0
+
+
+class ScreenBrushSize(type(Labels.brush_size_on_mouse_move)):  # type: ignore[misc]
+    """Alt + mouse move changes the brush; napari divides by the zoom, but this brush is measured on the screen."""
+
+    def __call__(self, layer: Labels, event: Any) -> None:
+        super().__call__(layer, SimpleNamespace(pos=event.pos, modifiers=event.modifiers, camera_zoom=1.0))
+
+
+class ScribbleLayer(LazyLabels):
+    """Scribbles of one slide, drawn at any zoom.
+
+    ``brush_size`` (slider, ``[`` and ``]``, Alt + mouse) is in **screen pixels** and stays so at every zoom; `zoom`
+    must follow the camera (`Scribbles` does that). Fill is bounded to the tile that is shown. Keys 1-9 select the class
+    with that id in place of napari's second set of mode keys (the letters still work); G is the polygon tool.
+
+    Parameters
+    ----------
+    annotations
+        Shown and edited; changes from elsewhere show up by themselves.
+    name, opacity
+        As in napari.
+    """
+
+    _drag_modes: ClassVar[dict[Any, Any]] = {
+        mode: pick if str(mode) == "pick" else action for mode, action in Labels._drag_modes.items()
+    }
+    _move_modes: ClassVar[dict[Any, Any]] = {
+        mode: ScreenBrushSize() if str(mode) in ("paint", "erase") else action
+        for mode, action in Labels._move_modes.items()
+    }
+
+    def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
+        self._annotations = annotations
+        self.locked_classes: frozenset[int] = frozenset()  # ids of classes that no tool draws over or erases
+        self._zoom = 1.0
+        self._depth = 0  # nested groups of edits; the stroke ends with the outermost
+        self._stroke = False  # a stroke is open in the annotations
+        self._refused = False  # the label of this stroke was refused; stay silent until it ends
+        super().__init__(annotations.quadtree.levels(), annotations.classes, name=name, opacity=opacity)
+        self.brush_size = DEFAULT_BRUSH_PX
+        self._preview = Preview(self)
+        for number in CLASS_KEYS:
+            self.bind_key(str(number), lambda layer, n=number: layer.select_class(n), overwrite=True)
+        self.bind_key("G", lambda layer: setattr(layer, "mode", "polygon"), overwrite=True)
+        annotations.changed.connect(self._on_changed, thread="main")
+        annotations.classes_changed.connect(self._on_classes_changed, thread="main")
+
+    @property
+    def annotations(self) -> Annotations:
+        """What is drawn on."""
+        return self._annotations
+
+    def detach(self) -> None:
+        """Stop following the annotations; an open stroke is kept."""
+        self._close_stroke()
+        self._annotations.changed.disconnect(self._on_changed, missing_ok=True)
+        self._annotations.classes_changed.disconnect(self._on_classes_changed, missing_ok=True)
+
+    def _on_changed(self, version: int, box: Box) -> None:
+        self.update_box(Box(*box))
+
+    def _on_classes_changed(self) -> None:
+        self.show_classes(self._annotations.classes)
+
+    def _reset_editable(self) -> None:
+        self.editable = True
+
+    def select_class(self, class_id: int) -> None:
+        """Draw with that class from now on; from the eraser this goes back to the brush."""
+        if class_id not in {c.id for c in self._annotations.classes}:
+            show_info(f"There is no class {class_id}.")
+            return
+        self.selected_label = class_id
+        if str(self.mode) == "erase":  # type: ignore[has-type]  # napari's property has no types
+            self.mode = "paint"
+
+    def as_layer_data_tuple(self) -> tuple[Any, dict[str, Any], str]:
+        """For writers and for duplication; the data carry the annotations, for `write_scribbles`."""
+        levels, state, kind = super().as_layer_data_tuple()
+        levels.annotations = self._annotations
+        return levels, state, kind
+
+    def save(self, path: str | PathLike[str], plugin: str | None = None) -> list[str]:
+        """Save by suffix: ``.sparseseg`` keeps all, ``.geojson`` is for QuPath; images by napari's writers.
+
+        Raises
+        ------
+        AnnotationError
+            Where an image was asked for and level 0 is too large for one.
+        """
+        if plugin is None and Path(path).suffix.lower() in SUFFIXES:
+            return save_annotations(self._annotations, path)
+        written: list[str] = super().save(str(path), plugin)
+        return written
+
+    # ---- brush
+
+    @property
+    def zoom(self) -> float:
+        """Screen pixels per level-0 pixel."""
+        return self._zoom
+
+    @zoom.setter
+    def zoom(self, zoom: float) -> None:
+        self._zoom = zoom
+        self.cursor_size = self._calculate_cursor_size()
+
+    @property
+    def brush_diameter(self) -> float:
+        """Of the brush as it is now, in level-0 pixels."""
+        return float(self.brush_size / self._zoom)
+
+    def _calculate_cursor_size(self) -> float:  # type: ignore[override,unused-ignore]
+        # napari multiplies by the zoom and truncates; the little bit keeps 20 from becoming 19
+        return self.brush_diameter * (1 + 1e-9)
+
+    # ---- strokes
+
+    def _kept(self, label: int) -> Keep:
+        """What drawing `label` may replace: all but locked classes; with "preserve labels" one label only."""
+        if not self.preserve_labels:
+            return frozenset(range(256)) - self.locked_classes if self.locked_classes else None
+        kept = 0
+        if not label:
+            kept = self.selected_label if self._prev_selected_label is None else self._prev_selected_label
+        return frozenset() if kept in self.locked_classes else int(kept)
+
+    def _open_stroke(self, label: int, kind: str) -> bool:
+        if self._stroke or self._refused:
+            return self._stroke
+        try:
+            self._annotations.begin_stroke(int(label), kind=kind, keep=self._kept(label))
+        except AnnotationError as error:
+            self._refused = True
+            show_warning(str(error))
+            return False
+        self._stroke = True
+        return True
+
+    def _close_stroke(self, *, abort: bool = False) -> None:
+        self._depth, self._refused = 0, False
+        if not self._stroke:
+            return
+        self._stroke = False
+        if abort:
+            self._annotations.abort_stroke()
+            self.refresh(extent=False)
+        else:
+            self._annotations.commit_stroke()
+            self.events.paint(value=[])
+
+    @contextmanager
+    def block_history(self) -> Iterator[None]:
+        """What happens inside is one stroke; napari wraps each drag in it."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth <= 0:
+                self._close_stroke()
+
+    def _begin_stroke(self) -> None:
+        self._depth += 1
+
+    def _commit_stroke(self) -> None:
+        self._close_stroke()
+
+    def _abort_stroke(self) -> None:
+        self._close_stroke(abort=True)
+
+    def undo(self) -> None:
+        """Take back the last stroke; nothing while one is being drawn."""
+        if not self._stroke:
+            self._annotations.undo()
+
+    def redo(self) -> None:
+        """Draw again what was taken back last."""
+        if not self._stroke:
+            self._annotations.redo()
+
+    # ---- tools
+
+    def _draw(self, new_label: int, last_cursor_coord: Any, coordinates: Any) -> None:
+        if coordinates is None:
+            return
+        if str(self.mode) == "fill":
+            self.fill(coordinates, new_label)
+            return
+        start = coordinates if last_cursor_coord is None else last_cursor_coord
+        self._brush(start, coordinates, new_label)
+        self._partial_labels_refresh()
+
+    def _brush(self, start: Sequence[float], end: Sequence[float], label: int) -> None:
+        """One capsule per mouse move: dabs would be hundreds for a thin brush on a whole slide."""
+        if not self._open_stroke(label, "brush" if label else "erase"):
+            return
+        radius = self.brush_diameter / 2
+        ends = np.array([start, end], dtype=float)[:, -2:]
+        if radius < 1:  # magnified pixels: the one under the cursor, wherever in it the cursor is
+            ends, radius = np.round(ends), max(radius, 0.5)
+        ends += PIXEL_CENTRE
+        self._queue(self._annotations.extend_stroke(tuple(ends[0]), tuple(ends[1]), radius))
+
+    def _queue(self, box: Box | None) -> None:
+        if box is not None:
+            self._pending = Box(*box) if self._pending is None else self._pending.union(Box(*box))
+
+    def paint(self, coord: Sequence[float], new_label: int, refresh: bool = True) -> None:
+        """One dab of the brush at data coordinate `coord`."""
+        with self.block_history():
+            self._brush(coord, coord, new_label)
+        if refresh:
+            self._partial_labels_refresh()
+
+    def fill(self, coord: Sequence[float], new_label: int, refresh: bool = True) -> None:
+        """Bucket: relabel what is connected to `coord` (or all of its label), within the tile that is shown."""
+        from skimage.segmentation import flood
+
+        tile = self.tile
+        seed = None if tile is None else tile.pixel(coord[-2:])
+        if tile is None or seed is None:
+            return
+        raw = self._slice.image.raw
+        old, keep = int(raw[seed]), self._kept(new_label)
+        if old == new_label or not (old in keep if isinstance(keep, frozenset) else keep in (None, old)):
+            return
+        mask = flood(raw, seed, connectivity=1) if self.contiguous else raw == old
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        y, x = int(rows[0]), int(columns[0])
+        mask = mask[y : rows[-1] + 1, x : columns[-1] + 1]
+        with self.block_history():
+            if self._open_stroke(new_label, "fill"):
+                self._queue(self._annotations.paint_mask(tile.level, tile.box.y + y, tile.box.x + x, mask))
+        if refresh:
+            self._partial_labels_refresh()
+
+    def paint_polygon(self, points: Any, new_label: int) -> None:
+        """Fill a polygon whose corners are the pixels with these (y, x) indices, as napari does."""
+        corners = np.asarray(points, dtype=float)[:, -2:].astype(int)
+        with self.block_history():
+            if self._open_stroke(new_label, "polygon"):
+                self._queue(self._annotations.extend_polygon(corners + PIXEL_CENTRE))
+        self._partial_labels_refresh()
+
+    def data_setitem(self, indices: Any, value: Any, refresh: bool = True) -> None:
+        """Set single level-0 pixels: (rows, columns) to one label or to one each; one stroke per label."""
+        rows, columns = (np.asarray(i).ravel() for i in indices)
+        labels = np.broadcast_to(np.asarray(value), rows.shape)
+        for label in np.unique(labels):
+            ys, xs = rows[labels == label], columns[labels == label]
+            y, x = int(ys.min()), int(xs.min())
+            mask = np.zeros((int(ys.max()) - y + 1, int(xs.max()) - x + 1), dtype=bool)
+            mask[ys - y, xs - x] = True
+            with self.block_history():
+                if self._open_stroke(int(label), "fill"):
+                    self._queue(self._annotations.paint_mask(0, y, x, mask))
+        if refresh:
+            self._partial_labels_refresh()

@@ -1,1 +1,0 @@
-"""The sections of the dock panel, one module each."""

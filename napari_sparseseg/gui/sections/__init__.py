@@ -1,0 +1,1 @@
+"""Sections of the panel: a view (widgets) and a controller (what they do) each."""

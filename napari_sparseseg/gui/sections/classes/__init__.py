@@ -1,0 +1,1 @@
+"""The classes section of the panel."""

@@ -1,0 +1,147 @@
+"""Classes: the table and what changes it, with undo."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QCheckBox, QWidget
+
+from napari_sparseseg.config import MAX_CLASS_ID, ClassDef
+from napari_sparseseg.gui.dialogs import ask_colour
+from napari_sparseseg.gui.sections.classes.presets import PRESETS, next_colour, next_name
+from napari_sparseseg.gui.sections.classes.table import ClassTable
+from napari_sparseseg.gui.widgets import button, column, menu_button, note, row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ClassesPanel(QWidget):
+    """The body of the section.
+
+    Attributes
+    ----------
+    classes_changed
+        Signal (tuple of ClassDef, what was done): the table the user wants.
+    undo_requested, import_requested
+        Signals ().
+    class_selected
+        Signal (class id): draw with it.
+    visibility_changed
+        Signal ().
+    protect_changed
+        Signal (bool): strokes go only where nothing is labelled yet.
+    """
+
+    classes_changed = Signal(object, str)
+    undo_requested = Signal()
+    import_requested = Signal()
+    class_selected = Signal(int)
+    visibility_changed = Signal()
+    protect_changed = Signal(bool)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._classes: tuple[ClassDef, ...] = ()
+        self._seen: set[int] = set()
+        self.table = ClassTable()
+        self.table.setAccessibleName("Classes")
+        self.table.class_selected.connect(self.class_selected.emit)
+        self.table.visibility_changed.connect(self.visibility_changed.emit)
+        self.table.renamed.connect(self._on_renamed)
+        self.table.colour_requested.connect(self._on_colour)
+        self.add = button(
+            "Add",
+            "For tissue that is none of these; the new colour is told apart by colour-blind eyes too",
+            self._on_add,
+        )
+        self.remove = button(
+            "Remove", "Remove the selected class and all of its strokes; can be undone", self._on_remove
+        )
+        self.up = button(
+            "↑",
+            "Put together what belongs together: one up (Alt+Up in the table); its key stays",
+            lambda: self._move(-1),
+        )
+        self.down = button(
+            "↓",
+            "Put together what belongs together: one down (Alt+Down in the table); its key stays",
+            lambda: self._move(1),
+        )
+        self.undo = button(
+            "Undo",
+            "After a slip: take back the last change of this table",
+            self.undo_requested.emit,
+        )
+        for narrow in (self.up, self.down):
+            narrow.setFixedWidth(26)
+        self.presets = menu_button(
+            "Presets", "Class tables for common questions; they replace this one",
+            [
+                *((name, partial(self._wish, classes, f"preset {name}")) for name, classes in PRESETS.items()),
+                ("Add the classes of QuPath…", self.import_requested.emit),
+            ],
+        )  # fmt: skip
+        menu = self.presets.menu()
+        menu.insertSeparator(menu.actions()[-1])
+        self.protect = QCheckBox("Protect what is labelled")
+        self.protect.setToolTip("New strokes go only where nothing is labelled yet (napari: preserve labels)")
+        self.protect.toggled.connect(self.protect_changed.emit)
+        self.hint = note(
+            "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush, Ctrl+Z undoes a stroke."
+        )
+        layout = column(self)
+        layout.addWidget(self.table)
+        layout.addLayout(row(self.add, self.remove, self.up, self.down, self.undo, stretch=0))
+        layout.addLayout(row(self.protect, self.presets, stretch=0))
+        layout.addWidget(self.hint)
+        self.table.move_requested.connect(self._move)
+        self.table.remove_requested.connect(self._on_remove)
+
+    def show_classes(self, classes: Sequence[ClassDef], *, can_undo: bool) -> None:
+        """Show the session's table."""
+        self._classes = tuple(classes)
+        self._seen |= {c.id for c in self._classes}
+        self.table.show_classes(self._classes, self.table.hidden)
+        self.undo.setEnabled(can_undo)
+        self.remove.setEnabled(bool(self._classes))
+
+    def _wish(self, classes: Sequence[ClassDef], what: str) -> None:
+        self.classes_changed.emit(tuple(classes), what)
+
+    def _on_add(self) -> None:
+        used = {c.id for c in self._classes}
+        free = [i for i in range(1, MAX_CLASS_ID + 1) if i not in used]
+        if not free:
+            return
+        # an id that a removed class had is taken last: its strokes may come back by undo
+        free_id = next((i for i in free if i not in self._seen), free[0])
+        made = ClassDef(free_id, next_name(self._classes), next_colour(self._classes))
+        self._wish((*self._classes, made), f"add {made.name}")
+        self.table.edit_name(free_id)
+
+    def _on_remove(self) -> None:
+        chosen = self.table.selected
+        if chosen is not None:
+            name = next(c.name for c in self._classes if c.id == chosen)
+            self._wish([c for c in self._classes if c.id != chosen], f"remove {name}")
+
+    def _on_renamed(self, class_id: int, name: str) -> None:
+        self._wish([replace(c, name=name) if c.id == class_id else c for c in self._classes], f"rename to {name}")
+
+    def _on_colour(self, class_id: int) -> None:
+        c = next(c for c in self._classes if c.id == class_id)
+        colour = ask_colour(self, f"Colour of {c.name}", c.colour)
+        if colour:
+            self._wish([replace(k, colour=colour) if k.id == class_id else k for k in self._classes], "colour")
+
+    def _move(self, by: int) -> None:
+        at = next((i for i, c in enumerate(self._classes) if c.id == self.table.selected), None)
+        if at is None or not 0 <= at + by < len(self._classes):
+            return
+        order = list(self._classes)
+        order[at], order[at + by] = order[at + by], order[at]
+        self._wish(order, "order")

@@ -1,0 +1,199 @@
+"""Above the sections, always in sight: what is going on, what to do next, what went wrong, what could be restored."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QColor, QGuiApplication, QPainter, QPixmap
+from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPlainTextEdit, QToolButton, QVBoxLayout, QWidget
+
+from napari_sparseseg.gui.widgets import SPACING, ElidedLabel, button, plain_tip, row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from napari_sparseseg.gui.theme import Palette
+    from napari_sparseseg.session.slides import SlideEntry
+
+DETAILS_HEIGHT = 110
+DOT = 12
+
+
+class Banner(QFrame):
+    """A message with buttons that stays until it is answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setObjectName("SparseSegBanner")
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        self.text.setTextFormat(Qt.TextFormat.PlainText)
+        self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.buttons = QHBoxLayout()
+        self.buttons.setSpacing(SPACING)
+        self.buttons.addStretch(1)
+        self.layout_ = QVBoxLayout(self)
+        self.layout_.setContentsMargins(8, 6, 8, 6)
+        self.layout_.addWidget(self.text)
+        self.layout_.addLayout(self.buttons)
+        self.hide()
+
+    def colour(self, edge: str, background: str) -> None:
+        """Frame it in `edge`."""
+        self.setStyleSheet(
+            f"#SparseSegBanner {{ border: 1px solid {edge}; border-left: 4px solid {edge}; border-radius: 3px;"
+            f" background: {background}; }} #SparseSegBanner QLabel {{ background: transparent; }}"
+        )
+
+
+class ErrorBanner(Banner):
+    """What failed and what to do; the traceback on demand, to copy into a report."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.details = QPlainTextEdit()
+        self.details.setReadOnly(True)
+        self.details.setFixedHeight(DETAILS_HEIGHT)
+        self.details.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
+        self.details.hide()
+        self.layout_.insertWidget(1, self.details)
+        self.more = button("Details", "What a developer needs to see; nothing of the slide is in it", self._on_details)
+        self.copy = button("Copy", "Copy message and details, for a bug report", self._on_copy)
+        self.dismiss = button("Dismiss", "Make room again once the message is read", self.hide)
+        for made in (self.more, self.copy, self.dismiss):
+            self.buttons.addWidget(made)
+
+    def report(self, message: str, details: str) -> None:
+        """Show a failure."""
+        self.text.setText(sentence(message))
+        self.details.setPlainText(details)
+        self.details.hide()
+        self.more.setVisible(bool(details))
+        self.show()
+
+    def _on_details(self) -> None:
+        self.details.setVisible(not self.details.isVisible())
+
+    def _on_copy(self) -> None:
+        clipboard = QGuiApplication.clipboard()
+        if clipboard is not None:
+            clipboard.setText(f"{self.text.text()}\n\n{self.details.toPlainText()}")
+
+
+class RecoveryBanner(Banner):
+    """Offers scribbles of an earlier session that was never saved; they are loaded only when asked for.
+
+    Attributes
+    ----------
+    restore_requested
+        Signal (): the user wants them.
+    """
+
+    restore_requested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offered: tuple[SlideEntry, Path]
+        self.restore = button(
+            "Restore", "Show these scribbles instead of what is drawn now; the old file stays", self._on_restore
+        )
+        self.later = button("Not now", "They stay on disk and are offered again the next time", self.hide)
+        self.buttons.addWidget(self.restore)
+        self.buttons.addWidget(self.later)
+
+    def offer_scribbles(self, name: str, entry: SlideEntry, folder: Path) -> None:
+        """Ask whether the scribbles that an unsaved session left in `folder` are wanted."""
+        self.offered = (entry, folder)
+        when = time.strftime("%d %b %Y, %H:%M", time.localtime(folder.stat().st_mtime))
+        self.text.setText(f"Scribbles on {name} from {when} were never saved as a project. Restore them?")
+        self.show()
+
+    def _on_restore(self) -> None:
+        self.hide()
+        self.restore_requested.emit()
+
+
+def sentence(message: str) -> str:
+    """With a capital where it begins with a word; a file's name stays as it is."""
+    first = message.partition(" ")[0]
+    return message[:1].upper() + message[1:] if first.isalpha() else message
+
+
+def dot(colour: str) -> QPixmap:
+    """A small round light."""
+    pixmap = QPixmap(2 * DOT, 2 * DOT)
+    pixmap.setDevicePixelRatio(2.0)
+    pixmap.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(pixmap)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    painter.setPen(Qt.PenStyle.NoPen)
+    painter.setBrush(QColor(colour))
+    painter.drawEllipse(1, 1, DOT - 2, DOT - 2)
+    painter.end()
+    return pixmap
+
+
+class Header(QWidget):
+    """State, saved indicator, menu, next step, banners."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dot = QLabel()
+        self.state = ElidedLabel("No slide")
+        self.saved = QLabel()
+        self.menu_button = QToolButton()
+        self.menu_button.setText("☰")
+        self.menu_button.setToolTip("To go on another day, to repeat by script what was done, to read more")
+        self.menu_button.setAccessibleName("Menu")
+        self.menu_button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self.menu_button.setStyleSheet("QToolButton::menu-indicator { image: none; }")
+        self.menu = QMenu(self)
+        self.menu.setToolTipsVisible(True)
+        self.menu_button.setMenu(self.menu)
+        self.next_step = QLabel()
+        self.next_step.setWordWrap(True)
+        self.next_step.setTextFormat(Qt.TextFormat.PlainText)
+        self.error, self.recovery = ErrorBanner(), RecoveryBanner()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(6, 6, 6, 0)
+        layout.setSpacing(SPACING)
+        layout.addLayout(row(self.dot, self.state, self.saved, self.menu_button, stretch=1))
+        layout.addWidget(self.next_step)
+        layout.addWidget(self.error)
+        layout.addWidget(self.recovery)
+        self._palette: Palette | None = None
+
+    def add_action(self, text: str, tip: str, triggered: Callable[[], object]) -> None:
+        """One line of the menu."""
+        action = self.menu.addAction(text)
+        action.setToolTip(plain_tip(tip))
+        action.triggered.connect(lambda _=False: triggered())
+
+    def paint(self, palette: Palette) -> None:
+        """Take over the colours of a theme."""
+        self._palette = palette
+        self.error.colour(palette.error, palette.background)
+        self.recovery.colour(palette.warning, palette.background)
+        self.next_step.setStyleSheet(f"color: {palette.text}; padding: 2px;")
+        self.saved.setStyleSheet(f"color: {palette.muted};")
+
+    def show_state(self, text: str, *, active: bool, failed: bool) -> None:
+        """The line at the top; the dot says the same in colour."""
+        self.state.setText(text)
+        if self._palette is not None:
+            p = self._palette
+            self.dot.setPixmap(dot(p.error if failed else p.accent if active else p.muted))
+        self.dot.setToolTip("Failed" if failed else "Working" if active else "Idle")
+
+    def show_saved(self, text: str, tip: str) -> None:
+        """Whether what was drawn is on disk."""
+        self.saved.setText(text)
+        self.saved.setToolTip(plain_tip(tip))
+
+    def show_next_step(self, text: str) -> None:
+        """What the user can do now; empty when nothing needs saying."""
+        self.next_step.setText(text)
+        self.next_step.setVisible(bool(text))

@@ -1,0 +1,262 @@
+"""Prediction: what the live layer shows, areas, the whole slide and its exports."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from napari.layers import Shapes
+from qtpy.QtCore import QObject, QTimer
+
+from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.layers.prediction_display import LiveDisplay
+from napari_sparseseg.gui.layers.selection import around, selected_outlines
+from napari_sparseseg.gui.layers.view_box import view_box
+from napari_sparseseg.gui.sections.predict.areas import areas, areas_of_slide
+from napari_sparseseg.gui.sections.predict.areas_table import DRAWN, SCREEN, WHOLE
+from napari_sparseseg.gui.sections.predict.view import CONTOUR_PX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from napari.layers import Layer
+
+    from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.sections.classes.controller import ClassActions
+    from napari_sparseseg.gui.sections.predict.areas import Area
+    from napari_sparseseg.gui.sections.predict.view import PredictPanel
+    from napari_sparseseg.gui.sections.slide.controller import SlideActions
+    from napari_sparseseg.prediction.slide import SlideResult
+    from napari_sparseseg.prediction.slide.batch import BatchResult
+    from napari_sparseseg.slides import Slide
+
+AREAS_MS = 250
+
+
+ENDINGS = {"geojson": "-regions.geojson", "csv": "-areas.csv"}
+"""Of suggested names; `SLIDE.geojson` beside a slide is what was drawn on it."""
+
+
+class PredictActions(QObject):
+    """Joins the Predict section, the live layer and the session."""
+
+    def __init__(self, context: Context, panel: PredictPanel, slides: SlideActions, classes: ClassActions) -> None:
+        super().__init__(context)
+        self._context, self._panel, self._slides, self._classes = context, panel, slides, classes
+        self._result: Path | None = None
+        self._results: WeakKeyDictionary[Slide, SlideResult] = WeakKeyDictionary()
+        self.display = LiveDisplay(context)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(AREAS_MS)
+        self._timer.timeout.connect(self._measure)
+        panel.live_toggled.connect(self._on_live)
+        panel.shown_chosen.connect(self.display.show)
+        panel.contour_toggled.connect(self._on_contour)
+        panel.opacity_changed.connect(self._on_opacity)
+        panel.areas.place_chosen.connect(self._measure)
+        panel.areas.table_requested.connect(self._on_table)
+        panel.slide_requested.connect(self._on_slide)
+        panel.geojson_requested.connect(lambda: self._on_result("geojson", "QuPath (*.geojson)"))
+        panel.csv_requested.connect(lambda: self._on_result("csv", "Table (*.csv)"))
+        panel.scribbles_requested.connect(self._on_scribbles)
+        self.display.refreshed.connect(self._on_refreshed)
+        self.display.shown_changed.connect(self._on_shown)
+        for layer in context.viewer.layers:
+            self._watch(layer)
+        context.viewer.layers.events.inserted.connect(self._on_inserted)
+        slides.binding_changed.connect(self._on_binding)
+        classes.shown.connect(self._on_classes)
+        context.status_changed.connect(self._on_status)
+        context.session_replaced.connect(self._on_session)
+        context.session.live_enabled = panel.live.isChecked()
+        panel.show_opacity(self.display.opacity)
+        self._on_classes()
+        self._on_status()
+
+    def predict_slide(self, out: str, **options: Any) -> None:
+        """Predict the whole slide into a file, in the background."""
+        session, slide = self._context.session, self._context.session.slide
+        stop = self._context.stop_prediction = threading.Event()
+        self._context.in_background(
+            lambda: session.predict_slide(out, slide=slide, stop=stop, **options),
+            # another slide may be active by then
+            lambda result: self._on_predicted(out, options.get("geojson") or options.get("csv") or out, result, slide),
+            name="Predicting the slide",
+        )
+
+    def predict_all(self) -> None:
+        """Ask for a folder and predict every open slide into it, in the background."""
+        session = self._context.session
+        if session.model is None or not session.set.entries:
+            self._context.problem.emit("There is nothing to predict yet: open slides, and train or load a model.", "")
+            return
+        folder = dialogs.ask_folder(self._panel, "Predict all slides into")
+        if folder:
+            looking = f"Looking into {Path(folder).name}"
+            self._context.in_background(lambda: _table_in(folder), lambda t: self._go_on(folder, t), name=looking)
+
+    def _go_on(self, folder: str, table: Path | None) -> None:
+        """Predict into a folder; a table that is there already is written anew only when the user says so."""
+        question = f"{table} is there already. Complete what is missing, and write this table anew?"
+        if table is not None and not dialogs.ask_yes(self._panel, "Go on in this folder?", question, "Go on"):
+            return
+        session = self._context.session
+        stop = self._context.stop_prediction = threading.Event()
+        self._context.in_background(
+            lambda: session.predict_project(folder, stop=stop, resume=True),
+            self._on_predicted_all,
+            name="Predicting all slides",
+        )
+
+    def close(self) -> None:
+        """Let go of viewer and session."""
+        self._timer.stop()
+        self._context.viewer.layers.events.inserted.disconnect(self._on_inserted)
+        for layer in self._context.viewer.layers:
+            if isinstance(layer, Shapes):
+                layer.events.highlight.disconnect(self._on_selected)
+        self.display.close()
+
+    def _on_inserted(self, event: Any) -> None:
+        self._watch(event.value)
+
+    def _watch(self, layer: Layer) -> None:
+        if isinstance(layer, Shapes):
+            layer.events.highlight.connect(self._on_selected)
+
+    def _on_selected(self) -> None:
+        """A shape may be selected or moved: napari says so with the frame that it draws around it."""
+        if self._panel.areas.place.currentIndex() == DRAWN:
+            self._on_refreshed()
+
+    def _on_live(self, on: bool) -> None:
+        self._context.session.live_enabled = on
+        if on:
+            self.display.look()
+
+    def _on_contour(self, on: bool) -> None:
+        self.display.contour = CONTOUR_PX if on else 0
+
+    def _on_opacity(self, opacity: float) -> None:
+        self.display.opacity = opacity
+
+    def _on_shown(self) -> None:
+        self._panel.show_opacity(self.display.opacity)
+
+    def _on_binding(self) -> None:
+        self.display.follow(self._slides.binding)
+        self._measure()
+
+    def _on_classes(self) -> None:
+        self._panel.show_choices(self._context.session.classes, self.display.shown)
+        self.display.hide_classes(self._classes.hidden)
+
+    def _on_session(self) -> None:
+        self._context.session.live_enabled = self._panel.live.isChecked()
+        self._result = None
+        self._panel.show_result("")
+
+    def _on_status(self) -> None:
+        self._panel.show_model(self._context.session.model is not None)
+        self._panel.show_predicting(self._context.session.status.state == "predicting")
+
+    def _on_refreshed(self) -> None:
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _measure(self) -> None:
+        self._panel.areas.show_areas(self._areas())
+
+    def _areas(self) -> list[Area]:
+        live, binding, place = self._context.session.live, self._slides.binding, self._panel.areas.place.currentIndex()
+        classes = self._context.session.classes
+        if binding is None:
+            return []
+        slide = binding.entry.slide
+        if place == WHOLE:
+            result = self._results.get(slide)
+            return [] if result is None else areas_of_slide(result, slide, classes)
+        if live is None or live.slide is not slide:
+            return []
+        if place == SCREEN:
+            return areas(live, view_box(self._context.viewer)[0], classes)
+        outlines = selected_outlines(self._context.viewer)
+        return areas(live, around(outlines), classes, outlines) if outlines else []
+
+    def _on_slide(self) -> None:
+        entry = self._context.entry
+        if entry is None:
+            return
+        if self._context.session.status.state == "predicting":
+            self._context.stop_prediction.set()
+            return
+        suggestion = str(_unused(Path(_beside(entry.slide, ".ome.zarr"))))
+        out = dialogs.ask_save(self._panel, "Predict the whole slide into", suggestion, dialogs.RESULTS)
+        if out:
+            self.predict_slide(out, overwrite=True, resume=True)  # a run that was cancelled goes on
+
+    def _on_table(self, text: str) -> None:
+        path = dialogs.ask_save(self._panel, "Save areas", "areas.csv", "Table (*.csv)")
+        if path:
+            self._write(path, lambda: Path(path).write_text(text, encoding="utf-8"), "Saving areas")
+
+    def _write(self, path: str, work: Callable[[], object], name: str) -> None:
+        """Write a file in the background and say so."""
+        self._context.in_background(work, lambda _: self._panel.show_result(f"Wrote {path}"), name=name)
+
+    def _on_predicted(self, out: str, asked_for: str, result: SlideResult, slide: Slide) -> None:
+        self._results[slide] = result
+        self._measure()
+        self._result = Path(out)
+        self._panel.show_result(f"Wrote {asked_for}")
+
+    def _on_predicted_all(self, batch: BatchResult) -> None:
+        self._panel.show_result(f"Wrote {batch.summary}")
+        if batch.failed:
+            slides = "; ".join(f"{Path(slide).name}: {reason}" for slide, reason in batch.failed)
+            self._context.problem.emit(f"{len(batch.failed)} of the slides could not be predicted. {slides}", "")
+
+    def _on_result(self, what: str, kinds: str) -> None:
+        entry = self._context.entry
+        if entry is None or self._context.session.model is None:
+            self._context.problem.emit("There is no prediction to export yet: train first.", "")
+            return
+        path = dialogs.ask_save(self._panel, "Export", _beside(entry.slide, ENDINGS[what]), kinds)
+        if not path:
+            return
+        out = self._result or Path(path).with_suffix(".ome.zarr")
+        # a prediction that is there already is completed, not made again
+        self.predict_slide(str(out), **{what: path, "resume": self._result is not None})
+
+    def _on_scribbles(self) -> None:
+        entry = self._context.entry
+        if entry is None:
+            return
+        path = dialogs.ask_save(self._panel, "Export scribbles", _beside(entry.slide, ".geojson"), "QuPath (*.geojson)")
+        if path:
+            annotations = entry.annotations
+            self._write(path, lambda: annotations.to_geojson(path), "Exporting scribbles")
+
+
+def _beside(slide: Slide, ending: str) -> str:
+    """A file in the folder of the slide that is called as it is."""
+    path = Path(slide.path)
+    return str(path.with_name(path.name.split(".")[0] + ending))
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or the first of its kind that is not there: a file dialog opens an OME-Zarr, which is a folder."""
+    stem = path.name.split(".")[0]
+    others = (path.with_name(f"{stem}-{n}.ome.zarr") for n in range(2, 1000))
+    return next((p for p in (path, *others) if not p.exists()), path)
+
+
+def _table_in(folder: str) -> Path | None:
+    """The table of an earlier prediction of many slides, or any other file of its name."""
+    from napari_sparseseg.prediction.slide.batch import SUMMARY
+
+    table = Path(folder) / SUMMARY
+    return table if table.exists() else None

@@ -1,0 +1,173 @@
+"""Predict: what the live view shows, where to look next, how much of what there is, and the whole slide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QLabel,
+    QPushButton,
+    QSlider,
+    QWidget,
+)
+
+from napari_sparseseg.gui.layers.prediction import Shown
+from napari_sparseseg.gui.sections.predict.areas_table import AreaPanel
+from napari_sparseseg.gui.widgets import (
+    ElidedLabel,
+    NameBox,
+    button,
+    column,
+    menu_button,
+    note,
+    plain_tip,
+    row,
+    scroll_to,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from napari_sparseseg.config import ClassDef
+
+CONTOUR_PX = 2
+PREDICT_SLIDE = "Predict slide…"
+PREDICT_SLIDE_TIP = "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile"
+CANCEL_TIP = "End it after the tile under way; what is done is kept and completed by the next run into the same file"
+
+
+class PredictPanel(QWidget):
+    """The body of the section.
+
+    Attributes
+    ----------
+    live_toggled, contour_toggled
+        Signals (bool).
+    shown_chosen
+        Signal (Shown).
+    opacity_changed
+        Signal (float), 0..1.
+    accept_toggled
+        Signal (bool).
+    next_requested, review_requested, slide_requested, geojson_requested, csv_requested, scribbles_requested
+        Signals ().
+    """
+
+    live_toggled = Signal(bool)
+    contour_toggled = Signal(bool)
+    shown_chosen = Signal(object)
+    opacity_changed = Signal(float)
+    accept_toggled = Signal(bool)
+    next_requested = Signal()
+    review_requested = Signal()
+    slide_requested = Signal()
+    geojson_requested = Signal()
+    csv_requested = Signal()
+    scribbles_requested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = QCheckBox("Live prediction")
+        self.live.setChecked(True)
+        self.live.setToolTip("Predict what is on screen and learn each stroke at once, also while training is paused")
+        self.live.toggled.connect(self.live_toggled.emit)
+        self.what = NameBox("The class map, or how sure the model is: doubtful regions are where strokes help most")
+        self.what.activated.connect(lambda i: self.shown_chosen.emit(self.what.itemData(i)))
+        self.opacity = QSlider(Qt.Orientation.Horizontal)
+        self.opacity.setRange(0, 100)
+        self.opacity.setToolTip("Low to judge the tissue, high to see the classes")
+        self.opacity.setAccessibleName("Opacity")
+        self.opacity.valueChanged.connect(lambda v: self.opacity_changed.emit(v / 100))
+        self.contour = QCheckBox("Outlines")
+        self.contour.setToolTip("Draw borders only, to see the tissue itself")
+        self.contour.toggled.connect(self.contour_toggled.emit)
+        self.next = button(
+            "Next doubtful region", "Go to unlabelled tissue that the model is least sure of", self.next_requested.emit
+        )
+        self.review = button(
+            "Review", "Go to the held-out strokes that the model gets wrong, worst first", self.review_requested.emit
+        )
+        self.accept = self._accept_button()
+        self.doubt = note()
+        self.doubt.hide()
+        self.areas = AreaPanel()
+        self.predict_slide = button(
+            PREDICT_SLIDE,
+            PREDICT_SLIDE_TIP,
+            self.slide_requested.emit,
+        )
+        self.export = menu_button(
+            "Export", "Results of the predicted slide, or the scribbles, for other programs",
+            (
+                ("Regions for QuPath (GeoJSON)…", self.geojson_requested.emit),
+                ("Areas of the slide (CSV)…", self.csv_requested.emit),
+                ("Scribbles for QuPath (GeoJSON)…", self.scribbles_requested.emit),
+            ),
+        )  # fmt: skip
+        self.result = ElidedLabel()
+        self.result.hide()
+        layout = column(self)
+        layout.addLayout(row(self.live, self.contour, stretch=0))
+        layout.addLayout(row(QLabel("Show"), self.what, stretch=1))
+        layout.addLayout(row(QLabel("Opacity"), self.opacity, stretch=1))
+        layout.addWidget(self.next)
+        layout.addLayout(row(self.review, self.accept, stretch=0))
+        layout.addWidget(self.doubt)
+        layout.addWidget(self.areas)
+        layout.addLayout(row(self.predict_slide, self.export, stretch=0))
+        layout.addWidget(self.result)
+
+    def _accept_button(self) -> QPushButton:
+        made = QPushButton("Accept regions")
+        made.setCheckable(True)
+        made.setToolTip(
+            "Where the prediction is right: a click on a region makes it an annotation, dense and to be learned from"
+        )
+        made.toggled.connect(self.accept_toggled.emit)
+        return made
+
+    def show_choices(self, classes: Sequence[ClassDef], shown: Shown) -> None:
+        """Fill the list of what can be shown; `shown` is what is."""
+        choices = [
+            ("Classes", Shown()), ("Uncertainty (entropy)", Shown("uncertainty")),
+            ("Uncertainty (margin)", Shown("margin")), ("What changed", Shown("changed")),
+        ]  # fmt: skip
+        choices += [(f"Probability of {c.name}", Shown("probability", c.id)) for c in classes]
+        self.what.clear()
+        for text, what in choices:
+            self.what.addItem(text, what)
+        self.what.setCurrentIndex(next((i for i, (_, w) in enumerate(choices) if w == shown), 0))
+
+    def show_opacity(self, opacity: float) -> None:
+        """Follow the layer's own slider."""
+        self.opacity.blockSignals(True)
+        self.opacity.setValue(round(100 * opacity))
+        self.opacity.blockSignals(False)
+
+    def show_model(self, present: bool) -> None:
+        """What needs a model is enabled only with one."""
+        for widget in (self.next, self.review, self.accept, self.predict_slide, self.what, self.contour):
+            widget.setEnabled(present)
+
+    def show_predicting(self, running: bool) -> None:
+        """While the whole slide is predicted the button ends that."""
+        text = "Cancel prediction" if running else PREDICT_SLIDE
+        if self.predict_slide.text() != text:
+            self.predict_slide.setText(text)
+            self.predict_slide.setToolTip(plain_tip(CANCEL_TIP if running else PREDICT_SLIDE_TIP))
+        self.export.setEnabled(not running)
+
+    def show_doubt(self, text: str) -> None:
+        """What the model wavers between, or gets wrong, in the region it went to."""
+        self.doubt.setText(text)
+        self.doubt.setVisible(bool(text))
+
+    def show_result(self, text: str) -> None:
+        """Where the predicted slide is."""
+        seen = not self.predict_slide.visibleRegion().isEmpty()
+        self.result.setText(text)
+        self.result.setVisible(bool(text))
+        if text and seen:  # where the button was in sight, so is what came of it
+            QTimer.singleShot(0, lambda: scroll_to(self.result))

@@ -1,0 +1,1 @@
+"""The slide section of the panel."""

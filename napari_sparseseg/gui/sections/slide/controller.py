@@ -1,0 +1,287 @@
+"""Slides: open, adopt what napari has, switch, import, restore; one `SlideBinding` per open slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
+from napari_sparseseg.gui.reader import (
+    layers_of_one_image,
+    open_in,
+    prefer_for_slides,
+    show_in_pixels,
+    slide_of_layers,
+)
+from napari_sparseseg.gui.sections.slide.view import slide_facts
+from napari_sparseseg.session.recovery import recoverable, recovered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from napari.layers import Layer
+
+    from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.sections.header import Header
+    from napari_sparseseg.gui.sections.slide.view import SlidePanel
+    from napari_sparseseg.session.slides import SlideEntry
+    from napari_sparseseg.slides import Slide
+
+
+def is_ours(layer: Layer) -> bool:
+    slide: Slide | None = layer.metadata.get("slide")
+    return slide is not None and not slide.closed
+
+
+class SlideActions(QObject):
+    """Joins the Slide section, the viewer's layers and the session.
+
+    Attributes
+    ----------
+    binding_changed
+        Signal (): `binding`, the layers of the active slide, is another object, or its scribble layer is.
+    """
+
+    binding_changed = Signal()
+
+    def __init__(self, context: Context, panel: SlidePanel, header: Header) -> None:
+        super().__init__(context)
+        self._context, self._panel, self._header = context, panel, header
+        self._bindings: dict[str, SlideBinding] = {}
+        self._adopting: dict[str, list[Layer]] = {}
+        self._free: list[Image] = []
+        self._offered: set[str] = set()
+        self._loading = 0
+        self.binding: SlideBinding | None = None
+        prefer_for_slides()
+        panel.open_requested.connect(self._on_open)
+        panel.sample_requested.connect(self.open_sample)
+        panel.import_requested.connect(self._on_import)
+        panel.close_requested.connect(self._on_close)
+        panel.layer_chosen.connect(self._on_use_layer)
+        panel.slide_chosen.connect(self._on_slide_chosen)
+        panel.role_chosen.connect(self._on_role)
+        panel.mpp_entered.connect(self._on_mpp)
+        header.recovery.restore_requested.connect(self._on_restore)
+        context.slides_changed.connect(self.sync)
+        context.annotated.connect(self._on_annotated)
+        context.session_replaced.connect(self.release)
+        layers = context.viewer.layers.events
+        layers.inserted.connect(self._on_layer_inserted)
+        layers.removed.connect(self._on_layer_removed)
+
+    def open(self, path: str | Path) -> None:
+        """Open a slide in the background and show it."""
+        session = self._context.session
+        self._load(lambda: open_in(session, path), f"Opening {Path(path).name}")
+
+    def open_sample(self) -> None:
+        """Open the sample slide with its scribbles."""
+        session = self._context.session
+
+        def load() -> None:
+            from napari_sparseseg.samples import sample_scribbles, sample_slide
+
+            session.open(sample_slide())
+            if not any(session.annotations.counts().values()):
+                session.import_annotations(sample_scribbles())
+
+        self._load(load, "Opening the sample slide")
+
+    def adopt(self, layer: Image) -> None:
+        """Scribble on an image that napari shows already."""
+        together = layers_of_one_image(layer, self._context.viewer.layers)
+
+        def take() -> None:
+            made = slide_of_layers(together)
+            known = next((e for e in self._context.session.set.entries if e.slide is made), None)
+            if known is None:
+                self._adopting[made.fingerprint] = list(together)
+                self._context.session.add(made)
+
+        if is_ours(layer):
+            if self._context.attempt(take):
+                self.sync()
+        elif not self._loading:  # a second click
+            self._load(take, f"Looking at {layer.name}")
+
+    def adopt_ours(self) -> None:
+        """Take over every slide that our reader has opened in this viewer."""
+        if self._context.closed:
+            return
+        for layer in list(self._context.viewer.layers):
+            if isinstance(layer, Image) and is_ours(layer) and not self._is_bound(layer):
+                self.adopt(layer)
+
+    def sync(self) -> None:
+        """Layers for every open slide, none for closed ones, the active one visible."""
+        if self._context.closed or self._loading:
+            return  # half of it may be there; this is called again when all is
+        entries = {e.key: e for e in self._context.session.set.entries}
+        for key in [k for k in self._bindings if k not in entries]:
+            self._bindings.pop(key).close()
+        for key, entry in entries.items():
+            if key not in self._bindings:
+                images = self._adopting.pop(entry.slide.fingerprint, None)
+                show_in_pixels(images or ())
+                self._bindings[key] = SlideBinding(self._context.viewer, entry, images)
+                self._offer_recovery(entry)
+        self._activate()
+        self._list_layers()
+
+    def release(self) -> None:
+        """Take all layers of the session out of the viewer, unless it goes with them."""
+        self.binding = None
+        self.binding_changed.emit()
+        while self._bindings:
+            self._bindings.popitem()[1].close(take_out=not self._context.leaving)
+
+    def close(self) -> None:
+        """Let go of the viewer."""
+        layers = self._context.viewer.layers.events
+        layers.inserted.disconnect(self._on_layer_inserted)
+        layers.removed.disconnect(self._on_layer_removed)
+        self.release()
+
+    def _load(self, work: Callable[[], object], name: str) -> None:
+        """Change slides or annotations in the background; layers follow when all of it is done."""
+        self._loading += 1
+        self._context.jobs.run(work, name=name, always=self._on_loaded)
+
+    def _on_loaded(self) -> None:
+        self._loading -= 1
+        self.sync()
+
+    def _activate(self) -> None:
+        entry = self._context.entry
+        binding = None if entry is None else self._bindings.get(entry.key)
+        renewed = binding.follow_annotations() if binding is not None else False
+        if binding is not self.binding:
+            for other in self._bindings.values():
+                if other is not binding:
+                    other.set_visible(False)
+            if binding is not None:
+                binding.set_visible(True)
+        changed = renewed or binding is not self.binding
+        self.binding = binding
+        self._show()
+        if changed:
+            self.binding_changed.emit()
+
+    def _show(self) -> None:
+        entries = self._context.session.set.entries
+        entry = self._context.entry
+        self._panel.show_slides([slide_name(e.slide) for e in entries], -1 if entry is None else entries.index(entry))
+        if entry is not None:
+            self._panel.show_slide(entry.slide, entry.role, slide_facts(entry.slide))
+
+    def _on_annotated(self) -> None:
+        entry, binding = self._context.entry, self.binding
+        if entry is not None and binding is not None and binding.scribbles.annotations is not entry.annotations:
+            self.sync()
+
+    # what the user does
+
+    def _on_open(self) -> None:
+        for path in dialogs.ask_open_several(self._panel, "Open slides", dialogs.SLIDES):
+            self.open(path)
+
+    def _on_import(self) -> None:
+        path = dialogs.ask_open(self._panel, "Import annotations", dialogs.ANNOTATIONS)
+        if path:
+            session = self._context.session
+            self._load(lambda: session.import_annotations(path), f"Importing {Path(path).name}")
+
+    def _on_close(self) -> None:
+        entry = self._context.entry
+        if entry is not None:
+            self._context.session.remove(entry.slide)
+            self.sync()
+
+    def _on_use_layer(self, index: int) -> None:
+        if 0 <= index < len(self._free):
+            self.adopt(self._free[index])
+
+    def _on_slide_chosen(self, index: int) -> None:
+        session = self._context.session
+        session.set.activate(session.set.entries[index])
+        self.sync()
+
+    def _on_role(self, role: Any) -> None:
+        entry = self._context.entry
+        if entry is not None:
+            self._context.session.set_role(role, entry.slide)
+            self._context.annotated.emit()
+
+    def _on_mpp(self, mpp: float) -> None:
+        entry = self._context.entry
+        if entry is not None:
+            entry.slide.mpp = mpp or None
+            self._show()
+            self._context.session.set.changed.emit()
+
+    # layers
+
+    def _is_bound(self, layer: Layer) -> bool:
+        return any(layer in b.images for b in self._bindings.values())
+
+    def _on_layer_inserted(self, event: Any) -> None:
+        layer = event.value
+        if not isinstance(layer, Image) or self._is_bound(layer):
+            return
+        if is_ours(layer):
+            QTimer.singleShot(0, self.adopt_ours)  # its other channels are inserted right after it
+        self._list_layers()
+
+    def _on_layer_removed(self, event: Any) -> None:
+        layer = event.value
+        owner = next((b for b in self._bindings.values() if layer in b.images), None)
+        if owner is not None:
+            owner.images.remove(layer)
+            # a viewer that closes removes its layers first, and then the slides stay part of the session
+            QTimer.singleShot(0, self._remove_imageless)
+        self._list_layers()
+
+    def _remove_imageless(self) -> None:
+        session = self._context.session
+        for binding in list(self._bindings.values()):
+            if not binding.images and binding.entry in session.set.entries and not self._context.closed:
+                session.set.remove(binding.entry)
+
+    def _list_layers(self) -> None:
+        layers = self._context.viewer.layers
+        self._free = [la for la in layers if isinstance(la, Image) and la.ndim == 2 and not self._is_bound(la)]
+        self._panel.show_layers([la.name for la in self._free])
+
+    # scribbles of sessions that were never saved
+
+    def _offer_recovery(self, entry: SlideEntry) -> None:
+        fingerprint = entry.slide.fingerprint
+        if fingerprint in self._offered or any(entry.annotations.counts().values()):
+            return
+        self._offered.add(fingerprint)
+        own = self._context.session.project
+
+        def find() -> list[Path]:
+            return [p for p in recoverable(fingerprint) if own is None or p.resolve() != own.resolve()]
+
+        self._context.jobs.run(find, lambda found: self._on_found(entry, found))
+
+    def _on_found(self, entry: SlideEntry, found: list[Path]) -> None:
+        if found and entry is self._context.entry:
+            self._header.recovery.offer_scribbles(slide_name(entry.slide), entry, found[0])
+
+    def _on_restore(self) -> None:
+        entry, folder = self._header.recovery.offered
+        session = self._context.session
+
+        def restore() -> None:
+            annotations = recovered(folder, entry.slide.fingerprint)
+            session.set.activate(entry)
+            session.annotations = annotations
+
+        self._load(restore, "Restoring scribbles")

@@ -1,0 +1,156 @@
+"""Slide: open files, switch between them, say the resolution where the file does not."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QLabel, QWidget
+
+from napari_sparseseg.gui.widgets import NameBox, button, column, menu_button, note, plain_tip, row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from napari_sparseseg.slides import Slide
+
+ROLES = {
+    "train": "Train on it",
+    "held-out": "Hold out, only score",
+    "predict": "Only predict",
+}
+
+
+class SlidePanel(QWidget):
+    """The body of the section.
+
+    Attributes
+    ----------
+    open_requested, sample_requested, import_requested, close_requested
+        Signals ().
+    layer_chosen, slide_chosen
+        Signals (index) into what `show_layers` and `show_slides` were given.
+    role_chosen
+        Signal (role).
+    mpp_entered
+        Signal (float), um per pixel.
+    recent_chosen
+        Signal (path).
+    """
+
+    open_requested = Signal()
+    sample_requested = Signal()
+    import_requested = Signal()
+    close_requested = Signal()
+    layer_chosen = Signal(int)
+    slide_chosen = Signal(int)
+    role_chosen = Signal(str)
+    mpp_entered = Signal(float)
+    recent_chosen = Signal(str)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = button(
+            "Open slide…", "Any pyramid that tifffile or OpenSlide reads, and OME-Zarr; or drop files on the viewer",
+            self.open_requested.emit,
+        )  # fmt: skip
+        self.sample = button(
+            "Sample",
+            "A small real slide with scribbles, to see how it works before your own",
+            self.sample_requested.emit,
+        )
+        self.recent = menu_button("Recent", "Yesterday's slides and projects, one click away", ())
+        self.slides = NameBox("Slides that are open; one class table and one model serve all of them")
+        self.slides.activated.connect(self.slide_chosen.emit)
+        self.close_slide = button("Close", "Close this slide; what was drawn is kept", self.close_requested.emit)
+        self.facts = note()
+        self.role = QComboBox()
+        for key, text in ROLES.items():
+            self.role.addItem(text, key)
+        self.role.setToolTip("Scribbles on a held-out slide are never learned: they tell how good the model really is")
+        self.role.activated.connect(lambda i: self.role_chosen.emit(self.role.itemData(i)))
+        self.mpp_label = QLabel("µm per pixel")
+        self.mpp = QDoubleSpinBox()
+        self.mpp.setDecimals(4)
+        self.mpp.setRange(0.0, 1000.0)
+        self.mpp.setSpecialValueText("unknown")
+        self.mpp.setKeyboardTracking(False)
+        self.mpp.setToolTip("The file does not say it; areas in mm² and models for other slides need it")
+        self.mpp.valueChanged.connect(self.mpp_entered.emit)
+        self.import_button = button(
+            "Import…", "Go on with what was drawn in QuPath (GeoJSON), ASAP (XML) or here", self.import_requested.emit
+        )
+        self.layers = NameBox("Scribble on an image that is in napari already")
+        self.use_layer = button(
+            "Use layer", "Scribble on the layer chosen here without opening its file again", self._on_use_layer
+        )
+        layout = column(self)
+        layout.addLayout(row(self.open, self.recent, self.sample, stretch=0))
+        layout.addLayout(row(self.layers, self.use_layer, stretch=0))
+        layout.addLayout(row(self.slides, self.close_slide, stretch=0))
+        layout.addWidget(self.facts)
+        layout.addLayout(row(self.mpp_label, self.mpp, stretch=1))
+        layout.addLayout(row(self.role, self.import_button, stretch=0))
+        self.show_slides([], -1)
+        self.show_layers([])
+
+    def _on_use_layer(self) -> None:
+        self.layer_chosen.emit(self.layers.currentIndex())
+
+    def show_recent(self, paths: Sequence[str]) -> None:
+        """Fill the menu; the button is there once there is something in it."""
+        menu = self.recent.menu()
+        menu.setToolTipsVisible(True)
+        menu.clear()
+        for path in paths:
+            action = menu.addAction(PurePath(path).name.replace("&", "&&"))
+            action.setToolTip(plain_tip(path))
+            action.triggered.connect(lambda _=False, path=path: self.recent_chosen.emit(path))
+        self.recent.setVisible(bool(paths))
+
+    def show_layers(self, names: Sequence[str]) -> None:
+        """Image layers that are no slide of the session yet; hidden where there is none."""
+        chosen = self.layers.currentText()
+        self.layers.clear()
+        self.layers.addItems(list(names))
+        if chosen in names:
+            self.layers.setCurrentText(chosen)
+        for widget in (self.layers, self.use_layer):
+            widget.setVisible(bool(names))
+
+    def show_slides(self, names: Sequence[str], active: int) -> None:
+        """The open slides."""
+        self.slides.clear()
+        self.slides.addItems(list(names))
+        self.slides.setCurrentIndex(active)
+        for widget in (self.slides, self.close_slide, self.facts, self.role, self.import_button):
+            widget.setVisible(bool(names))
+        if not names:
+            for widget in (self.mpp, self.mpp_label):
+                widget.hide()
+
+    def show_slide(self, slide: Slide, role: str, facts: str) -> None:
+        """What is known of the active slide; the mpp can be entered where the file does not say it."""
+        self.facts.setText(facts)
+        self.role.setCurrentIndex(self.role.findData(role))
+        unknown = not slide.contents.mpp
+        for widget in (self.mpp, self.mpp_label):
+            widget.setVisible(unknown)
+        self.mpp.blockSignals(True)
+        self.mpp.setValue(0.0 if slide.mpp is None else slide.mpp[0])
+        self.mpp.blockSignals(False)
+
+
+def slide_facts(slide: Slide) -> str:
+    """Size, resolution, format and warnings in one or two lines."""
+    h, w = slide.shape
+    parts = [f"{w:,} × {h:,} px".replace(",", "\u202f")]
+    if slide.mpp is not None:
+        parts.append(f"{slide.mpp[0]:.4g} µm/px")
+        parts.append(f"{w * slide.mpp[1] / 1000:.3g} × {h * slide.mpp[0] / 1000:.3g} mm")
+    parts.append(slide.contents.format)
+    if slide.mpp is None:
+        parts.append("µm per pixel not known, enter it below")
+    kept = [part.replace(" ", "\u00a0") for part in parts]  # lines break between the parts only
+    return "\n".join([" · ".join(kept[:2]), *filter(None, [" · ".join(kept[2:])]), *slide.warnings])

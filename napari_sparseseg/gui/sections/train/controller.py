@@ -1,0 +1,176 @@
+"""Training: start, hold, end; count labels in the background; show how it goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.sections.classes.label_statistics import LabelStatistics, label_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.sections.train.view import TrainPanel
+
+COUNT_MS = 200
+"""Labels are counted this long after the last stroke."""
+
+
+class TrainActions(QObject):
+    """Joins the Train section and the session.
+
+    Attributes
+    ----------
+    counted
+        Signal (LabelStatistics).
+    """
+
+    counted = Signal(object)
+
+    def __init__(self, context: Context, panel: TrainPanel) -> None:
+        super().__init__(context)
+        self._context, self._panel = context, panel
+        self.statistics = LabelStatistics.nothing()
+        self._counting = self._again = False
+        self._scored: Mapping[str, Any] | None = None
+        self._failed = ""
+        self._agreed: set[str] = set()
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(COUNT_MS)
+        self._timer.timeout.connect(self._count)
+        panel.train_requested.connect(self.train)
+        panel.pause_requested.connect(lambda: context.session.pause())
+        panel.resume_requested.connect(lambda: context.session.resume())
+        panel.stop_requested.connect(lambda: context.session.stop(wait=False))
+        panel.settings.load_requested.connect(self._on_load)
+        panel.settings.save_requested.connect(self._on_save)
+        context.status_changed.connect(self._on_status)
+        context.annotated.connect(self._timer.start)
+        context.slides_changed.connect(self._timer.start)
+        context.session_replaced.connect(self._on_session)
+        panel.show_config(context.session.config)
+        panel.show_status(context.session.status)
+
+    def train(self) -> None:
+        """Start with the settings of the section; before weights are downloaded the user is asked."""
+        session = self._context.session
+        config = self._panel.config(session.config)
+        model = session.model
+        brought = model is not None and model.recipe.encoder == config.encoder
+        if not config.downloads or brought or config.encoder in self._agreed:
+            self._start(config)
+        elif self._context.attempt(session.set.require_two_classes):
+            self._context.in_background(
+                lambda: _about(config.encoder), lambda about: self._ask(config, *about), name="Looking up the network"
+            )
+
+    def _ask(self, config: TrainConfig, about: str, licence: str) -> None:
+        if dialogs.ask_yes(self._panel, "Download a network?", about, "Download", details=licence):
+            self._agreed.add(config.encoder)
+            self._start(config)
+
+    def _start(self, config: TrainConfig) -> None:
+        session = self._context.session
+        settings = {name: getattr(config, name) for name in ("mpp", "architecture", "encoder", "device", "seed")}
+        self._failed = ""
+
+        def start() -> None:
+            session.train(config.balancing, seconds=self._panel.settings.seconds, **settings)
+
+        if self._context.attempt(start):
+            self._panel.curves.clear()
+            count = len(session.slides)
+            slides = "one slide" if count == 1 else f"{count} slides"
+            self._panel.say(f"Training with {config.balancing} balancing on {slides}")
+            self._on_status()
+
+    def stop_timers(self) -> None:
+        """Nothing is counted any more."""
+        self._timer.stop()
+
+    def _on_session(self) -> None:
+        self._scored, self._failed = None, ""
+        self._panel.curves.clear()
+        self._panel.show_config(self._context.session.config)
+
+    def _on_status(self) -> None:
+        status = self._context.session.status
+        self._panel.show_status(status)
+        if status.state == "failed" and status.details != self._failed:
+            self._failed = status.details
+            self._context.problem.emit(status.message, status.details)
+        if status.metrics and status.metrics is not self._scored:
+            self._scored = status.metrics
+            self._show_scores(status.metrics, status.seconds)
+
+    def _show_scores(self, metrics: Mapping[str, Any], seconds: float) -> None:
+        scored = {n: v for n, v in metrics.get("classes", {}).items() if v.get("dice") is not None}
+        mean = metrics.get("balanced_dice")
+        lines = []
+        if mean is not None:
+            each = ", ".join(f"{name} {values['dice']:.2f}" for name, values in scored.items())
+            lines.append(f"Held-out Dice {mean:.2f}: {each}")
+        lines += list(metrics.get("warnings", ()))
+        self._panel.show_scores(seconds, {v["id"]: v["dice"] for v in scored.values()}, mean, "\n".join(lines))
+
+    def _count(self) -> None:
+        if self._counting:
+            self._again = True
+            return
+        session = self._context.session
+        mpp = session.set.training_mpp(session.config)
+        labels = [(e.annotations.snapshot(), e.slide.frame(mpp)) for e in session.set.entries if e.role == "train"]
+        patch = session.config.patch_px
+        self._counting = True
+        self._context.jobs.run(lambda: label_statistics(labels, patch), self._on_counted)
+
+    def _on_counted(self, statistics: LabelStatistics) -> None:
+        self._counting = False
+        self.statistics = statistics
+        self._panel.show_statistics(statistics, self._context.session.classes)
+        self.counted.emit(statistics)
+        if self._again:
+            self._again = False
+            self._timer.start()
+
+    def _on_load(self) -> None:
+        path = dialogs.ask_open(self._panel, "Load model", dialogs.MODELS)
+        if path:
+            session = self._context.session
+            self._context.in_background(
+                lambda: session.load_model(path),
+                lambda _: self._show_encoder(),
+                name="Loading the model",
+            )
+
+    def _show_encoder(self) -> None:
+        """Of a model that was loaded: with another one chosen here, training would begin anew."""
+        config = self._context.session.config
+        self._panel.settings.show_config(replace(self._panel.config(config), encoder=config.encoder))
+
+    def _on_save(self) -> None:
+        path = dialogs.ask_save(self._panel, "Save model", "model.safetensors", dialogs.MODELS)
+        if path:
+            session = self._context.session
+            self._context.in_background(
+                lambda: session.save_model(path), lambda _: self._panel.say(f"Wrote {path}"), name="Saving the model"
+            )
+
+
+def _about(encoder: str) -> tuple[str, str]:
+    """Licence and size, told before weights are fetched; and the licence's text."""
+    from napari_sparseseg.learning.encoders import encoder_info
+
+    info = encoder_info(encoder)
+    note = f"{info.licence_note}\n" if info.licence_note else ""
+    question = (
+        f"{info.name}: {info.megabytes:,.0f} MB from {info.source}.\nLicence: {info.licence}.\n{note}"
+        "It is downloaded once, where it is not on this computer yet."
+    )
+    return question, info.licence_text

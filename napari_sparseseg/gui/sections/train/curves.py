@@ -1,0 +1,167 @@
+"""Learning curves: the loss, and the Dice on held-out strokes, while training goes on."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+from napari_sparseseg.gui.widgets import plain_tip
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from qtpy.QtCore import QObject
+
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.gui.theme import Palette
+
+HEIGHT, LABEL_HEIGHT = 96, 50
+LEFT_AXIS, DESCENDERS = 38, 6
+MOST_POINTS = 2000
+
+
+def import_plots() -> None:
+    """Import what draws curves, off the GUI thread: on it the window stood still for 0.4 s at the first point."""
+    importlib.import_module("pyqtgraph")
+
+
+class Curves(QWidget):
+    """Loss above, held-out Dice below, over seconds of training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._box = QVBoxLayout(self)
+        self._box.setContentsMargins(0, 0, 0, 0)
+        self._box.setSpacing(2)
+        self._plots: tuple[Any, ...] = ()
+        self._palette: Palette | None = None
+        self._loss: list[tuple[float, float]] = []
+        self._dice: dict[int, list[tuple[float, float]]] = {}
+        self._mean: list[tuple[float, float]] = []
+        self._items: dict[Any, Any] = {}
+        self.hide()
+
+    @property
+    def points(self) -> int:
+        """Of the loss curve."""
+        return len(self._loss)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._loss, self._dice, self._mean = [], {}, []
+        for item in self._items.values():
+            item.setData([], [])
+        for plot in self._plots[1:]:
+            plot.hide()
+        self.hide()
+
+    def add_loss(self, seconds: float, loss: float) -> None:
+        """One more point; of very many every second is dropped. A clock that went back is a new run."""
+        if self._loss and seconds == self._loss[-1][0]:
+            return
+        if self._loss and seconds < self._loss[-1][0]:
+            self.clear()
+        self._loss.append((seconds, loss))
+        if len(self._loss) > MOST_POINTS:
+            self._loss = self._loss[::2]
+        loss_plot, _ = self._ready()
+        self._draw("loss", loss_plot, self._loss, self._text_colour(), 1.5)
+
+    def add_dice(
+        self, seconds: float, dice: Mapping[int, float], mean: float | None, classes: Sequence[ClassDef]
+    ) -> None:
+        """Held-out Dice by class id, and their mean."""
+        _, plot = self._ready()
+        plot.show()
+        for c in classes:
+            if c.id in dice:
+                points = self._dice.setdefault(c.id, [])
+                points.append((seconds, dice[c.id]))
+                self._draw(c.id, plot, points, c.colour, 1.5)
+        if mean is not None:
+            self._mean.append((seconds, mean))
+            self._draw("mean", plot, self._mean, self._text_colour(), 2.5)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """The wheel scrolls the panel; pyqtgraph would keep it."""
+        if event is None or event.type() != QEvent.Type.Wheel:
+            return False
+        event.ignore()
+        return True
+
+    def paint(self, palette: Palette) -> None:
+        """Take over the colours of a theme."""
+        self._palette = palette
+        for plot in self._plots:
+            self._colour(plot)
+        for name in ("loss", "mean"):
+            if name in self._items:
+                self._items[name].setPen(self._pen(palette.text, 1.5 if name == "loss" else 2.5))
+
+    def _text_colour(self) -> str:
+        return "#808080" if self._palette is None else self._palette.text
+
+    def prepare(self) -> None:
+        """Make the plots, once `import_plots` is through; at the first point the window would stand still for it."""
+        if not self._plots:
+            import pyqtgraph
+
+            made = []
+            for title, tip in (
+                ("loss", "Balanced loss of each training step; noisy by nature, its trend should fall"),
+                ("Dice", "Agreement with strokes kept out of training: thick the mean, thin each class; 1 is perfect"),
+            ):
+                plot = pyqtgraph.PlotWidget(enableMenu=False)  # its menu takes longer to make than the rest
+                plot.setFixedHeight(HEIGHT)
+                plot.setToolTip(plain_tip(tip))
+                plot.setMouseEnabled(x=False, y=False)
+                plot.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+                for part in (plot, plot.viewport()):
+                    part.installEventFilter(self)
+                plot.hideButtons()
+                plot.setLabel("left", title)
+                plot.getAxis("left").setWidth(LEFT_AXIS)
+                plot.getAxis("left").enableAutoSIPrefix(False)
+                plot.getAxis("bottom").setStyle(showValues=True)
+                self._box.insertWidget(0, plot)  # Dice, once there is one, over the axis that both share
+                made.append(plot)
+            made[1].setYRange(0, 1, padding=0.1)
+            made[1].setXLink(made[0])
+            made[0].setLabel("bottom", "seconds of training")
+            made[0].plotItem.setContentsMargins(0, 0, 0, DESCENDERS)
+            made[0].setFixedHeight(HEIGHT + LABEL_HEIGHT)
+            made[1].hide()  # until there is a score
+            self._plots = tuple(made)
+            for plot in made:
+                self._colour(plot)
+
+    def _ready(self) -> tuple[Any, ...]:
+        self.prepare()
+        self.show()
+        return self._plots
+
+    def _colour(self, plot: Any) -> None:
+        if self._palette is None:
+            return
+        plot.setBackground(self._palette.background)
+        for side in ("left", "bottom"):
+            plot.getAxis(side).setPen(self._palette.muted)
+            plot.getAxis(side).setTextPen(self._palette.text)
+
+    @staticmethod
+    def _pen(colour: str, width: float) -> Any:
+        import pyqtgraph
+
+        return pyqtgraph.mkPen(colour, width=width)
+
+    def _draw(self, key: Any, plot: Any, points: list[tuple[float, float]], colour: str, width: float) -> None:
+        if key not in self._items:
+            self._items[key] = plot.plot(pen=self._pen(colour, width))
+        item = self._items[key]
+        item.setPen(self._pen(colour, width))
+        # A score comes rarely, and a line of one point is not seen.
+        dots = {} if key == "loss" else {"symbol": "o", "symbolSize": 5, "symbolBrush": colour, "symbolPen": None}
+        item.setData([p[0] for p in points], [p[1] for p in points], **dots)

@@ -1,0 +1,199 @@
+"""Label images as annotations: TIFF and OME-Zarr labels of the slide's size, or smaller by any factor."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_sparseseg.annotations import Annotations
+from napari_sparseseg.annotations.packing import CHUNK
+from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef
+from napari_sparseseg.errors import AnnotationError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.io.shapes import Classes, Progress
+
+BLOCK = 8 * CHUNK
+"""Pixels a side that are in memory at once."""
+
+
+def read_labels(
+    path: str | os.PathLike[str],
+    shape: tuple[int, int],
+    classes: Classes | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Annotations:
+    """Annotations from a label image: its values are class ids, 0 is unlabelled.
+
+    Where the image is smaller than the slide by a power of two, each of its pixels becomes exactly the level-0 pixels
+    that it covers; for other factors a pixel gets the label under its centre, at the nearest finer level.
+
+    Parameters
+    ----------
+    path
+        TIFF file, or OME-Zarr image with labels or label group.
+    shape
+        Slide (H, W) in level-0 pixels.
+    classes
+        Class table; ids that are not in it are appended with the file's own names, or ``class N``.
+    progress
+        Called now and then with (blocks read, all).
+
+    Raises
+    ------
+    AnnotationError
+        Where the image cannot be read, does not fit the slide, or has values that are no class ids.
+    """
+    source = Path(path)
+    with _opened(source) as (pixels, own):
+        if pixels.ndim != 2 or pixels.dtype.kind not in "ui":
+            raise AnnotationError(
+                f"{source.name} is no label image: it needs 2 axes of whole numbers, not {pixels.shape} {pixels.dtype}."
+            )
+        scale = _scale(source, pixels.shape, shape)
+        out = Annotations(shape, classes or own or ())
+        _draw(out, pixels, scale, (source, own), progress)
+    out.forget_history()
+    return out
+
+
+def _scale(source: Path, image: tuple[int, ...], slide: tuple[int, int]) -> tuple[float, float]:
+    """Level-0 pixels per image pixel (y, x), exact powers of two where the image can be that."""
+    for level in range(32):
+        sides = [{n >> level, -(-n >> level), round(n / (1 << level))} for n in slide]
+        if image[0] in sides[0] and image[1] in sides[1]:
+            return float(1 << level), float(1 << level)
+    dy, dx = (n / m for n, m in zip(slide, image, strict=True))
+    if not 0.98 < dy / dx < 1.02 or min(dy, dx) < 1:
+        raise AnnotationError(f"{source.name} has {image} pixels, which do not fit a slide of {slide}.")
+    return dy, dx
+
+
+def _draw(
+    out: Annotations,
+    pixels: Any,
+    scale: tuple[float, float],
+    file: tuple[Path, list[ClassDef]],
+    progress: Progress | None,
+) -> None:
+    """Draw block by block; every block and class is one stroke of kind ``fill``, all of them one step."""
+    level = min(int(np.log2(min(scale) + 1e-9)), out.quadtree.top_level)
+    step = BLOCK << level
+    origins = [(y, x) for y in range(0, out.shape[0], step) for x in range(0, out.shape[1], step)]
+    with out.painting() as paint:
+        for n, (y, x) in enumerate(origins):
+            if progress is not None:
+                progress(n, len(origins))
+            block = _block(pixels, scale, level, (y, x), out.shape)
+            if block.size == 0 or not block.any():
+                continue
+            if int(block.max()) > MAX_CLASS_ID or int(block.min()) < 0:
+                raise AnnotationError(
+                    f"{file[0].name} has values up to {block.max()}; class ids are 1 to {MAX_CLASS_ID}."
+                )
+            for class_id in np.unique(block[block > 0]).tolist():
+                _know(out, class_id, file[1])
+                paint(level, y >> level, x >> level, block == class_id, class_id)
+    if progress is not None:
+        progress(len(origins), len(origins))
+
+
+def _know(out: Annotations, class_id: int, own: list[ClassDef]) -> None:
+    if class_id in {c.id for c in out.classes}:
+        return
+    name = next((c.name for c in own if c.id == class_id), f"class {class_id}")
+    colour = next((c.colour for c in own if c.id == class_id), "")
+    out.set_classes([*out.classes, ClassDef(class_id, name, colour or PALETTE[(class_id - 1) % len(PALETTE)])])
+
+
+def _block(
+    pixels: Any, scale: tuple[float, float], level: int, origin: tuple[int, int], shape: tuple[int, int]
+) -> NDArray[Any]:
+    """Values at the centres of a block's pixels at `level`; 0 outside the image."""
+    index = []
+    for start, side, per_pixel, have in zip(origin, shape, scale, pixels.shape, strict=True):
+        centres = (np.arange(start >> level, min((start >> level) + BLOCK, -(-side >> level))) + 0.5) * (1 << level)
+        # A coarse pixel that sticks out over the slide is judged within it.
+        at = np.floor(np.minimum(centres, side - 0.5) / per_pixel).astype(np.int64)
+        index.append(at[at < have])
+    if not len(index[0]) or not len(index[1]):
+        return np.zeros((0, 0), np.uint8)
+    (a, b), (c, d) = ((i[0], i[-1] + 1) for i in index)
+    values = np.asarray(pixels[a:b, c:d])
+    return values[np.ix_(index[0] - a, index[1] - c)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, list[ClassDef]]]:
+    """(lazily read array, class table) of a label image."""
+    if path.is_dir():
+        yield _zarr_labels(path)
+        return
+    import tifffile
+    import zarr
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            store = series.aszarr(level=0)
+            try:
+                yield zarr.open_array(store, mode="r"), []
+            finally:
+                store.close()
+    except (tifffile.TiffFileError, OSError, IndexError, ValueError) as error:
+        raise AnnotationError(f"cannot read the label image {path.name}: {error}.") from error
+
+
+def _zarr_labels(path: Path) -> tuple[Any, list[ClassDef]]:
+    import zarr
+
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        if "labels" in group:
+            names = _ome(group["labels"]).get("labels") or sorted(group["labels"].keys())
+            group = group["labels"][names[0]]
+        attributes = _ome(group)
+        first = attributes["multiscales"][0]["datasets"][0]["path"]
+        array = group[first]
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise AnnotationError(f"{path.name} holds no OME-Zarr labels: {error}.") from error
+    while array.ndim > 2 and array.shape[0] == 1:
+        array = _FirstOf(array)
+    return array, _named_classes(attributes.get("image-label") or {})
+
+
+class _FirstOf:
+    """An array without its first axis, of length 1; read lazily."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.shape, self.ndim, self.dtype = array.shape[1:], array.ndim - 1, array.dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._array[(0, *index) if isinstance(index, tuple) else (0, index)]
+
+
+def _ome(group: Any) -> dict[str, Any]:
+    attributes = dict(group.attrs)
+    return dict(attributes.get("ome", attributes))
+
+
+def _named_classes(image_label: dict[str, Any]) -> list[ClassDef]:
+    """The class table of ``image-label``: colours by value, and names where ``properties`` has them."""
+    out = []
+    names = {p.get("label-value"): p.get("name") or p.get("class") for p in image_label.get("properties") or []}
+    for colour in image_label.get("colors") or []:
+        value, rgba = colour.get("label-value"), colour.get("rgba") or []
+        if isinstance(value, int) and 1 <= value <= MAX_CLASS_ID and len(rgba) >= 3:
+            name = names.get(value) or f"class {value}"
+            out.append(ClassDef(value, str(name), "#{:02x}{:02x}{:02x}".format(*(int(v) & 255 for v in rgba[:3]))))
+    return out

@@ -1,0 +1,211 @@
+"""Predictions as OME-Zarr label images with a pyramid, written block by block.
+
+Layout: the arrays lie in ``labels/classes/0..n`` with ``image-label`` metadata (colours, names), which is what label
+readers look for; the root's own ``multiscales`` points at the same arrays, so that readers that know only images open
+them too. Uncertainty is an image of its own in ``uncertainty/0..n``. Specification: https://ngff.openmicroscopy.org/0.4
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numcodecs
+import numpy as np
+import zarr
+
+from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.geometry import Box, tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.io.placement import Placement
+
+Version = Literal["0.4", "0.5"]
+CHUNK = 512
+SHARD = 2048
+"""Side of the block that one task writes; a multiple of the chunk, and the shard size of version 0.5."""
+RECORD = "napari_sparseseg"
+"""Attribute of the root that says how the prediction was made."""
+_COARSEST = 256
+_LABELS, _UNCERTAINTY = "labels/classes", "uncertainty"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLayout:
+    """What an empty store is made for."""
+
+    shape: tuple[int, int]
+    placement: Placement
+    classes: tuple[ClassDef, ...]
+    uncertainty: bool = False
+    version: Version = "0.4"
+    name: str = "prediction"
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Shapes of all pyramid levels, each half of the one before, rounded up, until a thumbnail's size."""
+        shapes = [self.shape]
+        while max(shapes[-1]) > _COARSEST:
+            h, w = shapes[-1]
+            shapes.append((-(-h // 2), -(-w // 2)))
+        return shapes
+
+
+def create_store(path: Path, layout: StoreLayout, record: dict[str, Any]) -> None:
+    """Make an OME-Zarr with empty pyramids; `record` is kept as the root's attribute `RECORD`.
+
+    Raises
+    ------
+    PredictionError
+        Where the folder cannot be made.
+    """
+    format_ = 2 if layout.version == "0.4" else 3
+    try:
+        root = zarr.open_group(str(path), mode="w-", zarr_format=format_)
+    except (OSError, ValueError) as error:
+        raise PredictionError(f"cannot make {path}: {error}. Choose another output.") from error
+    _set(root, layout.version, {"multiscales": [_multiscales(layout, "classes", f"{_LABELS}/")]})
+    root.attrs[RECORD] = record
+    labels = root.create_group("labels")
+    _set(labels, layout.version, {"labels": ["classes"]})
+    classes = _make_pyramid(labels.create_group("classes"), layout)
+    multiscales = _multiscales(layout, "classes", "")
+    _set(classes, layout.version, {"multiscales": [multiscales], "image-label": _image_label(layout)})
+    if layout.uncertainty:
+        image = _make_pyramid(root.create_group(_UNCERTAINTY), layout)
+        _set(image, layout.version, {"multiscales": [_multiscales(layout, "uncertainty", "", "mean")]})
+
+
+class PredictionStore:
+    """An OME-Zarr prediction that is being filled or read."""
+
+    def __init__(self, path: Path, mode: Literal["r", "r+"] = "r+") -> None:
+        self.path = path
+        try:
+            self._root = zarr.open_group(str(path), mode=mode)
+            self.labels: list[zarr.Array] = _levels(self._root[_LABELS])
+        except (OSError, KeyError, ValueError) as error:
+            raise PredictionError(f"{path} is not a prediction of this program: {error}.") from error
+        self.uncertainty: list[zarr.Array] = _levels(self._root[_UNCERTAINTY]) if _UNCERTAINTY in self._root else []
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `create_store` was given."""
+        return dict(self._root.attrs.get(RECORD, {}))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) of the finest level."""
+        h, w = self.labels[0].shape
+        return h, w
+
+    def write(self, shard: Box, labels: np.ndarray, uncertainty: np.ndarray | None) -> None:
+        """Store one shard of the finest level; uint8 arrays of the shard's size or cut at the image's border."""
+        region = shard.intersection(Box(0, 0, *self.shape))
+        inside = (slice(0, region.height), slice(0, region.width))
+        self.labels[0][region.slices()] = labels[inside]
+        if self.uncertainty and uncertainty is not None:
+            self.uncertainty[0][region.slices()] = uncertainty[inside]
+
+    def build_pyramid(self, on_block: Callable[[int, int], None] | None = None) -> None:
+        """Fill the coarser levels from the finest; `on_block(done, total)` is called after each block."""
+        jobs = [
+            (levels, k, pool)
+            for levels, pool in ((self.labels, majority), (self.uncertainty, mean))
+            for k in range(1, len(levels))
+        ]
+        blocks = [list(tiles(Box(0, 0, *levels[k].shape), SHARD)) for levels, k, _ in jobs]
+        total, done = sum(len(b) for b in blocks), 0
+        for (levels, k, pool), boxes in zip(jobs, blocks, strict=True):
+            for box in boxes:
+                target = box.intersection(Box(0, 0, *levels[k].shape))
+                source = Box(2 * target.y, 2 * target.x, 2 * target.height, 2 * target.width)
+                levels[k][target.slices()] = pool(_even(levels[k - 1][source.slices()]))
+                done += 1
+                if on_block is not None:
+                    on_block(done, total)
+
+    def bands(self, rows: int = CHUNK) -> Iterator[np.ndarray]:
+        """The finest label level as bands of full-width rows, uint8 (<= rows, w)."""
+        for y in range(0, self.shape[0], rows):
+            yield self.labels[0][y : y + rows]
+
+
+def majority(block: np.ndarray) -> np.ndarray:
+    """Halve an even-sided label image: the commonest value of each 2 x 2; on a tie the first in reading order."""
+    a, b, c, d = block[::2, ::2], block[::2, 1::2], block[1::2, ::2], block[1::2, 1::2]
+    twice_a = (a == b) | (a == c) | (a == d)
+    return np.where(twice_a, a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
+
+
+def mean(block: np.ndarray) -> np.ndarray:
+    """Halve an even-sided uint8 image: the rounded mean of each 2 x 2."""
+    wide = block.astype(np.uint16)
+    total = wide[::2, ::2] + wide[::2, 1::2] + wide[1::2, ::2] + wide[1::2, 1::2]
+    return ((total + 2) // 4).astype(np.uint8)
+
+
+def _even(block: np.ndarray) -> np.ndarray:
+    """The block with its last row and column repeated where a side is odd."""
+    h, w = block.shape
+    return np.pad(block, ((0, h % 2), (0, w % 2)), mode="edge") if h % 2 or w % 2 else block
+
+
+def _levels(group: zarr.Group) -> list[zarr.Array]:
+    attributes = group.attrs.get("ome", group.attrs)
+    return [group[str(d["path"])] for d in attributes["multiscales"][0]["datasets"]]
+
+
+def _set(group: zarr.Group, version: Version, attributes: dict[str, Any]) -> None:
+    """Version 0.4 keeps its metadata at the top of the attributes and versions each; 0.5 keeps all under "ome"."""
+    group.attrs.update(attributes if version == "0.4" else {"ome": {"version": version, **attributes}})
+
+
+def _make_pyramid(group: zarr.Group, layout: StoreLayout) -> zarr.Group:
+    """Empty uint8 arrays 0..n; zlib for 0.4, which every reader has without a native library."""
+    for k, shape in enumerate(layout.shapes):
+        options: dict[str, Any]
+        if layout.version == "0.4":
+            options = {
+                "compressors": numcodecs.Zlib(1),
+                "chunk_key_encoding": {"name": "v2", "separator": "/"},
+            }
+        else:
+            options = {
+                "compressors": zarr.codecs.ZstdCodec(level=1),
+                "shards": (SHARD, SHARD),
+                "dimension_names": ("y", "x"),
+            }
+        group.create_array(str(k), shape=shape, chunks=(CHUNK, CHUNK), dtype="uint8", fill_value=0, **options)
+    return group
+
+
+def _multiscales(layout: StoreLayout, name: str, prefix: str, method: str = "mode") -> dict[str, Any]:
+    axis: dict[str, str] = {"type": "space"}
+    if layout.placement.mpp:
+        axis["unit"] = "micrometer"
+    datasets = [
+        {
+            "path": f"{prefix}{k}",
+            "coordinateTransformations": [
+                {"type": "scale", "scale": list(layout.placement.pyramid_spacing(k))},
+                {"type": "translation", "translation": list(layout.placement.pyramid_origin(k))},
+            ],
+        }
+        for k in range(len(layout.shapes))
+    ]
+    multiscales: dict[str, Any] = {"name": name, "axes": [{"name": a, **axis} for a in "yx"], "datasets": datasets}
+    if layout.version == "0.4":
+        multiscales["version"] = "0.4"
+    return {**multiscales, "type": method}
+
+
+def _image_label(layout: StoreLayout) -> dict[str, Any]:
+    colours: Sequence[dict[str, Any]] = [{"label-value": c.id, "rgba": [*c.rgb, 255]} for c in layout.classes]
+    properties = [{"label-value": c.id, "name": c.name, "class": c.name} for c in layout.classes]
+    label: dict[str, Any] = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
+    return {"version": "0.4", **label} if layout.version == "0.4" else label

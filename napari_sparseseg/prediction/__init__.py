@@ -1,0 +1,1 @@
+"""Predictions: tiles, the live view, whole slides, and where to look next."""

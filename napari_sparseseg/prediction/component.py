@@ -1,0 +1,73 @@
+"""One connected region of a prediction as an outline, to be accepted as annotation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from napari_sparseseg.io.contours import RegionTracer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.geometry import Box, Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A 4-connected region of one predicted class.
+
+    Attributes
+    ----------
+    class_id
+        Its class.
+    rings
+        Outer ring, then holes: float64 (N, 2) of (y, x) in level-0 pixels, not closed.
+    pixels
+        Its area in level-0 pixels.
+    cut
+        Whether it goes on beyond the part of the slide that was looked at.
+    """
+
+    class_id: int
+    rings: tuple[NDArray[np.float64], ...]
+    pixels: float
+    cut: bool
+
+
+def component_at(
+    labels: NDArray[np.uint8], row: int, column: int, region: Box, frame: Frame, shape: tuple[int, int]
+) -> Component:
+    """The region of equal labels around one pixel.
+
+    Parameters
+    ----------
+    labels
+        uint8 (h, w), class ids.
+    row, column
+        Of a pixel of `labels` with a class.
+    region
+        Where `labels` lies, in pixels of `frame`.
+    shape
+        (h, w) of the slide in pixels of `frame`: what ends there is not cut.
+    """
+    class_id = int(labels[row, column])
+    marked, _ = ndimage.label(labels == class_id)
+    mask = marked == marked[row, column]
+    tracer = RegionTracer(mask.shape[1])
+    (found,) = [*tracer.feed(mask.astype(np.uint8)), *tracer.finish()]
+    dy, dx = frame.downsample
+    corner = np.array([region.y, region.x])
+    sides = (
+        (mask[0], region.y > 0), (mask[-1], region.y1 < shape[0]),
+        (mask[:, 0], region.x > 0), (mask[:, -1], region.x1 < shape[1]),
+    )  # fmt: skip
+    return Component(
+        class_id,
+        tuple((ring / 2 + corner) * (dy, dx) for ring in found.rings),
+        float(mask.sum() * dy * dx),
+        any(bool(side.any()) and goes_on for side, goes_on in sides),
+    )

@@ -1,0 +1,188 @@
+"""Live prediction: which tiles the view wants, predicted one at a time on the engine thread."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from psygnal import Signal
+
+from napari_sparseseg.errors import SlideChangedError
+from napari_sparseseg.geometry import Box, Frame, tiles
+from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, PROBABILITY, TILE, Tile, TileKey, TileStore, encode
+from napari_sparseseg.prediction.tiles import predict_region
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.slides import Slide
+
+QUICK_TILES = 4
+"""Up to this many tiles the view is predicted at full resolution at once; above it, where nothing is shown, a coarse
+pass of no more tiles comes first, so that the first answer does not wait for all of them."""
+FINE_TILES = 16
+"""Above this many the coarse pass is repeated for every new model, because not all of the view will be refined."""
+MOST_TILES = 64
+"""A view never asks for more tiles than this; on a wider one the centre is refined and the rest stays coarse."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is on screen: a level-0 box and how many level-0 pixels one screen pixel covers."""
+
+    box: Box
+    pixel_size: float
+
+
+def _by_distance(region: Box, level: int, store: TileStore) -> Iterator[TileKey]:
+    """Tiles of a level that touch `region` (pixels of that level) and the slide, centre first."""
+    cy, cx = region.y + region.height / 2, region.x + region.width / 2
+    inside = region.intersection(Box(0, 0, *store.shapes[level]))
+    if not inside.area:
+        return
+    cells = sorted(tiles(inside, TILE), key=lambda c: (c.y + TILE / 2 - cy) ** 2 + (c.x + TILE / 2 - cx) ** 2)
+    for cell in cells:
+        yield level, cell.y // TILE, cell.x // TILE
+
+
+def plan(view: View, frame: Frame, store: TileStore) -> list[TileKey]:
+    """The tiles that a view wants, in the order to predict them: coarse first where it is wide, centre outwards, then a
+    margin of one tile.
+
+    At most `MOST_TILES` full-resolution tiles are asked for, so that a view of the whole slide ends too.
+    """
+    region = frame.cover(view.box).intersection(Box(0, 0, *store.shape))
+    if not region.area:
+        return []
+    fine = list(itertools.islice(_by_distance(region, 0, store), MOST_TILES))
+    margin: list[TileKey] = []
+    if len(fine) <= FINE_TILES:
+        margin = [key for key in _by_distance(region.grown(TILE), 0, store) if key not in set(fine)]
+    coarse = _coarse(region, store) if len(fine) > QUICK_TILES else []
+    return coarse + fine + (margin if len(margin) <= FINE_TILES else [])
+
+
+def _coarse(region: Box, store: TileStore) -> list[TileKey]:
+    """The tiles of the finest level that covers a region (level-0 pixels of the pyramid) with `QUICK_TILES`."""
+    keys: list[TileKey] = []
+    for level in range(1, store.n_levels):
+        at = Box(region.y >> level, region.x >> level, -(-region.height >> level), -(-region.width >> level))
+        keys = list(_by_distance(at, level, store))
+        if len(keys) <= QUICK_TILES:
+            break
+    return keys
+
+
+class LiveView:
+    """What the live layers show of one slide.
+
+    Attributes
+    ----------
+    updated
+        Signal (Box in prediction-frame pixels): something there changed. Emitted on the engine thread.
+    """
+
+    updated = Signal(Box)
+
+    def __init__(self, slide: Slide, frame: Frame, n_classes: int) -> None:
+        self.slide, self.frame = slide, frame
+        self.store = TileStore(frame.shape(slide.shape), PROBABILITY + n_classes)
+        self._view: View | None = None
+        self._planned: tuple[View | None, int] = (None, -1)
+        self._queue: list[TileKey] = []
+        self._wanted: frozenset[TileKey] = frozenset()
+
+    @property
+    def view(self) -> View | None:
+        """The view asked for last."""
+        return self._view
+
+    @property
+    def pending(self) -> int:
+        """Tiles still to predict for the current view and model; 0 when idle."""
+        return len(self._queue)
+
+    def request(self, box: Box, pixel_size: float) -> None:
+        """Say what is on screen: level-0 box, level-0 pixels per screen pixel. Replaces the view before; any thread."""
+        self._view = View(Box(*box), pixel_size)
+
+    def work(self, model: Model, model_version: int, annotation_version: int) -> bool:
+        """Predict the next tile the view wants, on the engine thread; False when there is none."""
+        view = self._view
+        if view is None:
+            return False
+        if self._planned != (view, model_version):
+            wanted = plan(view, self.frame, self.store)
+            wide = sum(key[0] == 0 for key in wanted) > 2 * FINE_TILES
+            self._queue = [
+                key
+                for key in wanted
+                if self.store.model_version(key) != model_version and (wide or not self._is_shown(key))
+            ]
+            self._wanted = frozenset(wanted)
+            self._planned = (view, model_version)
+        if not self._queue:
+            return False
+        key = self._queue.pop(0)
+        try:
+            tile = self._predict(key, model, model_version, annotation_version)
+        except SlideChangedError:
+            self._queue.clear()  # said once, not once a tile
+            raise
+        self.updated.emit(self.store.put(key, tile, self._wanted))
+        return True
+
+    def _is_shown(self, key: TileKey) -> bool:
+        """Whether a coarse tile would only repeat, more roughly, what the view shows already."""
+        level, i, j = key
+        region = Box(i * TILE, j * TILE, TILE, TILE).intersection(Box(0, 0, *self.store.shapes[level]))
+        return level > 0 and bool(self.store.read(LABELS, level, region)[:: TILE // 8, :: TILE // 8].all())
+
+    def _predict(self, key: TileKey, model: Model, model_version: int, annotation_version: int) -> Tile:
+        level, i, j = key
+        dy, dx = self.frame.downsample
+        coarse = Frame((dy * (1 << level), dx * (1 << level)))
+        region = Box(i * TILE, j * TILE, TILE, TILE)
+        inside = region.intersection(Box(0, 0, *self.store.shapes[level]))
+        # A coarse pass shows the model a coarser slide than it was trained on (no `read_frame`): it is there for a
+        # first answer on a wide view, and at the training resolution it would take 4^level times as long.
+        labels, probabilities = predict_region(model, self.slide, inside, coarse)
+        packed = encode(labels, probabilities, self._before(key, inside, model_version))
+        if level == 0 and self._coarse_version(key) == model_version and self.store.model_version(key) < 0:
+            packed[CHANGED] = self.store.read(CHANGED, 0, inside)
+        data = np.zeros((self.store.channels, TILE, TILE), np.uint8)
+        data[:, : inside.height, : inside.width] = packed
+        if level:
+            self._keep_finer(key, data, model_version)
+        return Tile(data, model_version, annotation_version)
+
+    def _before(self, key: TileKey, inside: Box, model_version: int) -> np.ndarray | None:
+        """What an older model said of a tile, or None where only this one has spoken.
+
+        A coarse pass of this same model must not pass for the model before: it differs from the full-resolution answer
+        at every border.
+        """
+        shown = self._coarse_version(key) if self.store.model_version(key) < 0 else self.store.model_version(key)
+        return None if shown == model_version else self.store.read(LABELS, key[0], inside)
+
+    def _coarse_version(self, key: TileKey) -> int:
+        """Version of the model whose coarse pass is shown where a tile is missing; -1 where there was none."""
+        level, i, j = key
+        above = ((k, i >> (k - level), j >> (k - level)) for k in range(level + 1, self.store.n_levels))
+        return next((v for v in map(self.store.model_version, above) if v >= 0), -1)
+
+    def _keep_finer(self, key: TileKey, data: np.ndarray, model_version: int) -> None:
+        """Where full-resolution tiles of this model exist, a coarse one must not paint over them."""
+        level, i, j = key
+        side = TILE >> level
+        if side == 0:
+            return
+        for di, dj in itertools.product(range(1 << level), repeat=2):
+            fine = self.store.get((0, (i << level) + di, (j << level) + dj))
+            if fine is not None and fine.model_version == model_version:
+                step = 1 << level
+                cell = (slice(None), slice(di * side, (di + 1) * side), slice(dj * side, (dj + 1) * side))
+                data[cell] = fine.data[:, ::step, ::step]

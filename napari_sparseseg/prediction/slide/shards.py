@@ -1,0 +1,324 @@
+"""Predicting shards: the part of a run that any thread, process or machine can do.
+
+A shard is a 2,048-px block of the label image, stored whole by one task. It is predicted in tiles with halo; while the
+network works on one tile the next is read, across shards too, so that it does not wait for the disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_sparseseg.errors import PredictionError, SlideChangedError, SparseSegError
+from napari_sparseseg.geometry import Box, Frame, tiles
+from napari_sparseseg.io.ome_zarr import SHARD, PredictionStore
+from napari_sparseseg.prediction.tiles import (
+    PredictionStopped,
+    Segmenter,
+    TileView,
+    entropy,
+    input_region,
+    labels_from,
+    predict_pixels,
+)
+from napari_sparseseg.prediction.tissue import TissueMask, glass_label
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from napari_sparseseg.slides import Slide
+
+_READ_AHEAD = 2
+READ_CACHE = 16 << 20
+"""Bytes of decoded slide that a run keeps: the last tile with its halo, of which the next one shares a third. With
+32 MB a run needed 48 MB more (981 against 933 MB, one run each, 2026-11-23) and was not faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Everything a worker needs to predict shards of one run, as plain values that can be sent to another machine."""
+
+    slide: str
+    fingerprint: str
+    """Of the slide as the run began with it."""
+    mpp: tuple[float, float] | None
+    model: str
+    store: str
+    downsample: tuple[float, float]
+    """Of the label image."""
+    read_downsample: tuple[float, float]
+    """Of what the model sees."""
+    tile: int
+    tissue: str | None
+    """File with the mask of where to predict; None: everywhere."""
+    flips: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """How a run is told to wait or to end."""
+
+    stop: threading.Event | None = None
+    pause: threading.Event | None = None
+    abort: threading.Event = field(default_factory=threading.Event)
+    """Set when another part of the run has failed."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run shall end."""
+        return self.abort.is_set() or (self.stop is not None and self.stop.is_set())
+
+    @property
+    def waits(self) -> bool:
+        """Whether `check` would not return at once."""
+        return self.stopped or (self.pause is not None and self.pause.is_set())
+
+    def check(self) -> None:
+        """Wait while paused.
+
+        Raises
+        ------
+        PredictionStopped
+            When the run shall end.
+        """
+        while not self.stopped and self.waits:
+            self.abort.wait(0.05)
+        if self.stopped:
+            raise PredictionStopped("the prediction was stopped.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A tile of a shard and its pixels; without pixels where there is nothing to predict."""
+
+    index: int
+    shard: Box
+    tile: Box
+    view: TileView
+    source: Box
+    last: bool
+    pixels: Future[np.ndarray] | None
+
+
+class ShardPredictor:
+    """Predicts shards of one slide into one store; use one per thread.
+
+    Parameters
+    ----------
+    slide, model, store
+        Open handles; slide and model may be shared between threads.
+    frame
+        The resolution of the label image.
+    read_frame
+        The resolution that the model sees; None: the same.
+    tile
+        Side of a tile of the label image, without halo.
+    tissue
+        Where to predict; the rest gets what `glass_label` says. None: everywhere.
+    flips
+        Whether to average over the eight flips and turns of each tile.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        model: Segmenter,
+        store: PredictionStore,
+        frame: Frame,
+        *,
+        tile: int,
+        read_frame: Frame | None = None,
+        tissue: TissueMask | None = None,
+        flips: bool = False,
+    ) -> None:
+        self._slide, self._model, self._store = slide, model, store
+        self._frame, self._read_frame, self._tile = frame, read_frame or frame, tile
+        self._tissue, self._flips = tissue, flips
+        self._glass = 0 if tissue is None else glass_label(model.recipe.classes)
+        self.waited = 0.0
+        """Seconds that the network waited for pixels and for the store."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) of the label image."""
+        return self._store.shape
+
+    def run(
+        self, shards: Iterable[tuple[int, Box]], control: Control, on_pixels: Callable[[int], None]
+    ) -> Iterator[int]:
+        """Predict and store shards; yields the index of each that is stored.
+
+        Raises
+        ------
+        PredictionStopped
+            When asked to; the shard under way is then not stored.
+        """
+        labels = uncertainty = np.zeros((0, 0), np.uint8)
+        writing: tuple[int, Future[None]] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            for piece in self._pieces(shards, reader):
+                if writing is not None and control.waits:
+                    yield self._written(*writing)  # what is stored shall not be done again by a run that goes on
+                    writing = None
+                control.check()
+                if piece.tile.y == piece.shard.y and piece.tile.x == piece.shard.x:
+                    labels = np.full((piece.shard.height, piece.shard.width), self._glass, np.uint8)
+                    uncertainty = np.zeros_like(labels)
+                if piece.pixels is not None:
+                    self._predict(piece, labels, uncertainty)
+                on_pixels(piece.tile.area)
+                if writing is not None:
+                    yield self._written(*writing)
+                    writing = None
+                if piece.last:
+                    doubt = uncertainty if self._store.uncertainty else None
+                    writing = piece.index, reader.submit(self._store.write, piece.shard, labels, doubt)
+            if writing is not None:
+                yield self._written(*writing)
+
+    def _written(self, index: int, write: Future[None]) -> int:
+        begun = time.perf_counter()
+        write.result()
+        self.waited += time.perf_counter() - begun
+        return index
+
+    def _pieces(self, shards: Iterable[tuple[int, Box]], reader: ThreadPoolExecutor) -> Iterator[_Piece]:
+        """Tiles in order, read ahead of their use."""
+        waiting: deque[_Piece] = deque()
+        try:
+            for piece in self._plan(shards, reader):
+                waiting.append(piece)
+                if len(waiting) > _READ_AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for piece in waiting:
+                if piece.pixels is not None:
+                    piece.pixels.cancel()
+
+    def _plan(self, shards: Iterable[tuple[int, Box]], reader: ThreadPoolExecutor) -> Iterator[_Piece]:
+        whole = Box(0, 0, *self._store.shape)
+        for index, box in shards:
+            shard = box.intersection(whole)
+            cells = list(_cells(shard, self._tile))
+            for number, tile in enumerate(cells, 1):
+                view = TileView(self._frame, self._read_frame, tile)
+                source = input_region(self._model, view.needed)
+                wanted = self._tissue is None or self._tissue.overlaps(tile, self._frame)
+                read = self._slide.read_region
+                pixels = reader.submit(read, source, self._read_frame, mirrored=True) if wanted else None
+                yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
+
+    def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:
+        """Fill the tile's part of the shard; with a tissue mask, only where it says tissue."""
+        if piece.pixels is None:
+            return
+        begun = time.perf_counter()
+        pixels = piece.pixels.result()
+        self.waited += time.perf_counter() - begun
+        predict = predict_flipped if self._flips else predict_pixels
+        probabilities = piece.view.resampled(predict(self._model, pixels, piece.source, piece.view.needed))
+        found = labels_from(probabilities, self._model.recipe.classes)
+        doubt = entropy(probabilities) if self._store.uncertainty else None
+        if self._tissue is not None:
+            tissue = self._tissue.read_region(piece.tile, self._frame)
+            found = np.where(tissue, found, np.uint8(self._glass))
+            doubt = None if doubt is None else doubt * tissue
+        y, x = piece.tile.y - piece.shard.y, piece.tile.x - piece.shard.x
+        target = Box(y, x, piece.tile.height, piece.tile.width).slices()
+        labels[target] = found
+        if doubt is not None:
+            uncertainty[target] = doubt
+
+
+def predict_flipped(model: Segmenter, pixels: np.ndarray, source: Box, tile: Box) -> np.ndarray:
+    """As `predict_pixels`, averaged over the eight flips and quarter turns of the input (test-time augmentation)."""
+    total = np.zeros((len(model.recipe.classes), tile.height, tile.width), np.float32)
+    y, x = tile.y - source.y, tile.x - source.x
+    for turns in range(4):
+        for flip in (False, True):
+            turned = np.rot90(pixels, turns)
+            turned = turned[:, ::-1] if flip else turned
+            found = model.probabilities(np.ascontiguousarray(turned), origin=(0, 0))
+            found = found[:, :, ::-1] if flip else found
+            total += np.rot90(found, -turns, axes=(1, 2))[:, y : y + tile.height, x : x + tile.width]
+    return total / 8
+
+
+def _cells(shard: Box, side: int) -> Iterator[Box]:
+    """The shard cut into tiles from its own corner, row by row; the last ones are smaller."""
+    for y in range(shard.y, shard.y1, side):
+        for x in range(shard.x, shard.x1, side):
+            yield Box(y, x, side, side).intersection(shard)
+
+
+def shard_grid(shape: tuple[int, int]) -> list[Box]:
+    """Shards of a label image, row by row; those at the border stick out."""
+    return list(tiles(Box(0, 0, *shape), SHARD))
+
+
+_opened: dict[ShardTask, ShardPredictor] = {}
+_opening = threading.Lock()
+
+
+def open_task(task: ShardTask) -> ShardPredictor:
+    """Open slide, model and store as a worker process does it: each for itself."""
+    from napari_sparseseg.learning.model import load_model
+    from napari_sparseseg.learning.torch_runtime import lean_process
+    from napari_sparseseg.slides import open_slide
+    from napari_sparseseg.slides.cache import TILES
+
+    lean_process()
+    TILES.max_bytes = READ_CACHE
+    slide = open_slide(task.slide)
+    if slide.fingerprint != task.fingerprint:
+        slide.close()
+        raise SlideChangedError(task.slide)
+    if task.mpp is not None:
+        slide.mpp = task.mpp
+    model = load_model(Path(task.model), device="auto")
+    tissue = None if task.tissue is None else TissueMask.load(Path(task.tissue))
+    return ShardPredictor(
+        slide,
+        model,
+        PredictionStore(Path(task.store)),
+        Frame(task.downsample),
+        tile=task.tile,
+        read_frame=Frame(task.read_downsample),
+        tissue=tissue,
+        flips=task.flips,
+    )
+
+
+def run_shard(task: ShardTask, index: int) -> int:
+    """Predict one shard in a worker process of a cluster; handles stay open for the next shard of the same run.
+
+    Raises
+    ------
+    PredictionError
+        For anything the user can mend, as text alone: other errors of ours do not survive the way back.
+    """
+    try:
+        with _opening:
+            if task not in _opened:
+                _opened.clear()
+                _opened[task] = open_task(task)
+            predictor = _opened[task]
+        shard = (index, shard_grid(predictor.shape)[index])
+        return next(predictor.run([shard], Control(), lambda _: None))
+    except SparseSegError as error:
+        raise PredictionError(str(error)) from None
+
+
+def close_task() -> None:
+    """Let go of what `run_shard` keeps open in this process."""
+    with _opening:
+        _opened.clear()

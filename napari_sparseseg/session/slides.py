@@ -1,0 +1,299 @@
+"""The slides of a session with their annotations: open, switch, share one class table, freeze for training."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psygnal import Signal
+
+from napari_sparseseg.annotations import Annotations
+from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
+from napari_sparseseg.errors import AnnotationError, SlideError, TrainingError
+from napari_sparseseg.slides import Slide, open_slide
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+    from napari_sparseseg.learning.sources import Source
+    from napari_sparseseg.session.project import Role
+
+_keys = itertools.count(1)
+DEFAULT_MPP = 1.0
+Versions = tuple[tuple[str, int], ...]
+"""Annotation version by slide key; hashes of the slides and of the class table come last."""
+
+
+@dataclass(slots=True)
+class SlideEntry:
+    """One open slide, what was drawn on it, and what it is for."""
+
+    slide: Slide
+    annotations: Annotations
+    role: Role = "train"
+    key: str = field(default_factory=lambda: f"slide-{next(_keys)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Frozen annotations of every slide that takes part in training."""
+
+    sources: tuple[Source, ...]
+    versions: Versions
+    classes: tuple[ClassDef, ...]
+    mpp: float | None
+
+
+class SlideSet:
+    """Open slides; one of them is active. All annotations have the same class table.
+
+    Attributes
+    ----------
+    changed
+        Signal without arguments: a slide was added, removed or made active.
+    annotated
+        Signal without arguments: a stroke was committed, undone or redone on any slide, or classes were changed.
+    """
+
+    changed = Signal()
+    annotated = Signal()
+
+    def __init__(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
+        self._classes = make_classes(classes)
+        self.entries: list[SlideEntry] = []
+        self._active = -1
+        self._following = False
+        self._watched: Versions = ()
+
+    @property
+    def active(self) -> SlideEntry:
+        """The active slide.
+
+        Raises
+        ------
+        SlideError
+            When none is open.
+        """
+        entry = self.current
+        if entry is None:
+            raise SlideError("no slide is open; open one first.")
+        return entry
+
+    @property
+    def current(self) -> SlideEntry | None:
+        """The active slide or None; from any thread, while another opens and closes slides."""
+        entries, index = self.entries, self._active
+        return entries[index] if 0 <= index < len(entries) else None
+
+    @property
+    def has_active(self) -> bool:
+        """Whether a slide is open."""
+        return self.current is not None
+
+    @property
+    def classes(self) -> tuple[ClassDef, ...]:
+        """The class table of all slides."""
+        return self._classes
+
+    def open(self, path: str | os.PathLike[str], role: Role = "train") -> SlideEntry:
+        """Open a slide and make it active; one that is open already is only made active.
+
+        Raises
+        ------
+        SlideOpenError
+            When it is not a slide that can be opened.
+        SlideChangedError
+            When it is open already, and another one lies there by now.
+        """
+        address = str(path) if "://" in str(path) else ""  # which a Path would change
+        resolved = Path(path).expanduser()
+        for i, entry in enumerate(self.entries):
+            same = entry.slide.path == address if address else Path(entry.slide.path).resolve() == resolved.resolve()
+            if same:
+                entry.slide.identity.check()
+                self._activate(i)
+                return entry
+        return self.add(open_slide(address or resolved), role)
+
+    def add(self, slide: Slide, role: Role = "train") -> SlideEntry:
+        """Add an opened slide with empty annotations and make it active."""
+        _ = slide.fingerprint  # read while the file is there: without it strokes could not be saved later
+        entry = SlideEntry(slide, Annotations(slide.shape, classes=self._classes), role)
+        self._follow(entry.annotations)
+        self.entries.append(entry)
+        self._activate(len(self.entries) - 1)
+        return entry
+
+    def activate(self, entry: SlideEntry) -> None:
+        """Make an open slide the active one."""
+        self._activate(self.entries.index(entry))
+
+    def remove(self, entry: SlideEntry) -> None:
+        """Close a slide and its annotations; the last of the remaining becomes active."""
+        self.entries = [e for e in self.entries if e is not entry]  # another list: the engine may be reading this one
+        self._active = len(self.entries) - 1
+        self._unfollow(entry.annotations)
+        entry.annotations.close()
+        entry.slide.close()
+        self._activate(len(self.entries) - 1)
+
+    def replace_annotations(self, entry: SlideEntry, annotations: Annotations) -> None:
+        """Give a slide other annotations; their classes join the table of all.
+
+        Raises
+        ------
+        AnnotationError
+            When they were made for a slide of another size, or a class id means different things.
+        """
+        if tuple(annotations.shape) != tuple(entry.slide.shape):
+            raise AnnotationError(
+                f"the annotations were drawn on a slide of {annotations.shape} pixels, but "
+                f"{Path(entry.slide.path).name} has {entry.slide.shape}; open the slide they belong to."
+            )
+        self._unfollow(entry.annotations)
+        entry.annotations.close()
+        entry.annotations = annotations
+        self._follow(annotations)
+        self._join_classes(entry)
+
+    def attach(self, entry: SlideEntry, path: Path) -> None:
+        """Bind a slide's annotations to a file; classes that the file holds join the table of all.
+
+        Raises
+        ------
+        AnnotationError
+            As `Annotations.attach`, and when a class id means different things.
+        """
+        self._following = True  # the file's table may lack classes that others have: it must not become everybody's
+        try:
+            entry.annotations.attach(path)
+        finally:
+            self._following = False
+        if entry.annotations.classes != self._classes:
+            self._join_classes(entry)
+
+    def set_classes(self, classes: Sequence[ClassDef]) -> None:
+        """Set the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
+        self._classes = make_classes(classes)
+        self._following = True
+        try:
+            for entry in self.entries:
+                if entry.annotations.classes != self._classes:
+                    entry.annotations.set_classes(self._classes)
+        finally:
+            self._following = False
+        self.annotated.emit()
+
+    def versions(self) -> Versions:
+        """Annotation version of every training slide; then what tells the slides and their roles, and the classes."""
+        entries = self.entries
+        versions = tuple((e.key, e.annotations.version) for e in entries if e.role == "train")
+        slides = hash(tuple((e.key, e.role) for e in entries))
+        return (*versions, ("slides", slides), ("classes", hash(self._classes)))
+
+    def training_mpp(self, config: TrainConfig) -> float | None:
+        """The resolution to train at: the config's, else 1.0 or the coarsest slide's own; None without any mpp."""
+        known = [max(e.slide.mpp) for e in self.entries if e.role != "predict" and e.slide.mpp is not None]
+        if config.mpp is not None:
+            return config.mpp
+        return max(DEFAULT_MPP, *known) if known else None
+
+    def snapshot(self, config: TrainConfig) -> TrainingData:
+        """Frozen annotations of all slides that take part in training, and the versions they have.
+
+        Raises
+        ------
+        SlideChangedError
+            When the file of one of them is another slide by now.
+        """
+        from napari_sparseseg.learning.sources import Source
+
+        mpp = self.training_mpp(config)
+        versions = self.versions()
+        taking_part = self._checked()
+        sources = tuple(Source(e.slide, e.annotations.snapshot(), e.slide.frame(mpp), e.role) for e in taking_part)
+        return TrainingData(sources, versions, self._classes, mpp)
+
+    def watch(self) -> bool:
+        """A worker that has nothing to do but to look, after each stroke, whether the slides still are what they were.
+
+        On the engine thread: a network share may let one wait.
+        """
+        versions = self.versions()
+        if versions != self._watched:
+            self._watched = versions
+            self._checked()
+        return False
+
+    def require_two_classes(self) -> None:
+        """Check that there is something to learn.
+
+        Raises
+        ------
+        TrainingError
+            When fewer than two classes are labelled over all training slides.
+        """
+        if not self.entries:
+            raise TrainingError("there is nothing to train on: open a slide and scribble two classes.")
+        labelled = {c for e in self.entries if e.role == "train" for c, n in e.annotations.counts().items() if n}
+        if len(labelled) < 2:
+            names = ", ".join(c.name for c in self._classes if c.id in labelled) or "none"
+            raise TrainingError(
+                f"training needs strokes of at least two classes; labelled so far: {names}. "
+                "Scribble a few strokes of another class."
+            )
+
+    def close(self) -> None:
+        """Close every slide."""
+        while self.entries:
+            self.remove(self.entries[-1])
+
+    def _checked(self) -> list[SlideEntry]:
+        """The slides that take part in training, none of them changed on disk."""
+        taking_part = [e for e in self.entries if e.role != "predict"]
+        for entry in taking_part:
+            entry.slide.identity.check()
+        return taking_part
+
+    def _join_classes(self, entry: SlideEntry) -> None:
+        theirs = entry.annotations.classes
+        labelled = any(any(e.annotations.counts().values()) for e in self.entries if e is not entry)
+        self.set_classes(_merged(self._classes, theirs) if labelled else theirs)
+
+    def _activate(self, index: int) -> None:
+        self._active = index
+        self.changed.emit()
+
+    def _follow(self, annotations: Annotations) -> None:
+        annotations.changed.connect(self._on_stroke)
+        annotations.classes_changed.connect(self._on_classes)
+
+    def _unfollow(self, annotations: Annotations) -> None:
+        annotations.changed.disconnect(self._on_stroke)
+        annotations.classes_changed.disconnect(self._on_classes)
+
+    def _on_stroke(self) -> None:
+        self.annotated.emit()
+
+    def _on_classes(self) -> None:
+        if self._following:
+            return
+        changed = [e.annotations.classes for e in self.entries if e.annotations.classes != self._classes]
+        if changed:
+            self.set_classes(changed[0])
+
+
+def _merged(ours: Sequence[ClassDef], theirs: Sequence[ClassDef]) -> list[ClassDef]:
+    by_id = {c.id: c for c in ours}
+    for c in theirs:
+        known = by_id.get(c.id)
+        if known is not None and known.name.casefold() != c.name.casefold():
+            raise AnnotationError(
+                f"class {c.id} is {known.name!r} here and {c.name!r} in the annotations; rename one of them, or load "
+                "the annotations by file, which matches classes by name."
+            )
+        by_id.setdefault(c.id, c)
+    return list(by_id.values())

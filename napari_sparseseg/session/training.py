@@ -1,0 +1,297 @@
+"""What the engine thread does for learning: refit after a stroke, step while training, publish the better model."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from napari_sparseseg.errors import SlideClosedError, SparseSegError, TrainingError
+from napari_sparseseg.session.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from napari_sparseseg.config import ClassDef, TrainConfig
+    from napari_sparseseg.learning.holdout import HeldOut
+    from napari_sparseseg.learning.learner import Learner
+    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.session.slides import TrainingData, Versions
+
+
+@dataclass(slots=True)
+class Run:
+    """One training run: its budget, how many comparisons it may go on without gain, and the end that one waits for."""
+
+    config: TrainConfig
+    seconds: float | None = None
+    steps: int | None = None
+    patience: int | None = None
+    spent: float = 0.0
+    first_step: int | None = None
+    """The learner's count when it began; None until then."""
+    paused: bool = False
+    stopping: bool = False
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def finished(self, step: int, stale: int = 0) -> bool:
+        """Whether the budget is used up, nothing was gained for long, or somebody asked to stop."""
+        return (
+            self.stopping
+            or (self.patience is not None and stale >= self.patience)
+            or (self.seconds is not None and self.spent >= self.seconds)
+            or (self.steps is not None and self.first_step is not None and step - self.first_step >= self.steps)
+        )
+
+
+class LearningLoop:
+    """Owns the learner. Workers run on the engine thread; the rest may be called from any.
+
+    Parameters
+    ----------
+    snapshot
+        Gives the present annotations as training sources at the training resolution of a config.
+    publish
+        Called on the engine thread with every new `Status`.
+    checkpoint_path
+        Where the model goes when a run ends; None keeps it in memory.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[TrainConfig], TrainingData],
+        versions: Callable[[], Versions],
+        publish: Callable[[Status], None],
+        checkpoint_path: Callable[[], Path | None],
+    ) -> None:
+        self._snapshot, self._versions, self._publish = snapshot, versions, publish
+        self._checkpoint_path = checkpoint_path
+        self._learner: Learner | None = None
+        self._run: Run | None = None
+        self._origin: Model | None = None
+        """What the next learner goes on from, also where one in between came to nothing."""
+        self._fitted: Versions = ()
+        self._closed_at: Versions = ()
+        self._begin_lock = threading.Lock()
+        self.seen: Versions = ()
+        self.model: Model | None = None
+        self.follow_strokes = False
+        self.config: TrainConfig | None = None
+        self.status = Status()
+
+    @property
+    def run(self) -> Run | None:
+        """The present run, or None."""
+        return self._run
+
+    @property
+    def held(self) -> HeldOut | None:
+        """What the learner holds out now; None without a learner (engine thread)."""
+        return None if self._learner is None else self._learner.held
+
+    def present(self, key: str, slide_progress: float | None) -> Status:
+        """The status now, for the slide with this key; `slide_progress` is not None while a slide is predicted."""
+        status, run = self.status, self._run
+        if slide_progress is not None:
+            status = replace(status, state="predicting", progress=slide_progress)
+        elif run is not None:
+            status = replace(status, state="paused" if run.paused else "training", budget_seconds=run.seconds)
+            if run.first_step is None:  # what the run before said last is not this one's
+                status = replace(status, loss=None, seconds=0.0)
+        elif status.state != "failed":
+            status = replace(status, state="idle")
+        return replace(status, live_annotation_version=dict(self.seen).get(key, 0))
+
+    def begin(self, run: Run) -> None:
+        """Make `run` the present one; the engine starts it at its next turn."""
+        with self._begin_lock:
+            if self._run is not None:
+                raise TrainingError("training is running already; stop it before starting again.")
+            self._run = run
+
+    def use_model(self, model: Model) -> None:
+        """Show a loaded model and continue from it when training starts (engine thread)."""
+        self.rest()
+        self._learner, self._origin = None, model
+        self._fitted = self.seen = ()
+        self._show(model)
+
+    @staticmethod
+    def warm_up() -> None:
+        """Import the network libraries (engine thread): seconds that the first stroke need not wait for then."""
+        from napari_sparseseg.learning.torch_runtime import import_torch
+
+        import_torch()
+        import_module("napari_sparseseg.learning.learner")
+
+    def rest(self) -> None:
+        """Keep no thread of the learner's while nothing is trained (engine thread, or after its end)."""
+        if self._learner is not None:
+            self._learner.rest()
+
+    def forget_fit(self) -> None:
+        """Refit at the next turn even where no stroke was added (classes or settings changed)."""
+        self._fitted = ()
+
+    def refit_worker(self) -> bool:
+        """Refit the instant head where strokes have come or gone since; engine thread."""
+        run = self._run
+        if (run is None or run.paused) and not self.follow_strokes:
+            return False
+        if run is not None and run.finished(self.status.step):
+            return False
+        versions = self._versions()
+        if versions == self._fitted or (self.config is None and run is None):
+            return False
+        config = run.config if run is not None else self.config
+        snapshot = self._snapshot(config)  # type: ignore[arg-type]
+        learner = self._ensure_learner(config, snapshot.classes)  # type: ignore[arg-type]
+        # The clock of a run starts here: importing torch and building the encoder is no training.
+        started = time.monotonic()
+        self._refit(learner, snapshot)
+        if run is not None:
+            run.spent += time.monotonic() - started
+        return True
+
+    def end_worker(self) -> bool:
+        """End a run that somebody stopped, before any other work: who closes napari waits for it; engine thread."""
+        from napari_sparseseg.learning.distributed import ranks
+
+        run = self._run
+        if run is None or not run.stopping or ranks().world > 1:  # several ranks end together, in `train_worker`
+            return False
+        self._finish(run)
+        return True
+
+    def train_worker(self) -> bool:
+        """One fine step, or the end of a run whose budget is used up; engine thread."""
+        run = self._run
+        if run is None:
+            return False
+        learning = self._learner is not None and self._learner.model is not None
+        if self._ending(run, learning):
+            self._finish(run)
+            return True
+        if run.paused or self._learner is None or not learning:
+            return False
+        if run.first_step is None:
+            run.first_step = self._learner.step_count
+        started = time.monotonic()
+        report = self._learner.step()
+        run.spent += time.monotonic() - started
+        status = replace(self.status, state="training", step=report.step, loss=report.loss, seconds=run.spent)
+        self._set(replace(status, message=report.message or self._learner.note))
+        self._take_model()
+        return True
+
+    def _ending(self, run: Run, learning: bool) -> bool:
+        """Whether a run ends now; of several ranks all end together, as the next batch tells them."""
+        from napari_sparseseg.learning.distributed import ranks
+
+        mine, stale = ranks(), self._learner.turns.stale if self._learner is not None else 0
+        finished = run.finished(self.status.step, stale)
+        mine.leaving = mine.leaving or (mine.world > 1 and finished)
+        if mine.world > 1 and learning:
+            return mine.ended
+        return finished
+
+    def fail(self, error: Exception) -> None:
+        """End the run with an error that the user sees; the rest of the session goes on (engine thread).
+
+        A slide that was closed while it was read is no error: the next turn goes on with the others.
+        """
+        versions = self._versions()
+        if isinstance(error, SlideClosedError) and versions != self._closed_at:
+            self._closed_at, self._fitted = versions, ()
+            return
+        run, self._run = self._run, None
+        self.rest()
+        # Without this a failing refit would be asked for again at once, for ever.
+        self._fitted = versions
+        details = "".join(traceback.format_exception(error))
+        text = _explain(error)
+        if run is not None:
+            run.error = error
+        try:
+            self._set(replace(self.status, state="failed", message=text, details=details))
+        finally:
+            if run is not None:
+                run.done.set()
+
+    def save(self, path: Path) -> None:
+        """Write the present model and, where there is one, the learner's state (engine thread)."""
+        if self._learner is not None and self._learner.model is not None:
+            self._learner.checkpoint(path)
+        elif self.model is not None:
+            self.model.save(path)
+
+    def _ensure_learner(self, config: TrainConfig, classes: Sequence[ClassDef]) -> Learner:
+        from napari_sparseseg.learning.learner import Learner
+
+        if self._learner is None or self.config != config:
+            self.rest()
+            if self._learner is not None and self._learner.model is not None:
+                self._origin = self._learner.model
+            self._learner = Learner(config, classes, model=self._origin)
+            self.config = config
+        return self._learner
+
+    def _refit(self, learner: Learner, snapshot: TrainingData) -> None:
+        learner.set_classes(snapshot.classes)
+        learner.set_sources(snapshot.sources)
+        # Set before the fit: a stroke that lands meanwhile has a newer version and is fitted next turn.
+        self._fitted = snapshot.versions
+        model = learner.refit()
+        self._set(replace(self.status, device=str(learner.device), message=learner.note))
+        if model is not None:
+            self.seen = snapshot.versions
+            self._take_model(refitted=True)
+
+    def _take_model(self, *, refitted: bool = False) -> None:
+        learner = self._learner
+        if learner is not None and learner.model is not None and (refitted or learner.model is not self.model):
+            self._show(learner.model, metrics=learner.metrics)
+
+    def _show(self, model: Model, metrics: dict[str, object] | None = None) -> None:
+        self.model = model
+        version = self.status.model_version + 1
+        self._set(replace(self.status, model_version=version, metrics=metrics or {}))
+
+    def _finish(self, run: Run) -> None:
+        self.rest()
+        try:
+            path = self._checkpoint_path()
+            if path is not None:
+                self.save(path)
+        except (OSError, SparseSegError) as error:  # `fail` ends the run with it
+            reason = f"{error.strerror or error}." if isinstance(error, OSError) else str(error)
+            raise TrainingError(
+                f"the model could not be saved: {reason} It is still in memory; save it elsewhere."
+            ) from error
+        self._run = None
+        try:
+            self._set(replace(self.status, state="idle", seconds=run.spent))
+        finally:
+            run.done.set()
+
+    def _set(self, status: Status) -> None:
+        self.status = status
+        self._publish(status)
+
+
+def _explain(error: Exception) -> str:
+    """What a user can make of an error."""
+    from napari_sparseseg.learning.torch_runtime import out_of_memory
+
+    if isinstance(error, SparseSegError):
+        return str(error)
+    if out_of_memory(error):
+        return (
+            f"there is not enough memory; close other programs, or lower batch_size or patch_px. ({str(error)[:200]})"
+        )
+    return f"{type(error).__name__}: {error}"

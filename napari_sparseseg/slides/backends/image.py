@@ -1,0 +1,95 @@
+"""PNG, JPEG and other plain images: the size from the header, the pixels when first wanted, a pyramid in memory."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from napari_sparseseg.errors import SlideOpenError
+from napari_sparseseg.slides.backends.tiff_metadata import COARSEST, FINEST
+from napari_sparseseg.slides.colour import RGB, WHITE, over
+from napari_sparseseg.slides.files import file_fingerprint
+from napari_sparseseg.slides.level import LazyPyramid, Pixels
+from napari_sparseseg.slides.pyramid import SMALLEST
+from napari_sparseseg.slides.slide import Contents
+
+CONVERT = (
+    "Convert it to a tiled pyramid, for instance: vips tiffsave in.png out.tif --tile --pyramid --compression jpeg"
+)
+DAMAGED = "The file is damaged; copy or export it again."
+_FAST = {"PNG": imagecodecs.png_decode, "JPEG": imagecodecs.jpeg8_decode}
+_GREY = {"L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}
+_ERRORS = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError)
+"""What Pillow and the codecs raise on damaged data."""
+
+
+def open_image(path: str) -> Contents:
+    """Open a plain image; it is decoded at the first read.
+
+    Raises
+    ------
+    SlideOpenError
+        Where it is no image, its header makes no sense, or it has more pixels (178 million) than Pillow opens.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                kind, mode, (w, h), info = image.format or "image", image.mode, image.size, dict(image.info)
+    except UnidentifiedImageError as error:
+        raise SlideOpenError(path, "it is no image that Pillow knows", "Is it a slide at all?") from error
+    except Image.DecompressionBombError as error:
+        raise SlideOpenError(path, f"it is too large to be decoded at once ({error})", CONVERT) from error
+    except _ERRORS as error:
+        raise SlideOpenError(path, f"its header makes no sense ({error})", DAMAGED) from error
+    grey = mode in _GREY
+    dtype = np.dtype(_GREY.get(mode, np.uint8))
+    shape = (h, w, 1 if grey else 3)
+    pyramid = LazyPyramid(shape, dtype, lambda: _decode(path, kind, shape, dtype), SMALLEST)
+    contents = Contents(
+        path=path,
+        format=kind,
+        backend="image",
+        levels=pyramid.levels,
+        channels=("grey",) if grey else RGB,
+        is_rgb=not grey,
+        background=(0.0,) if grey else WHITE,
+        fingerprint=lambda: file_fingerprint(path),
+        close=pyramid.drop,
+        bytes=os.path.getsize(path),
+    )
+    if info.get("icc_profile"):
+        contents.metadata["icc_profile_bytes"] = len(info["icc_profile"])
+    x, y = (float(v) for v in info.get("dpi", (0, 0)))
+    if x > 0 and y > 0 and all(FINEST <= 25400 / v <= COARSEST for v in (x, y)):
+        contents.mpp, contents.mpp_source = (25400 / y, 25400 / x), f"{kind} resolution"
+    return contents
+
+
+def _decode(path: str, kind: str, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Pixels:
+    try:
+        pixels = None
+        if kind in _FAST:
+            with open(path, "rb") as file:
+                pixels = _FAST[kind](file.read())
+        if pixels is None or pixels.dtype != dtype or pixels.shape[:2] != shape[:2]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    plain = image if image.mode in _GREY or image.mode == "RGBA" else image.convert("RGB")
+                    pixels = np.asarray(plain)
+    except _ERRORS as error:
+        raise SlideOpenError(path, f"its pixels cannot be decoded ({error})", DAMAGED) from error
+    pixels = pixels.reshape(*pixels.shape[:2], -1).astype(dtype, copy=False)
+    if shape[2] == 3 and pixels.shape[2] in (2, 4):
+        pixels = over(pixels if pixels.shape[2] == 4 else pixels[..., [0, 0, 0, 1]], WHITE)
+    elif shape[2] == 3 and pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape != shape:
+        raise SlideOpenError(path, f"it decodes to {pixels.shape}, its header says {shape}", DAMAGED)
+    return pixels

@@ -1,0 +1,229 @@
+"""OME-Zarr 0.4 and 0.5, sharded or not, in a folder or behind an address."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from napari_sparseseg.errors import SlideOpenError
+from napari_sparseseg.slides.backends.chunk_codecs import bound_chunks
+from napari_sparseseg.slides.backends.tiff_metadata import UNITS_UM
+from napari_sparseseg.slides.colour import RGB, RGB_COLOURS, WHITE, over
+from napari_sparseseg.slides.level import Level, Pixels, TileError
+from napari_sparseseg.slides.slide import Contents
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MAX_CHUNK_BYTES = 256 * 2**20
+_TILE = 512
+_READ_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, EOFError)
+"""What zarr and its codecs raise on damaged chunks."""
+_OPEN_ERRORS = (*_READ_ERRORS, OSError, AttributeError, ImportError, AssertionError)
+_EXPORT = "Export it again as OME-Zarr 0.4 or 0.5."
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Where y, x and c are in the arrays, and which index the other axes are shown at."""
+
+    names: tuple[str, ...]
+    fixed: dict[int, int]
+    units: tuple[str, ...]
+
+    def at(self, name: str) -> int:
+        return self.names.index(name)
+
+
+class ZarrLevel(Level):
+    """Chunks of one array; tiles are whole chunks, several where they are small."""
+
+    def __init__(self, array: Any, axes: _Axes, folder: str, *, interleaved: bool, alpha: bool) -> None:
+        h, w = array.shape[axes.at("y")], array.shape[axes.at("x")]
+        stored = array.shape[axes.at("c")] if "c" in axes.names else 1
+        count = 3 if alpha else stored
+        chunks = array.chunks[axes.at("y")], array.chunks[axes.at("x")]
+        tile = tuple(min(n, c * max(1, _TILE // c)) for n, c in zip((h, w), chunks, strict=True))
+        super().__init__((h, w, count), array.dtype.newbyteorder("="), (tile[0], tile[1]), count if interleaved else 1)
+        self._array, self._axes, self._alpha, self._stored = array, axes, alpha, stored
+        self._folder = folder
+
+    def decode(self, plane: int, row: int, column: int) -> Pixels:
+        y, x, h, w = self.extent(row, column)
+        index: list[Any] = [self._axes.fixed.get(i, 0) for i in range(len(self._axes.names))]
+        index[self._axes.at("y")], index[self._axes.at("x")] = slice(y, y + h), slice(x, x + w)
+        order = [n for n in self._axes.names if n in "yx"]
+        if "c" in self._axes.names:
+            count = self._stored if self.samples > 1 else 1
+            index[self._axes.at("c")] = slice(plane * count, (plane + 1) * count)
+            order = [n for n in self._axes.names if n in "yxc"]
+        try:
+            read = np.asarray(self._array[tuple(index)])
+        except _READ_ERRORS as error:
+            raise TileError(f"{type(error).__name__}: {error}") from error
+        if self._folder and (read == self._array.fill_value).all() and not os.path.isdir(self._folder):
+            raise OSError(f"{self._folder} is gone")  # zarr takes it for chunks that were never written
+        pixels = np.transpose(read if "c" in order else read[..., None], [(*order, "c").index(n) for n in "yxc"])
+        if self._alpha:
+            return over(pixels, WHITE)
+        return np.ascontiguousarray(pixels, dtype=self.dtype)
+
+
+def open_omezarr(path: str) -> Contents:
+    """Open an OME-Zarr image.
+
+    Parameters
+    ----------
+    path
+        Folder or address. Addresses are only read when one is given: nothing else here touches the network.
+
+    Raises
+    ------
+    SlideOpenError
+        Where it is no OME-Zarr image, its metadata make no sense, or it cannot be reached.
+    """
+    try:
+        group = zarr.open_group(path, mode="r")
+        attributes = dict(group.attrs)
+        ome = attributes.get("ome", attributes)
+        if "bioformats2raw.layout" in ome:
+            group = group["0"]
+            attributes = dict(group.attrs)
+            ome = attributes.get("ome", attributes)
+        if "plate" in ome or "well" in ome:
+            raise SlideOpenError(path, "it is a plate or well, not an image", "Give the folder of one field inside.")
+        if not ome.get("multiscales"):
+            raise SlideOpenError(path, "its metadata list no multiscales", _EXPORT)
+        return _contents(path, group, ome)
+    except _OPEN_ERRORS as error:
+        raise SlideOpenError(path, f"it cannot be read as OME-Zarr ({_short(error)})", _hint(path)) from error
+
+
+def _hint(path: str) -> str:
+    return "Is the address right and reachable?" if "://" in path else _EXPORT
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> Contents:
+    multiscale = ome["multiscales"][0]
+    arrays = [group[d["path"]] for d in multiscale["datasets"]]
+    axes = _axes(path, multiscale, arrays[0])
+    _check(path, arrays, axes)
+    for array in arrays:
+        bound_chunks(array)
+    channels = arrays[0].shape[axes.at("c")] if "c" in axes.names else 1
+    rgb = channels in (3, 4) and arrays[0].dtype == np.uint8 and _shown_as_rgb(ome, channels)
+    alpha = rgb and channels == 4
+    names, colours, contrast = _channels(ome, 3 if rgb else channels, rgb=rgb)
+    mpp = _mpp(multiscale, axes)
+    contents = Contents(
+        path=path,
+        format=f"OME-Zarr {multiscale.get('version') or ome.get('version') or ''}".strip(),
+        backend="zarr",
+        levels=[ZarrLevel(a, axes, "" if "://" in path else path, interleaved=rgb, alpha=alpha) for a in arrays],
+        channels=names,
+        is_rgb=rgb,
+        background=WHITE if rgb else (0.0,) * channels,
+        fingerprint=lambda: _fingerprint(ome, arrays),
+        close=lambda: None,
+        colours=colours,
+        contrast=contrast,
+        mpp=mpp,
+        mpp_source="OME-Zarr scale" if mpp else "",
+        bytes=_stored_bytes(path),
+    )
+    contents.warnings += [
+        f"of {arrays[0].shape[i]} planes along {axes.names[i]}, number {k + 1} is shown"
+        for i, k in axes.fixed.items()
+        if arrays[0].shape[i] > 1
+    ]
+    if group.metadata.zarr_format == 3 and arrays[0].shards:
+        contents.metadata["shards"] = tuple(arrays[0].shards)
+    return contents
+
+
+def _axes(path: str, multiscale: Mapping[str, Any], array: Any) -> _Axes:
+    listed = multiscale.get("axes") or ["t", "c", "z", "y", "x"][-array.ndim :]
+    names = tuple(a if isinstance(a, str) else a["name"] for a in listed)
+    units = tuple("" if isinstance(a, str) else a.get("unit", "") for a in listed)
+    if len(names) != array.ndim or "y" not in names or "x" not in names or len(set(names)) != len(names):
+        raise SlideOpenError(path, f"its axes {names} do not fit arrays of {array.ndim} axes", _EXPORT)
+    fixed = {i: array.shape[i] // 2 if n == "z" else 0 for i, n in enumerate(names) if n not in ("y", "x", "c")}
+    return _Axes(names, fixed, units)
+
+
+def _check(path: str, arrays: Sequence[Any], axes: _Axes) -> None:
+    for array in arrays:
+        if array.ndim != len(axes.names) or array.dtype != arrays[0].dtype or array.dtype.kind not in "uif":
+            raise SlideOpenError(path, f"a level is {array.ndim}-D {array.dtype}", "Pixels must be numbers, all alike.")
+        if math.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
+            raise SlideOpenError(path, f"a chunk of it, {array.chunks}, takes more than 256 MB", _EXPORT)
+        if max(array.shape[axes.at("y")], array.shape[axes.at("x")]) > 2**20:
+            raise SlideOpenError(path, f"it claims {array.shape} px, and {2**20} a side is the limit", _EXPORT)
+
+
+def _shown_as_rgb(ome: Mapping[str, Any], channels: int) -> bool:
+    """3 channels of uint8 are a colour image unless their omero colours are other than red, green, blue."""
+    listed = ome.get("omero", {}).get("channels") or []
+    colours = tuple(str(c.get("color", "")).lower() for c in listed)
+    return len(colours) != channels or colours[:3] in {("ff0000", "00ff00", "0000ff"), ("",) * 3, ("ffffff",) * 3}
+
+
+def _channels(
+    ome: Mapping[str, Any], count: int, *, rgb: bool
+) -> tuple[tuple[str, ...], tuple[str | None, ...], tuple[tuple[float, float] | None, ...]]:
+    if rgb:
+        return RGB, RGB_COLOURS, ()
+    listed = ome.get("omero", {}).get("channels") or []
+    if len(listed) != count:
+        return tuple(f"channel {k + 1}" for k in range(count)), (), ()
+    names = tuple(str(c.get("label") or f"channel {k + 1}") for k, c in enumerate(listed))
+    colours = tuple(f"#{c['color'].lower()}" if len(str(c.get("color", ""))) == 6 else None for c in listed)
+    windows = [c.get("window", {}) for c in listed]
+    contrast = tuple(
+        (float(w["start"]), float(w["end"])) if "start" in w and "end" in w and w["end"] > w["start"] else None
+        for w in windows
+    )
+    return names, colours, contrast
+
+
+def _mpp(multiscale: Mapping[str, Any], axes: _Axes) -> tuple[float, float] | None:
+    """Scale of level 0 times the scale of the whole multiscale, in the axes' unit; None without a unit of length."""
+    scale = [1.0] * len(axes.names)
+    found = False
+    for source in (multiscale["datasets"][0], multiscale):
+        for transform in source.get("coordinateTransformations") or []:
+            if transform.get("type") == "scale":
+                scale = [a * float(b) for a, b in zip(scale, transform["scale"], strict=True)]
+                found = True
+    factors = [UNITS_UM.get(axes.units[axes.at(n)]) for n in "yx"]
+    mpp = [scale[axes.at(n)] * (f or 0) for n, f in zip("yx", factors, strict=True)]
+    return (mpp[0], mpp[1]) if found and all(math.isfinite(v) and v > 0 for v in mpp) else None
+
+
+def _stored_bytes(path: str) -> int:
+    """Bytes of the folder's top level files; 0 for addresses. Walking a million chunks would take minutes."""
+    if "://" in path:
+        return 0
+    with os.scandir(path) as entries:
+        return sum(e.stat().st_size for e in entries if e.is_file())
+
+
+def _fingerprint(ome: Mapping[str, Any], arrays: Sequence[Any]) -> str:
+    """SHA-256 over the shapes and the coarsest level (its middle 512 px); of a damaged one over the shapes alone."""
+    digest = hashlib.sha256(repr([(a.shape, str(a.dtype)) for a in arrays]).encode())
+    last = arrays[-1]
+    middle = tuple(slice(max(0, n // 2 - 256), n // 2 + 256) for n in last.shape)
+    with contextlib.suppress(*_READ_ERRORS):
+        digest.update(np.ascontiguousarray(last[middle]).tobytes())
+    return digest.hexdigest()
