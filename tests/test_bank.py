@@ -20,7 +20,7 @@ from napari_sparseseg.learning.head import Samples, fit_head
 from napari_sparseseg.learning.label_changes import changed_cells
 from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.slides.backends.array import ArraySlide
-from tests.conftest import two_textures
+from tests.helpers.data import two_textures
 
 CLASSES = make_classes("ab")
 

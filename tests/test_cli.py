@@ -16,7 +16,7 @@ from napari_sparseseg import Annotations, open_slide
 from napari_sparseseg.cli import main
 from napari_sparseseg.cli.common import say
 from napari_sparseseg.learning.model_file import read_recipe
-from tests.hub_server import Hub, at_hub
+from tests.helpers.hub_server import Hub, at_hub
 from tests.test_model import model_of, two_speed
 
 

@@ -11,7 +11,7 @@ from napari_sparseseg.annotations.drawing import Shape
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.prediction.component import component_at
-from tests.smooth_model import SmoothModel
+from tests.helpers.smooth_model import SmoothModel
 
 
 def accepted(labels, row, column, region, frame, shape):

@@ -15,7 +15,7 @@ from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning import encoders
 from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights, encoder_info
 from napari_sparseseg.learning.hub import permitted
-from tests.hub_server import Hub, at_hub
+from tests.helpers.hub_server import Hub, at_hub
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import timm
 
-from tests.hub_server import OTHER, Hub, serving, surroundings
+from tests.helpers.hub_server import OTHER, Hub, serving, surroundings
 
 NAME = "pathology/tiny"
 LICENCE = b"For tissue only.\n"

@@ -21,7 +21,7 @@ from napari_sparseseg.prediction.tiles import (
     predict_tile,
 )
 from napari_sparseseg.slides import ArraySlide, open_slide
-from tests.smooth_model import SmoothModel
+from tests.helpers.smooth_model import SmoothModel
 
 RNG = np.random.default_rng(5)
 IMAGE = np.clip(

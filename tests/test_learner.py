@@ -19,7 +19,7 @@ from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.learning.validation import KEEP_NOISE, NOISE, SHARES, Turns
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
-from tests.conftest import two_textures
+from tests.helpers.data import two_textures
 
 SIDE = 384
 CLASSES = (ClassDef(4, "stripes", "#e69f00"), ClassDef(9, "dots", "#56b4e9"))

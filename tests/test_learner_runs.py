@@ -26,7 +26,7 @@ from napari_sparseseg.learning.network import PlainUNet
 from napari_sparseseg.learning.scores import Scorer
 from napari_sparseseg.learning.validation import NOISE, PlainComparison, Turns, cost_of
 from napari_sparseseg.slides.backends.array import ArraySlide
-from tests.conftest import two_textures
+from tests.helpers.data import two_textures
 from tests.test_cli import qupath
 from tests.test_learner import CLASSES, CONFIG, SIDE, accuracy, annotated, fitted, slide_of, sources, steps
 

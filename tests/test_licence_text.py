@@ -15,7 +15,7 @@ from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning import hub
 from napari_sparseseg.learning.encoders import encoder_info
 from napari_sparseseg.learning.hub import MOST_TEXT, stated_licence
-from tests.hub_server import COMMIT, GATED, OTHER, Hub, at_hub
+from tests.helpers.hub_server import COMMIT, GATED, OTHER, Hub, at_hub
 
 NAME = "pathology/tiny"
 TIMM = "timm/test_resnet.r160_in1k"

@@ -14,7 +14,7 @@ from napari_sparseseg.prediction.live_view import LiveView
 from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, TILE
 from napari_sparseseg.prediction.tiles import narrowness, predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
-from tests.smooth_model import CLASSES, COLOURS, SmoothModel, write_tall_slide
+from tests.helpers.smooth_model import CLASSES, COLOURS, SmoothModel, write_tall_slide
 
 
 @pytest.fixture

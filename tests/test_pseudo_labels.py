@@ -19,7 +19,7 @@ from napari_sparseseg.learning.pseudo_labels import KEEP, SETTLE, PseudoLabels
 from napari_sparseseg.learning.trainer import PSEUDO_WEIGHT
 from napari_sparseseg.learning.validation import SURE, Comparison
 from napari_sparseseg.slides import ArraySlide
-from tests.conftest import two_textures
+from tests.helpers.data import two_textures
 from tests.test_learner import CLASSES, CONFIG, SIDE, annotated, fitted, slide_of, steps
 from tests.test_learner_runs import Slow
 from tests.test_trainer import batch, finish, plain_task, trainer_of

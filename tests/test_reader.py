@@ -11,7 +11,7 @@ from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.gui.reader import layer_data, napari_get_reader, slide_of_layers
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.pyramid import SlideWarning
-from tests.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
+from tests.helpers.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
 
 
 def test_takes_slides_and_pyramids_only(tmp_path):

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 
 from napari_sparseseg.cli import _parser
-from tests.conftest import ROOT
+from tests.helpers.data import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

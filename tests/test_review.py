@@ -10,7 +10,7 @@ from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.learning.holdout import HeldOut
 from napari_sparseseg.prediction.review import mistakes
-from tests.learning_scene import CLASSES, make_source, scribbled, write_slide
+from tests.helpers.learning_scene import CLASSES, make_source, scribbled, write_slide
 
 
 class Halves:

@@ -25,7 +25,7 @@ from napari_sparseseg.learning.sources import (
     whole_slide,
 )
 from napari_sparseseg.slides import ArraySlide, open_slide
-from tests.learning_scene import CLASSES, make_source, scribbled, write_slide
+from tests.helpers.learning_scene import CLASSES, make_source, scribbled, write_slide
 
 CONFIG = TrainConfig(patch_px=64, dense_fraction=0.25)
 

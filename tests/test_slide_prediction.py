@@ -27,7 +27,7 @@ from napari_sparseseg.prediction.slide.journal import Journal
 from napari_sparseseg.prediction.slide.tile_size import default_tile
 from napari_sparseseg.prediction.tiles import PredictionStopped, predict_region
 from napari_sparseseg.slides import ArraySlide, open_slide
-from tests.smooth_model import CLASSES, SmoothModel, write_tall_slide
+from tests.helpers.smooth_model import CLASSES, SmoothModel, write_tall_slide
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -179,7 +179,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from napari_sparseseg.prediction.slide import predict_slide
 from napari_sparseseg.slides import open_slide
-from tests.smooth_model import SmoothModel
+from tests.helpers.smooth_model import SmoothModel
 with open_slide(sys.argv[2]) as slide:
     out = Path(sys.argv[3])
     model = SmoothModel(delay=float(sys.argv[4]))

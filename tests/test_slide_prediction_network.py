@@ -26,7 +26,7 @@ from napari_sparseseg.prediction.slide.shards import ShardTask, close_task, run_
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.prediction.tissue import detect_tissue
 from napari_sparseseg.slides import open_slide
-from tests.smooth_model import write_tall_slide
+from tests.helpers.smooth_model import write_tall_slide
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ from napari_sparseseg.slides import ArraySlide, open_slide
 from napari_sparseseg.slides.backends.headers import coded_size
 from napari_sparseseg.slides.cache import TileCache
 from napari_sparseseg.slides.level import halve
-from tests.slide_files import mean2, texture, write_svs, write_zarr
+from tests.helpers.slide_files import mean2, texture, write_svs, write_zarr
 
 
 def test_cache_is_bounded_and_forgets_the_oldest():

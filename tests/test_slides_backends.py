@@ -11,7 +11,7 @@ from PIL import Image
 
 from napari_sparseseg.slides import ArraySlide, open_slide
 from tests.contracts.slide_contract import SlideContract
-from tests.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
+from tests.helpers.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
 
 H, W = 613, 1030
 

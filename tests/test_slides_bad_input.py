@@ -18,7 +18,7 @@ from napari_sparseseg.cli.describe import describe
 from napari_sparseseg.errors import SlideChangedError, SlideError, SlideOpenError
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.pyramid import SlideWarning
-from tests.slide_files import texture, write_ome, write_svs, write_zarr
+from tests.helpers.slide_files import texture, write_ome, write_svs, write_zarr
 
 PIXELS = texture(300, 500)
 

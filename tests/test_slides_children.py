@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from tests.bad_slides import GREY, REFUSED, sparse
-from tests.slide_child import SlideChildren
+from tests.helpers.bad_slides import GREY, REFUSED, sparse
+from tests.helpers.slide_child import SlideChildren
 
 MEMORY_MB = 500
 PATIENCE_S = 30.0

@@ -19,9 +19,9 @@ from napari_sparseseg.prediction.slide.journal import Journal
 from napari_sparseseg.prediction.slide.shards import ShardTask, run_shard
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.cache import TILES
-from tests.conftest import two_textures, write_slide
-from tests.slide_files import write_zarr
-from tests.smooth_model import SmoothModel, write_tall_slide
+from tests.helpers.data import two_textures, write_slide
+from tests.helpers.slide_files import write_zarr
+from tests.helpers.smooth_model import SmoothModel, write_tall_slide
 from tests.test_slide_prediction import level0
 from tests.test_trust_resources import child
 

@@ -20,7 +20,7 @@ from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model, read_recipe
 from napari_sparseseg.learning.network import PlainUNet
 from napari_sparseseg.session.engine import Engine
-from tests.conftest import two_textures, write_slide
+from tests.helpers.data import two_textures, write_slide
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
 CLOSED = "closed"

@@ -10,7 +10,7 @@ import pytest
 from napari_sparseseg import Session
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import ModelError, TrainingError
-from tests.conftest import two_textures, write_slide
+from tests.helpers.data import two_textures, write_slide
 
 FOREIGN = "hf-hub:somebody/network"
 

@@ -24,7 +24,7 @@ from napari_sparseseg.errors import ModelError, SparseSegError
 from napari_sparseseg.io import load_annotations, save_as
 from napari_sparseseg.learning.model_file import FORMAT, MAX_HEADER, read_recipe
 from napari_sparseseg.session.project import Project
-from tests.conftest import ROOT, two_textures, write_slide
+from tests.helpers.data import ROOT, two_textures, write_slide
 
 TEXT = '<img src=x onerror="alert(1)">{0.__class__.__mro__} %s %n %x \u202e {config}'
 
@@ -324,7 +324,7 @@ VERTICES = """
     from napari_sparseseg import Annotations
     from napari_sparseseg.errors import SparseSegError
     from napari_sparseseg.io.geojson import MAX_MEMORY
-    from tests.faults.limits import limit_memory
+    from tests.helpers.limits import limit_memory
     limit_memory(MAX_MEMORY + (1 << 30))
     try:
         print(sum(Annotations.from_geojson(sys.argv[1], (9000, 9000)).counts().values()))

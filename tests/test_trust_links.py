@@ -18,8 +18,8 @@ from napari_sparseseg.prediction.slide import predict_slide
 from napari_sparseseg.prediction.slide.journal import Journal
 from napari_sparseseg.prediction.tiles import PredictionStopped
 from napari_sparseseg.slides import open_slide
-from tests.conftest import two_textures, write_slide
-from tests.smooth_model import SmoothModel, write_tall_slide
+from tests.helpers.data import two_textures, write_slide
+from tests.helpers.smooth_model import SmoothModel, write_tall_slide
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="making a link takes a right that Windows users rarely have")
 CONFIG = TrainConfig(architecture="scratch", patch_px=64, batch_size=1, device="cpu")

@@ -19,7 +19,7 @@ from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.io import load_annotations, save_as
 from napari_sparseseg.slides.cache import TileCache
-from tests.conftest import two_textures, write_slide
+from tests.helpers.data import two_textures, write_slide
 
 SHAPE = (300, 400)
 PLACE = st.tuples(st.integers(0, 299), st.integers(0, 399))

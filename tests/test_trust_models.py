@@ -23,7 +23,7 @@ from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model, load_model, read_recipe
 from napari_sparseseg.learning.network import PlainUNet
-from tests.conftest import ROOT, two_textures, write_slide
+from tests.helpers.data import ROOT, two_textures, write_slide
 from tests.test_trust_hostile import model_file
 
 SCALE = {"low": [0, 0, 0], "high": [255, 255, 255]}
@@ -87,7 +87,7 @@ LOADING = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in kB, RLIMIT_AS and /proc")
 def test_what_a_small_file_describes_is_not_allocated(hostile):
-    limited = "from tests.faults.limits import limit_memory\nlimit_memory(4 << 30)\n"
+    limited = "from tests.helpers.limits import limit_memory\nlimit_memory(4 << 30)\n"
     ended = subprocess.run(
         [sys.executable, "-c", limited + textwrap.dedent(LOADING), str(hostile)],
         capture_output=True, text=True, timeout=250, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},

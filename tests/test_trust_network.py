@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.conftest import ROOT, two_textures, write_slide
+from tests.helpers.data import ROOT, two_textures, write_slide
 
 PACKAGE = ROOT / "napari_sparseseg"
 FILES = sorted(PACKAGE.rglob("*.py"))

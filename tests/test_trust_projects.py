@@ -21,8 +21,8 @@ from napari_sparseseg.errors import AnnotationError, ProjectError, SlideError
 from napari_sparseseg.files import write_atomic
 from napari_sparseseg.session.project import Project
 from napari_sparseseg.session.recovery import recoverable, recovery_folder
-from tests.conftest import ROOT, two_textures, write_slide
-from tests.slide_files import write_zarr
+from tests.helpers.data import ROOT, two_textures, write_slide
+from tests.helpers.slide_files import write_zarr
 
 STROKE = [(10, 10), (20, 200)]
 
@@ -221,7 +221,7 @@ def test_threads_may_write_one_file_at_once(tmp_path):
 READER = """
 import sys
 from napari_sparseseg import Session
-from tests.faults.limits import obey_permissions
+from tests.helpers.limits import obey_permissions
 obey_permissions()
 with Session.load(sys.argv[1]) as session:
     print(session.status.message)

@@ -16,8 +16,8 @@ from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import SparseSegError, TrainingError
 from napari_sparseseg.slides import ArraySlide
 from napari_sparseseg.slides.cache import TILES
-from tests.conftest import ROOT, two_textures, write_slide
-from tests.smooth_model import write_tall_slide
+from tests.helpers.data import ROOT, two_textures, write_slide
+from tests.helpers.smooth_model import write_tall_slide
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
 
@@ -43,7 +43,7 @@ def test_full_disk_while_painting_saving_and_exporting(tmp_path):
         import numpy as np
         from napari_sparseseg import Session
         from napari_sparseseg.errors import AnnotationError, ProjectError
-        from tests.faults.limits import limit_file_size
+        from tests.helpers.limits import limit_file_size
         folder = Path(sys.argv[1])
         with Session(["a", "b"]) as session:
             session.open(folder / "a.tif")
@@ -98,8 +98,8 @@ def test_full_disk_while_predicting(tmp_path):
         from napari_sparseseg.errors import PredictionError
         from napari_sparseseg.prediction.slide import predict_slide
         from napari_sparseseg.slides import open_slide
-        from tests.faults.limits import limit_file_size
-        from tests.smooth_model import SmoothModel
+        from tests.helpers.limits import limit_file_size
+        from tests.helpers.smooth_model import SmoothModel
         folder = Path(sys.argv[1])
         with open_slide(folder / "tall.tif") as slide:
             limit_file_size(5000)
@@ -131,7 +131,7 @@ def test_full_disk_when_training_ends(tmp_path):
         from napari_sparseseg import Session
         from napari_sparseseg.config import TrainConfig
         from napari_sparseseg.errors import TrainingError
-        from tests.faults.limits import limit_file_size
+        from tests.helpers.limits import limit_file_size
         folder = Path(sys.argv[1])
         with Session(["a", "b"], config=TrainConfig(patch_px=64, batch_size=2, device="cpu")) as session:
             session.open(folder / "a.tif")
@@ -163,8 +163,8 @@ HUGE = """
     from napari_sparseseg.geometry import Box
     from napari_sparseseg.prediction.tiles import predict_region
     from napari_sparseseg.slides import open_slide
-    from tests.faults.limits import limit_memory
-    from tests.smooth_model import SmoothModel
+    from tests.helpers.limits import limit_memory
+    from tests.helpers.smooth_model import SmoothModel
     limit_memory(int(sys.argv[2]))
     with open_slide(sys.argv[1]) as slide:
         print(*slide.shape, len(slide.levels))
@@ -368,8 +368,8 @@ def test_out_of_address_space(tmp_path):
         from napari_sparseseg.config import TrainConfig
         from napari_sparseseg.errors import TrainingError
         from napari_sparseseg.slides import ArraySlide
-        from tests.conftest import two_textures
-        from tests.faults.limits import limit_memory
+        from tests.helpers.data import two_textures
+        from tests.helpers.limits import limit_memory
         config = TrainConfig(patch_px=64, batch_size=2, device="cpu")
         with Session(["a", "b"], config=config) as session:
             session.add(ArraySlide(np.tile(two_textures(256), (8, 8, 1)), mpp=1.0, name="image"))

@@ -18,7 +18,7 @@ from napari_sparseseg.prediction.tile_store import LABELS
 from napari_sparseseg.session import live as live_worker
 from napari_sparseseg.slides import ArraySlide
 from napari_sparseseg.slides.cache import TILES
-from tests.conftest import two_textures, write_slide
+from tests.helpers.data import two_textures, write_slide
 from tests.test_trust_resources import child
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")

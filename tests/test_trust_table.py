@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tests.conftest import ROOT
 from tests.faults import report
+from tests.helpers.data import ROOT
 
 
 def test_the_readmes_table_is_of_the_suites_columns_names_and_sums():

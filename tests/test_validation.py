@@ -16,7 +16,7 @@ from napari_sparseseg.learning.holdout import HeldOut, Scorer
 from napari_sparseseg.learning.sampling import PatchSampler, Source
 from napari_sparseseg.learning.sources import held_labels, training_labels
 from napari_sparseseg.slides import ArraySlide
-from tests.learning_scene import CLASSES, make_source, scribbled, write_slide
+from tests.helpers.learning_scene import CLASSES, make_source, scribbled, write_slide
 
 TABLE = make_classes(CLASSES)
 FRAME = Frame()

@@ -36,7 +36,7 @@ from napari_sparseseg.prediction.tiles import labels_from
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.benchmarks import common
 from tests.benchmarks.forest import Forest
-from tests.conftest import real_data
+from tests.helpers.data import real_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,7 +27,7 @@ from qtpy.QtCore import QTimer
 
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.gui.layers.scribbles import Scribbles
-from tests.gui.mouse import Mouse, look_at, pump, wave
+from tests.helpers.mouse import Mouse, look_at, pump, wave
 
 SIDE = 100_000
 ZOOMS = {"whole slide": 0.0065, "1:32": 1 / 32, "1:8": 1 / 8, "1:2": 1 / 2, "1:1": 1.0}

@@ -37,7 +37,7 @@ from napari_sparseseg.prediction.slide.journal import Journal
 from napari_sparseseg.prediction.slide.tile_size import default_tile
 from napari_sparseseg.prediction.tiles import input_region
 from napari_sparseseg.slides import open_slide
-from tests.conftest import DATA
+from tests.helpers.data import DATA
 
 MPP = 1.0
 

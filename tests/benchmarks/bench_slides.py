@@ -27,8 +27,8 @@ import tifffile
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.cache import TILES
-from tests.conftest import DATA
-from tests.slide_files import APERIO, mean2, texture
+from tests.helpers.data import DATA
+from tests.helpers.slide_files import APERIO, mean2, texture
 
 ROUNDS = 15
 TARGETS = {

@@ -30,7 +30,7 @@ from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
 from sample_data.tissue import render
 from tests.benchmarks.strokes import Hand, depth_inside, stroke, strokes_per_class
-from tests.conftest import DATA, ROOT
+from tests.helpers.data import DATA, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -31,7 +31,7 @@ from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.sources import Source
 from napari_sparseseg.prediction.tiles import predict_region
 from tests.benchmarks import common
-from tests.conftest import real_data
+from tests.helpers.data import real_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

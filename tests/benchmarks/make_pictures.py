@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.prediction.tile_store import LABELS
 from napari_sparseseg.samples import sample_scribbles, sample_slide, sample_truth, score
-from tests.gui.mouse import pump
+from tests.helpers.mouse import pump
 
 TIMES = (0, 3, 10, 30, 60)
 

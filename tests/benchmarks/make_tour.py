@@ -25,8 +25,8 @@ from scipy import ndimage
 
 from napari_sparseseg.samples import CLASS_NAMES, sample_slide, sample_truth, score
 from tests.benchmarks.make_pictures import shown_dice
-from tests.gui.answers import answer_file
-from tests.gui.mouse import Mouse, line, pump
+from tests.helpers.answers import answer_file
+from tests.helpers.mouse import Mouse, line, pump
 
 LEFT = Qt.MouseButton.LeftButton
 WIDTH, HEIGHT = 1280, 800

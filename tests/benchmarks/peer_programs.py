@@ -206,7 +206,7 @@ class Ours:
     def drawn(self, strokes):
         """A mask does not say where one stroke ends, and the learner holds out whole strokes."""
         from tests.benchmarks import bench_learner
-        from tests.conftest import real_data
+        from tests.helpers.data import real_data
 
         fields = bench_learner.load(real_data("ebhi_seg"))
         fields = fields.two_classes() if self.classes == 2 else fields

@@ -31,7 +31,7 @@ import numpy as np
 
 from tests.benchmarks import bench_learner, common
 from tests.benchmarks.peer_programs import VARIANTS
-from tests.conftest import ROOT, real_data
+from tests.helpers.data import ROOT, real_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import ablation, common
-from tests.conftest import real_data
+from tests.helpers.data import real_data
 
 if TYPE_CHECKING:
     from pathlib import Path

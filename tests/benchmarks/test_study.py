@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import common, study, study_balancing
-from tests.conftest import real_data
+from tests.helpers.data import real_data
 
 
 @pytest.mark.timeout(0)

@@ -112,7 +112,7 @@ def predict(folder: Path, seed: int) -> None:
     """Predict a slide, or go on with it."""
     from napari_sparseseg.prediction.slide import predict_slide
     from napari_sparseseg.slides import open_slide
-    from tests.smooth_model import SmoothModel
+    from tests.helpers.smooth_model import SmoothModel
 
     tell = Teller(folder)
     out = folder / ("a.ome.zarr" if seed % 2 else "a.ome.tif")

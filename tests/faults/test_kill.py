@@ -23,11 +23,11 @@ from napari_sparseseg.config import Recipe, TrainConfig
 from napari_sparseseg.io import load_annotations
 from napari_sparseseg.learning.model_file import read_recipe
 from napari_sparseseg.session.project import Project
-from tests.conftest import two_textures, write_slide
 from tests.faults import report
 from tests.faults.jobs import CLASSES, SHAPE, replay, told
 from tests.faults.zygote import Zygote, moment
-from tests.smooth_model import write_tall_slide
+from tests.helpers.data import two_textures, write_slide
+from tests.helpers.smooth_model import write_tall_slide
 
 pytestmark = [
     pytest.mark.fault,

@@ -12,8 +12,8 @@ import pytest
 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.errors import AnnotationError, ProjectError
-from tests.conftest import ROOT, two_textures, write_slide
 from tests.faults.jobs import CLASSES
+from tests.helpers.data import ROOT, two_textures, write_slide
 
 STROKE = [(10, 10), (20, 200)]
 

@@ -61,7 +61,7 @@ def opened_viewer(width: int = 1000, height: int = 760) -> Iterator[napari.Viewe
     import napari
     from napari.settings import get_settings
 
-    from tests.gui.mouse import pump, wait_until
+    from tests.helpers.mouse import pump, wait_until
 
     settings = get_settings()
     settings.application.save_window_geometry = False
@@ -105,6 +105,6 @@ def _is_pooled(thread: threading.Thread) -> bool:
 @pytest.fixture
 def mouse(viewer):
     """The mouse on the canvas of `viewer`."""
-    from tests.gui.mouse import Mouse
+    from tests.helpers.mouse import Mouse
 
     return Mouse(viewer)

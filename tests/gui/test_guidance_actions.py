@@ -10,8 +10,8 @@ from qtpy.QtTest import QTest
 
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.sections.predict.areas_table import DRAWN, SCREEN, WHOLE
-from tests.gui.mouse import line, look_at, pump, wait_until
-from tests.smooth_model import CLASSES, SmoothModel
+from tests.helpers.mouse import line, look_at, pump, wait_until
+from tests.helpers.smooth_model import CLASSES, SmoothModel
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.gui.layers.prediction import LiveLayer, Shown, class_colours, dim_codes
 from napari_sparseseg.gui.sections.predict.areas import areas, areas_csv
 from napari_sparseseg.prediction.tile_store import TILE, Tile, TileStore, encode
-from tests.gui.mouse import Mouse, look_at, pump
+from tests.helpers.mouse import Mouse, look_at, pump
 
 CLASSES = make_classes([("tumour", "#ff0000"), ("stroma", "#00ff00"), ("glass", "#0000ff")])
 

@@ -13,8 +13,8 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from qtpy.QtTest import QTest
 
 from napari_sparseseg.session.session import Session
-from tests.gui.answers import answer_file
-from tests.gui.mouse import line, pump
+from tests.helpers.answers import answer_file
+from tests.helpers.mouse import line, pump
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,10 +21,10 @@ from qtpy.QtWidgets import QApplication, QDialogButtonBox, QRadioButton
 from napari_sparseseg.errors import SlideOpenError
 from napari_sparseseg.slides.cache import TILES
 from napari_sparseseg.slides.pyramid import SlideWarning
-from tests.bad_slides import sparse
-from tests.conftest import ROOT
-from tests.gui.mouse import line, look_at, pump, wait_until
-from tests.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
+from tests.helpers.bad_slides import sparse
+from tests.helpers.data import ROOT
+from tests.helpers.mouse import line, look_at, pump, wait_until
+from tests.helpers.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
 from tests.test_trust_changes import overwrite, write_raw
 
 COMMAND_LINE = """

@@ -17,10 +17,10 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QLineEdit, QMenu, QMessageBox, QTextBrowser
 
 from napari_sparseseg.gui.sections.classes.table import LOCK, NAME
-from tests.gui.answers import answer
-from tests.gui.mouse import Mouse, line, pump, wait_until
 from tests.gui.test_loop import draw_both, wait_idle
 from tests.gui.test_widget import click, click_cell, draw, names, open_panel, open_slide, panel, text
+from tests.helpers.answers import answer
+from tests.helpers.mouse import Mouse, line, pump, wait_until
 
 if TYPE_CHECKING:
     from napari_sparseseg.gui.widget import SparseSegWidget

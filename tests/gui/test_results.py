@@ -16,14 +16,14 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QPushButton, QTextEdit, QWidget
 
-from tests.conftest import two_textures, write_slide
-from tests.gui.answers import answer, answer_file, choose_entry
-from tests.gui.mouse import camera, look_at, pump, wait_until
 from tests.gui.test_loop import wait_idle
 from tests.gui.test_panel_states import palette_entry
 from tests.gui.test_widget import click, click_cell, open_panel, open_slide, panel
-from tests.hub_server import Hub, at_hub
-from tests.smooth_model import CLASSES, SmoothModel
+from tests.helpers.answers import answer, answer_file, choose_entry
+from tests.helpers.data import two_textures, write_slide
+from tests.helpers.hub_server import Hub, at_hub
+from tests.helpers.mouse import camera, look_at, pump, wait_until
+from tests.helpers.smooth_model import CLASSES, SmoothModel
 
 
 def give_model(panel, delay: float = 0.0) -> SmoothModel:

@@ -12,7 +12,7 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.gui.layers import napari_compat as seams
 from napari_sparseseg.gui.layers.scribbles import CanvasLayer, ScribbleLayer, Scribbles
 from tests.gui.conftest import opened_viewer
-from tests.gui.mouse import Mouse, camera, line, look_at, pump, wait_until, wave
+from tests.helpers.mouse import Mouse, camera, line, look_at, pump, wait_until, wave
 
 pytestmark = pytest.mark.gui
 SIDE = 40_000

@@ -16,9 +16,9 @@ from qtpy.QtWidgets import QApplication, QGraphicsView, QLineEdit, QScrollArea, 
 from napari_sparseseg import Session
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.gui.sections.classes.table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
-from tests.gui.answers import answer_file, choose_entry
 from tests.gui.conftest import opened_viewer
-from tests.gui.mouse import Mouse, camera, line, look_at, pump, wait_until
+from tests.helpers.answers import answer_file, choose_entry
+from tests.helpers.mouse import Mouse, camera, line, look_at, pump, wait_until
 
 if TYPE_CHECKING:
     from napari_sparseseg.gui.widget import SparseSegWidget

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QDialog, QDialogButtonBox, QFileDialog, QLabel, QLineEdit, QPushButton
 
-from tests.gui.mouse import pump
+from tests.helpers.mouse import pump
 
 if TYPE_CHECKING:
     from collections.abc import Callable

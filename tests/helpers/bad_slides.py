@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 import zarr
 
-from tests.slide_files import texture, write_ome, write_svs, write_zarr
+from tests.helpers.slide_files import texture, write_ome, write_svs, write_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,8 +1,8 @@
 """A process that has imported what opening slides needs and forks one child per command line.
 
-Run as ``python -m tests.slide_child``. Each line of its input, a JSON list of arguments of ``napari-sparseseg``, is one
-child. The answer: exit code, output, seconds of wall time from the fork to the end (the interpreter and the imports
-were paid before), and the largest resident memory of the child: what it touched.
+Run as ``python -m tests.helpers.slide_child``. Each line of its input, a JSON list of arguments of
+``napari-sparseseg``, is one child. The answer: exit code, output, seconds of wall time from the fork to the end (the
+interpreter and the imports were paid before), and the largest resident memory of the child: what it touched.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.limits import obey_permissions
+from tests.helpers.limits import obey_permissions
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HANG = 60
 """Seconds after which a child ends itself: a hang, on any machine."""
 
@@ -86,7 +86,7 @@ class SlideChildren:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.slide_child"],
+            [sys.executable, "-m", "tests.helpers.slide_child"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

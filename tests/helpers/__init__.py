@@ -1,0 +1,1 @@
+"""What several test modules use: files, scenes, a mouse, servers, limits."""
