@@ -78,3 +78,17 @@ def test_required_top_level_and_nothing_beside_it():
     top = {line.split("/")[0] for line in listed}
     assert wanted <= top
     assert not {t for t in top - allowed if not t.startswith(".")}
+
+
+def test_no_test_module_imports_another():
+    """What several need is in tests/helpers; a module runs alone, and fixtures come from a conftest."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for module in modules:
+                last = module.rpartition(".")[2]
+                if module.startswith("tests.") and (last.startswith("test_") or last == "conftest"):
+                    found.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not found

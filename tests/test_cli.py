@@ -16,8 +16,9 @@ from napari_sparseseg import Annotations, open_slide
 from napari_sparseseg.cli import main
 from napari_sparseseg.cli.common import say
 from napari_sparseseg.learning.model_file import read_recipe
+from tests.helpers.geojson import qupath
 from tests.helpers.hub_server import Hub, at_hub
-from tests.test_model import model_of, two_speed
+from tests.helpers.networks import model_of, two_speed
 
 
 def run(*args, **kwargs):
@@ -28,22 +29,6 @@ def run(*args, **kwargs):
         timeout=240,
         **kwargs,
     )
-
-
-def qupath(path, shapes):
-    """A GeoJSON as QuPath writes it: x before y, classification by name; `shapes` is [(name, (x, y, w, h))]."""
-    features = []
-    for name, (x, y, w, h) in shapes:
-        ring = [[x, y], [x + w, y], [x + w, y + h], [x, y + h], [x, y]]
-        features.append(
-            {
-                "type": "Feature",
-                "geometry": {"type": "Polygon", "coordinates": [ring]},
-                "properties": {"objectType": "annotation", "classification": {"name": name, "color": [200, 0, 0]}},
-            }
-        )
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    return path
 
 
 def test_help_of_every_command(capsys):

@@ -24,7 +24,7 @@ from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device
-from tests.test_trainer import batch, finish, plain_task, trainer_of
+from tests.helpers.trainer_tasks import batch, finish, plain_task, trainer_of
 
 LABELS = np.kron(np.array([[1, 0], [2, 3]], np.uint8), np.ones((32, 32), np.uint8))
 

@@ -19,8 +19,8 @@ from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import read_recipe
 from napari_sparseseg.learning.sampling import Batch
 from napari_sparseseg.learning.trainer import Trainer
-from tests.test_cli import qupath
-from tests.test_trainer import IDS, batch, plain_task
+from tests.helpers.geojson import qupath
+from tests.helpers.trainer_tasks import IDS, batch, plain_task
 
 BALANCINGS = ("none", "instance", "mini-batch")
 

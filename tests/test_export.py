@@ -22,7 +22,7 @@ from napari_sparseseg.learning.export import export_model
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.network import PlainUNet
-from tests.test_model import model_of, two_speed
+from tests.helpers.networks import model_of, two_speed
 
 
 def plain():

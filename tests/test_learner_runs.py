@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,8 +26,19 @@ from napari_sparseseg.learning.scores import Scorer
 from napari_sparseseg.learning.validation import NOISE, PlainComparison, Turns, cost_of
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.helpers.data import two_textures
-from tests.test_cli import qupath
-from tests.test_learner import CLASSES, CONFIG, SIDE, accuracy, annotated, fitted, slide_of, sources, steps
+from tests.helpers.geojson import qupath
+from tests.helpers.texture_scene import (
+    CLASSES,
+    CONFIG,
+    SIDE,
+    Slow,
+    accuracy,
+    annotated,
+    fitted,
+    slide_of,
+    sources,
+    steps,
+)
 
 SCRATCH = dataclasses.replace(CONFIG, architecture="scratch", patch_px=64)
 QUICK = {"patch_px": 64, "batch_size": 1, "device": "cpu"}
@@ -208,14 +218,6 @@ def test_the_plain_unet_is_scored_kept_at_its_best_and_ends_when_patient(slide, 
         session.annotations = annotated()
         session.train(patience=1, wait=True, architecture="scratch", **QUICK)
         assert session.status.metrics["pixels"] > 0
-
-
-class Slow(ArraySlide):
-    """Takes its time to read."""
-
-    def read_region(self, *args, **kwargs):
-        time.sleep(0.02)
-        return super().read_region(*args, **kwargs)
 
 
 @pytest.mark.parametrize("config", [dataclasses.replace(CONFIG, patch_px=64), SCRATCH], ids=["two-speed", "scratch"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -15,6 +13,7 @@ from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, TILE
 from napari_sparseseg.prediction.tiles import narrowness, predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.helpers.smooth_model import CLASSES, COLOURS, SmoothModel, write_tall_slide
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture
@@ -126,8 +125,8 @@ def test_two_slides_with_a_loaded_model_keep_their_tiles(slide, tmp_path):
             calls = model.calls
             session.set.activate(next(e for e in session.set.entries if e.slide is opened))
             session.look_at((0, 0, 400, 160), 1.0)
-            wait_for(lambda opened=opened: session.live is not None and session.live.slide is opened)
-            wait_for(lambda: session._engine.call(lambda: session.live._planned[1] > 0 and not session.live.pending))
+            wait_until(lambda opened=opened: session.live is not None and session.live.slide is opened)
+            wait_until(lambda: session._engine.call(lambda: session.live._planned[1] > 0 and not session.live.pending))
             shown.append(session.live)
         assert shown[2] is shown[0]
         assert model.calls == calls
@@ -142,13 +141,6 @@ def test_two_slides_with_a_loaded_model_keep_their_tiles(slide, tmp_path):
         assert sum(a.mm2 for a in second) == pytest.approx(400 * 160 * 0.25**2 / 1e6)
         labels = shown[1].store.read(LABELS, 0, Box(0, 0, 200, 80))
         assert [a.share for a in second] == [pytest.approx((labels == c.id).mean()) for c in CLASSES]
-
-
-def wait_for(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_narrowness_by_hand():

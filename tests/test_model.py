@@ -13,39 +13,15 @@ import pytest
 import tifffile
 import torch
 
-from napari_sparseseg.config import ClassDef, Recipe, TrainConfig
+from napari_sparseseg.config import Recipe
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.learning.encoders import DEFAULT_ENCODER, Encoder
-from napari_sparseseg.learning.features import FeatureMaps, InputScale
-from napari_sparseseg.learning.head import Head
+from napari_sparseseg.learning.encoders import DEFAULT_ENCODER
+from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model, load_model, read_recipe
-from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 from napari_sparseseg.prediction.tiles import predict_region
-
-CLASSES = (ClassDef(3, "gland", "#e69f00"), ClassDef(200, "stroma", "#56b4e9"))
-
-
-def two_speed(context=3, share=0.5, channels=3):
-    """A network whose head and decoder both matter, with random weights of a sensible size."""
-    torch.manual_seed(0)
-    maps = FeatureMaps(Encoder(channels=channels), context)
-    head = Head(maps.channels, 16, 2)
-    decoder = Decoder(maps.channels, maps.strides, (16, 12, 8, 8), 2)
-    torch.nn.init.normal_(decoder.scores.weight)
-    return TwoSpeedNet(maps, head, decoder, share)
-
-
-def plain():
-    torch.manual_seed(0)
-    net = PlainUNet(3, 2, width=4)
-    torch.nn.init.normal_(net.scores.weight, std=20)
-    return net
-
-
-def model_of(net, channels=("R", "G", "B")):
-    recipe = Recipe(CLASSES, 1.0, DEFAULT_ENCODER, channels=channels, config=TrainConfig(seed=5), step=17)
-    return Model(recipe, net, InputScale((0.0,) * len(channels), (255.0,) * len(channels)))
+from tests.helpers.model_files import model_parts, rewrite
+from tests.helpers.networks import CLASSES, model_of, plain, two_speed
 
 
 @pytest.fixture(scope="module")
@@ -149,22 +125,6 @@ def test_several_channels_and_16_bits(tmp_path):
     assert load_model(tmp_path / "m.safetensors", device="cpu").recipe.channels == ("DAPI", "a", "b", "c")
 
 
-def header(path):
-    data = path.read_bytes()
-    n = struct.unpack("<Q", data[:8])[0]
-    return json.loads(data[8 : 8 + n]), data[8 + n :]
-
-
-def rewrite(path, change):
-    """Change the recipe of a model file."""
-    table, weights = header(path)
-    recipe = json.loads(table["__metadata__"]["recipe"])
-    change(recipe)
-    table["__metadata__"]["recipe"] = json.dumps(recipe)
-    text = json.dumps(table).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
-
-
 @pytest.fixture
 def saved(model, tmp_path):
     model.save(tmp_path / "m.safetensors")
@@ -244,7 +204,7 @@ def test_recipes_that_do_not_fit_the_weights(saved, change, reason):
 
 
 def test_a_newer_format_asks_for_an_update(saved):
-    table, weights = header(saved)
+    table, weights = model_parts(saved)
     table["__metadata__"]["version"] = "99"
     text = json.dumps(table).encode()
     saved.write_bytes(struct.pack("<Q", len(text)) + text + weights)

@@ -12,7 +12,8 @@ from napari_sparseseg.learning.features import FeatureMaps
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import load_model
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, with_classes
-from tests.test_model import model_of, rewrite
+from tests.helpers.model_files import rewrite
+from tests.helpers.networks import model_of
 
 
 def two_speed(context):

@@ -20,9 +20,8 @@ from napari_sparseseg.learning.trainer import PSEUDO_WEIGHT
 from napari_sparseseg.learning.validation import SURE, Comparison
 from napari_sparseseg.slides import ArraySlide
 from tests.helpers.data import two_textures
-from tests.test_learner import CLASSES, CONFIG, SIDE, annotated, fitted, slide_of, steps
-from tests.test_learner_runs import Slow
-from tests.test_trainer import batch, finish, plain_task, trainer_of
+from tests.helpers.texture_scene import CLASSES, CONFIG, SIDE, Slow, annotated, fitted, slide_of, steps
+from tests.helpers.trainer_tasks import batch, finish, plain_task, trainer_of
 
 
 @pytest.fixture(scope="module")

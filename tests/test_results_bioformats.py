@@ -16,8 +16,7 @@ import pytest
 import tifffile
 
 from napari_sparseseg.prediction.slide import predict_slide
-from tests.helpers.smooth_model import SmoothModel
-from tests.test_slide_prediction import patches_slide
+from tests.helpers.smooth_model import SmoothModel, patches_slide
 
 JAR = os.environ.get("BIOFORMATS_JAR", "")
 pytestmark = pytest.mark.skipif(

@@ -12,6 +12,7 @@ import pytest
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.errors import PredictionError, SlideError, SlideOpenError, SparseSegError, TrainingError
 from napari_sparseseg.geometry import Box
+from tests.helpers.waiting import wait_until
 
 
 def scribble(session, shift=0):
@@ -20,15 +21,6 @@ def scribble(session, shift=0):
     for y in (150, 500, 850):
         a.paint([(y + shift, 100), (y + shift, 400)], 6, 1)
         a.paint([(y + shift, 620), (y + shift, 920)], 6, 2)
-
-
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 @pytest.fixture
@@ -84,16 +76,16 @@ def test_train_without_wait_returns_and_follows_new_strokes(session):
     scribble(session)
     session.train()
     assert session.status.state == "training"
-    wait_for(lambda: session.status.live_annotation_version == session.annotations.version)
+    wait_until(lambda: session.status.live_annotation_version == session.annotations.version)
     session.annotations.paint([(300, 100), (300, 300)], 6, 1)
-    wait_for(lambda: session.status.live_annotation_version == session.annotations.version)
+    wait_until(lambda: session.status.live_annotation_version == session.annotations.version)
     session.pause()
     assert session.status.state == "paused"
     step = session.status.step
     time.sleep(1.5)
     assert session.status.step <= step + 1
     session.resume()
-    wait_for(lambda: session.status.step > step + 1)
+    wait_until(lambda: session.status.step > step + 1)
     session.stop()
     assert session.status.state == "idle"
 
@@ -129,7 +121,7 @@ def test_settings_are_checked_before_anything_starts(session):
 def test_classes_change_under_a_running_training(session):
     scribble(session)
     session.train(patch_px=64, batch_size=1, seed=1, device="cpu")
-    wait_for(lambda: session.status.step >= 2)
+    wait_until(lambda: session.status.step >= 2)
     a = session.annotations
     third = a.add_class("border", "#009e73").id
     a.paint([(100, 512), (900, 512)], 8, third)
@@ -139,15 +131,15 @@ def test_classes_change_under_a_running_training(session):
             c.name for c in session.model.recipe.classes
         )
 
-    wait_for(lambda: fitted("stripes", "dots", "border"))
+    wait_until(lambda: fitted("stripes", "dots", "border"))
     assert (session.predict((0, 384, 1024, 256))[0] == third).any()
     session.classes = [replace(c, name="lines") if c.id == 1 else c for c in session.classes]
-    wait_for(lambda: fitted("lines", "dots", "border"))
+    wait_until(lambda: fitted("lines", "dots", "border"))
     session.classes = [c for c in session.classes if c.id != third]
-    wait_for(lambda: fitted("lines", "dots"))
+    wait_until(lambda: fitted("lines", "dots"))
     step = session.status.step
     assert step >= 2  # not begun anew
-    wait_for(lambda: session.status.step > step)
+    wait_until(lambda: session.status.step > step)
     assert session.status.state == "training"
     session.stop()
     assert accuracy(session.predict((0, 0, 1024, 1024))[0]) > 0.9
@@ -235,7 +227,7 @@ def test_live_view_predicts_what_is_on_screen(session):
     session.live_enabled = True
     session.look_at((0, 0, 1024, 1024), 1.0)
     session.train(seconds=3, wait=True)
-    wait_for(
+    wait_until(
         lambda: (
             session.live is not None
             and session.live.pending == 0
@@ -266,7 +258,7 @@ def test_close_while_training_is_quick_and_leaves_a_checkpoint(tiny_slide):
     s.open(tiny_slide)
     scribble(s)
     s.train()
-    wait_for(lambda: s.status.model_version > 0)
+    wait_until(lambda: s.status.model_version > 0)
     s.close()
     assert s.checkpoint.exists()
     s.close()

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
-import zarr
 
 from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.errors import PredictionError
@@ -27,25 +26,9 @@ from napari_sparseseg.prediction.slide.journal import Journal
 from napari_sparseseg.prediction.slide.tile_size import default_tile
 from napari_sparseseg.prediction.tiles import PredictionStopped, predict_region
 from napari_sparseseg.slides import ArraySlide, open_slide
-from tests.helpers.smooth_model import CLASSES, SmoothModel, write_tall_slide
+from tests.helpers.smooth_model import CLASSES, SmoothModel, level0, patches_slide, write_tall_slide
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def level0(path: Path) -> np.ndarray:
-    group = zarr.open_group(path, mode="r")
-    return group[group.attrs["multiscales"][0]["datasets"][0]["path"]][:]
-
-
-def patches_slide(shape=(900, 1300), mpp=0.5) -> ArraySlide:
-    """Blocks of the three class colours with noise: all classes, sharp borders, known truth."""
-    rng = np.random.default_rng(3)
-    blocks = rng.integers(0, 3, (-(-shape[0] // 100), -(-shape[1] // 100)))
-    truth = np.kron(blocks, np.ones((100, 100), int))[: shape[0], : shape[1]]
-    image = SmoothModel().colours[truth] + rng.normal(0, 8, (*shape, 3))
-    slide = ArraySlide(np.clip(image, 0, 255).astype(np.uint8), mpp=mpp, name="patches")
-    slide.truth = truth + 1
-    return slide
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from napari_sparseseg.prediction.slide.options import Progress
 from napari_sparseseg.prediction.slide.progress_line import ProgressLine, time_left
 from napari_sparseseg.session.session import Session
 from napari_sparseseg.slides import ArraySlide
-from tests.test_slide_prediction_network import network
+from tests.helpers.networks import network
 
 
 def write_slide(path, side, seed):

@@ -11,33 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from napari_sparseseg.config import Recipe, make_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.io.ome_zarr import PredictionStore
-from napari_sparseseg.learning.encoders import Encoder
-from napari_sparseseg.learning.features import FeatureMaps, InputScale
-from napari_sparseseg.learning.head import Head
-from napari_sparseseg.learning.model import Model
-from napari_sparseseg.learning.network import TwoSpeedNet
 from napari_sparseseg.prediction.slide import predict_slide
 from napari_sparseseg.prediction.slide.journal import Journal
 from napari_sparseseg.prediction.slide.shards import ShardTask, close_task, run_shard
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.prediction.tissue import detect_tissue
 from napari_sparseseg.slides import open_slide
+from tests.helpers.networks import network
 from tests.helpers.smooth_model import write_tall_slide
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-def network(classes: int = 3) -> Model:
-    """The pretrained encoder with an unfitted head: arbitrary labels, but with all of a network's arithmetic."""
-    torch.manual_seed(0)
-    features = FeatureMaps(Encoder("tf_efficientnet_lite0", 3))
-    net = TwoSpeedNet(features, Head(features.channels, 16, classes))
-    return Model(Recipe(make_classes("abcde"[:classes]), None, "tf_efficientnet_lite0"), net, InputScale.for_rgb())
+    from napari_sparseseg.learning.model import Model
 
 
 @pytest.fixture(scope="module")

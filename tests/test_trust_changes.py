@@ -20,10 +20,10 @@ from napari_sparseseg.prediction.slide.shards import ShardTask, run_shard
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.cache import TILES
 from tests.helpers.data import two_textures, write_slide
-from tests.helpers.slide_files import write_zarr
-from tests.helpers.smooth_model import SmoothModel, write_tall_slide
-from tests.test_slide_prediction import level0
-from tests.test_trust_resources import child
+from tests.helpers.processes import child
+from tests.helpers.slide_files import overwrite, write_raw, write_zarr
+from tests.helpers.smooth_model import SmoothModel, level0, write_tall_slide
+from tests.helpers.waiting import wait_until
 
 CONFIG = TrainConfig(architecture="scratch", patch_px=64, batch_size=1, device="cpu")
 
@@ -92,19 +92,6 @@ def test_a_clock_that_goes_back_while_somebody_draws(tmp_path):
         assert sorted(len(e.annotations.strokes) for e in session.set.entries) == [2, 3]
 
 
-def write_raw(path, image):
-    """All such files have the same size, tables and header, whatever is in them."""
-    tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb", metadata=None, resolution=(1e4, 1e4))
-    return path
-
-
-def overwrite(path, content):
-    """Write to the same file with the same size, as a program does that exports to the same place again."""
-    assert path.stat().st_size == len(content)
-    with path.open("r+b") as file:
-        file.write(content)
-
-
 @pytest.fixture
 def images():
     return two_textures(512, 0), np.ascontiguousarray(two_textures(512, 1)[::-1])
@@ -158,13 +145,6 @@ def test_a_slide_overwritten_in_place_with_as_many_bytes(tmp_path, whole):
     with Session.load(tmp_path / "p.sparseseg") as again:
         assert again.status.message == ""
         assert len(again.annotations.strokes) == 2
-
-
-def wait_until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.fault("slide overwritten while open")

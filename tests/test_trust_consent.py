@@ -11,6 +11,7 @@ from napari_sparseseg import Session
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import ModelError, TrainingError
 from tests.helpers.data import two_textures, write_slide
+from tests.helpers.model_files import model_parts, write_parts
 
 FOREIGN = "hf-hub:somebody/network"
 
@@ -115,15 +116,14 @@ def test_a_model_without_an_encoder_brings_none(project, asked):
 
 def test_going_on_from_a_model_file_does_not_begin_the_network_its_settings_name(project, asked):
     from napari_sparseseg.learning.learner import Learner
-    from tests.test_trust_models import parts, write
 
     with Session.load(project) as session:
         session.train(steps=1, wait=True, architecture="scratch")
         file = session.checkpoint
-    header, data = parts(file)
+    header, data = model_parts(file)
     recipe = json.loads(header["__metadata__"]["recipe"])
     recipe["config"] |= {"architecture": "pretrained", "encoder": FOREIGN}
-    write(file, header | {"__metadata__": header["__metadata__"] | {"recipe": json.dumps(recipe)}}, data)
+    write_parts(file, header | {"__metadata__": header["__metadata__"] | {"recipe": json.dumps(recipe)}}, data)
     learner = Learner.resume(file, device="cpu")
     assert learner.config.architecture == "scratch"
     assert learner.model is not None

@@ -22,19 +22,12 @@ from napari_sparseseg.cli import main
 from napari_sparseseg.config import Recipe, TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
 from napari_sparseseg.io import load_annotations, save_as
-from napari_sparseseg.learning.model_file import FORMAT, MAX_HEADER, read_recipe
+from napari_sparseseg.learning.model_file import MAX_HEADER, read_recipe
 from napari_sparseseg.session.project import Project
 from tests.helpers.data import ROOT, two_textures, write_slide
+from tests.helpers.model_files import model_file
 
 TEXT = '<img src=x onerror="alert(1)">{0.__class__.__mro__} %s %n %x \u202e {config}'
-
-
-def model_file(path, recipe, tensors=None, data=b"", length=None):
-    """A .safetensors file with any header."""
-    metadata = {"format": FORMAT, "version": "1", "recipe": recipe if isinstance(recipe, str) else json.dumps(recipe)}
-    header = json.dumps({"__metadata__": metadata, **(tensors or {})}).encode()
-    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
-    return path
 
 
 def good_recipe(**changes):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
 import textwrap
@@ -24,7 +23,7 @@ from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model, load_model, read_recipe
 from napari_sparseseg.learning.network import PlainUNet
 from tests.helpers.data import ROOT, two_textures, write_slide
-from tests.test_trust_hostile import model_file
+from tests.helpers.model_files import model_file, model_parts, write_parts
 
 SCALE = {"low": [0, 0, 0], "high": [255, 255, 255]}
 
@@ -127,17 +126,6 @@ def good(tmp_path):
     return tmp_path / "good.safetensors"
 
 
-def parts(path):
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
-
-
-def write(path, header, data):
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-
-
 RECIPES = {
     "mpp NaN": {"mpp": math.nan},
     "mpp infinite": {"mpp": math.inf},
@@ -165,10 +153,10 @@ RECIPES = {
 def test_a_recipe_of_wrong_kinds_is_refused_although_its_weights_are_whole(good, capsys, name):
     assert read_recipe(good).step == 0
     assert load_model(good, device="cpu").recipe.mpp == 1.0
-    header, data = parts(good)
+    header, data = model_parts(good)
     recipe = json.loads(header["__metadata__"]["recipe"])
     header["__metadata__"]["recipe"] = json.dumps(recipe | RECIPES[name])
-    write(good, header, data)
+    write_parts(good, header, data)
     with pytest.raises(ModelError) as caught:
         load_model(good, device="cpu")
     assert len(str(caught.value)) < 800
@@ -192,27 +180,27 @@ TENSORS = {
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_header_that_lies_about_its_tensors_is_refused_unread(good, name):
-    header, data = parts(good)
+    header, data = model_parts(good)
     first = min((k for k in header if k != "__metadata__"), key=lambda k: header[k]["data_offsets"])
     TENSORS[name](header[first], len(data))
-    write(good, header, data)
+    write_parts(good, header, data)
     with pytest.raises(ModelError, match=r"damaged|cut short"):
         read_recipe(good)
 
 
 @pytest.mark.parametrize("scale", [{"low": [math.nan] * 3, "high": [1] * 3}, {"low": [0] * 3, "high": [10**400] * 3}])
 def test_an_input_scale_that_is_no_number_is_refused(good, scale):
-    header, data = parts(good)
+    header, data = model_parts(good)
     recipe = json.loads(header["__metadata__"]["recipe"])
     recipe["extra"]["input"] = scale
     header["__metadata__"]["recipe"] = json.dumps(recipe)
-    write(good, header, data)
+    write_parts(good, header, data)
     with pytest.raises(ModelError):
         load_model(good, device="cpu")
 
 
 def test_a_file_with_weights_that_nobody_asked_for_is_refused(good):
-    header, _ = parts(good)
+    header, _ = model_parts(good)
     tensors = {k: torch.zeros(v["shape"]) for k, v in header.items() if k != "__metadata__"}
     save_file(tensors | {"more": torch.zeros(3)}, good, metadata=header["__metadata__"])
     with pytest.raises(ModelError, match="more"):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -16,20 +13,11 @@ from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import SparseSegError, TrainingError
 from napari_sparseseg.slides import ArraySlide
 from napari_sparseseg.slides.cache import TILES
-from tests.helpers.data import ROOT, two_textures, write_slide
+from tests.helpers.data import two_textures, write_slide
+from tests.helpers.processes import child
 from tests.helpers.smooth_model import write_tall_slide
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
-
-
-def child(script, *args, seconds=250):
-    """Run a script in a process of its own; its lines of output."""
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
-        capture_output=True, text=True, timeout=seconds, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.splitlines()
 
 
 @pytest.mark.fault("disk full")

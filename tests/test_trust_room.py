@@ -19,7 +19,8 @@ from napari_sparseseg.session import live as live_worker
 from napari_sparseseg.slides import ArraySlide
 from napari_sparseseg.slides.cache import TILES
 from tests.helpers.data import two_textures, write_slide
-from tests.test_trust_resources import child
+from tests.helpers.processes import child
+from tests.helpers.waiting import wait_until
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
 
@@ -113,13 +114,6 @@ def scribbled(session, image):
     session.annotations.paint([(40, 160), (220, 240)], 6, 2)
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert condition()
-
-
 def test_no_cache_of_any_kind(tmp_path, monkeypatch):
     """Tiles, feature maps and live tiles of other slides: without any of them the answers are the same."""
     from napari_sparseseg.learning import feature_cache as bank
@@ -137,8 +131,8 @@ def test_no_cache_of_any_kind(tmp_path, monkeypatch):
             for slide, side in ((other, 256), (path, 512)):
                 session.open(slide)
                 session.look_at((0, 0, side, side), 1.0)
-                wait_for(lambda s=slide: session.live is not None and session.live.slide.path == str(s))
-                wait_for(lambda n=side: session.live.store.read(LABELS, 0, Box(0, 0, n, n)).all())
+                wait_until(lambda s=slide: session.live is not None and session.live.slide.path == str(s))
+                wait_until(lambda n=side: session.live.store.read(LABELS, 0, Box(0, 0, n, n)).all())
                 answers.append(session.live.store.read(LABELS, 0, Box(0, 0, side, side)))
             kept = len(session._live._kept)
         return answers, kept
@@ -213,7 +207,7 @@ def test_thousands_of_strokes_that_are_learned(count):
             taken.append(time.thread_time() - began)
         drawn = len(a.strokes)
         assert drawn > 0.9 * count, "a few change nothing, once much is painted"
-        wait_for(lambda: session.status.live_annotation_version == a.version, 200)
+        wait_until(lambda: session.status.live_annotation_version == a.version, 200)
         assert session.status.state == "idle", session.status.details
         assert np.mean(taken) < 0.02
         assert np.mean(taken[-100:]) < 10 * np.mean(taken[:100]) + 0.005

@@ -38,7 +38,8 @@ from napari_sparseseg.prediction.live_view import LiveView, plan
 from napari_sparseseg.prediction.tile_store import TILE
 from napari_sparseseg.prediction.tiles import input_region
 from napari_sparseseg.samples import sample_scribbles, sample_slide
-from tests.helpers.mouse import Mouse, line, look_at, pump, wait_until
+from tests.helpers.mouse import Mouse, line, look_at, pump
+from tests.helpers.waiting import wait_until
 
 
 def summary(values: list[float]) -> dict[str, float]:

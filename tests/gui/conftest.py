@@ -6,22 +6,19 @@ must run; there the same reason is a failure.
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import os
 import sys
 import tempfile
-import threading
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.helpers.windows import opened_viewer
 
-    import napari
+if TYPE_CHECKING:
+    from napari_sparseseg.gui.widget import SparseSegWidget
 
 # before napari is imported: it reads and writes the file named here, never the user's own settings
 os.environ.setdefault("NAPARI_CONFIG", str(Path(tempfile.mkdtemp(prefix="sparseseg-napari-")) / "settings.yaml"))
@@ -49,57 +46,11 @@ def _gui_or_skip():
         pytest.skip(reason)
 
 
-def _windows() -> set:
-    from qtpy.QtWidgets import QApplication
-
-    return {w for w in QApplication.topLevelWidgets() if w.isVisible()}
-
-
-@contextmanager
-def opened_viewer(width: int = 1000, height: int = 760) -> Iterator[napari.Viewer]:
-    """A shown napari viewer; afterwards no thread and no visible window may be left that was not there before."""
-    import napari
-    from napari.settings import get_settings
-
-    from tests.helpers.mouse import pump, wait_until
-
-    settings = get_settings()
-    settings.application.save_window_geometry = False
-    settings.application.ipy_interactive = False
-    # napari collects garbage with every layer that goes: half a million objects of libraries need no second look
-    gc.freeze()
-    threads, windows = set(threading.enumerate()), _windows()
-    viewer = napari.Viewer(show=True)
-    viewer.window.resize(width, height)
-    pump(0.2)
-    try:
-        yield viewer
-    finally:
-        with suppress(RuntimeError):  # the window is gone already where a test pressed its close button
-            viewer.close()
-        pump(0.1)
-        gc.collect()
-
-    def left() -> list[str]:
-        new = set(threading.enumerate()) - threads
-        return [t.name for t in new if t.is_alive() and not _is_pooled(t)] + [str(w) for w in _windows() - windows]
-
-    try:
-        wait_until(lambda: not left(), 5.0)
-    except AssertionError:
-        pytest.fail(f"left behind: {left()}")
-
-
 @pytest.fixture
 def viewer(qapp):
     """A viewer of one's own, checked for what it leaves behind."""
     with opened_viewer() as opened:
         yield opened
-
-
-def _is_pooled(thread: threading.Thread) -> bool:
-    # napari keeps one status checker, dask and the slide reader one pool per process; none belongs to a viewer
-    return thread.daemon or thread.name.startswith(("ThreadPoolExecutor", "Dummy", "slide-window"))
 
 
 @pytest.fixture
@@ -108,3 +59,22 @@ def mouse(viewer):
     from tests.helpers.mouse import Mouse
 
     return Mouse(viewer)
+
+
+@pytest.fixture
+def open_panel(viewer):
+    """Opens the panel as napari's Plugins menu does; shut down just before the viewer closes."""
+    opened: list[SparseSegWidget] = []
+
+    def make() -> SparseSegWidget:
+        opened.append(viewer.window.add_plugin_dock_widget("napari-sparseseg")[1])
+        return opened[-1]
+
+    yield make
+    for widget in opened:
+        widget.shut_down()
+
+
+@pytest.fixture
+def panel(open_panel) -> SparseSegWidget:
+    return open_panel()

@@ -11,7 +11,8 @@ from qtpy.QtWidgets import QLabel, QWidget
 
 from napari_sparseseg.gui.sections.classes.table import NAME
 from tests.helpers.data import two_textures
-from tests.helpers.mouse import pump, wait_until
+from tests.helpers.mouse import pump
+from tests.helpers.waiting import wait_until
 
 MARK = '<img src="file:///etc/hostname">'
 EVIL = f"{MARK}<b>bold</b> {{0.__class__}} %s %n"

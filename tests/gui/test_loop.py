@@ -5,33 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QEventLoop, Qt, QTimer
+from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
 from napari_sparseseg.session.session import Session
 from tests.helpers.answers import answer_file
 from tests.helpers.mouse import line, pump
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-LEFT = Qt.MouseButton.LeftButton
-LONG = 150.0
-"""Seconds to wait for the network on a machine that does other things too."""
-
-
-def wait_idle(condition: Callable[[], bool], seconds: float = LONG) -> None:
-    """Wait as an application does, asleep in the event loop: polling it would take the processor from the training."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        loop = QEventLoop()
-        QTimer.singleShot(50, loop.quit)
-        loop.exec()
+from tests.helpers.panel import click, draw_both
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture
@@ -39,24 +23,10 @@ def panel(viewer, tiny_slide):
     """The panel with the two textures open."""
     _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
     widget.slides.open(tiny_slide)
-    wait_idle(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
+    wait_until(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
     pump(0.3)
     yield widget
     widget.shut_down()
-
-
-def click(button) -> None:
-    QTest.mouseClick(button, LEFT)
-    pump(0.05)
-
-
-def draw_both(panel, mouse) -> None:
-    """One stroke on the stripes (left), one on the dots (right)."""
-    table = panel.classes.table
-    for row, x in ((0, 250), (1, 780)):
-        QTest.mouseClick(table.viewport(), LEFT, pos=table.visualItemRect(table.item(row, 2)).center())
-        mouse.drag(line(mouse.canvas(200, x), mouse.canvas(800, x), 20))
-        pump(0.1)
 
 
 def shown_beside(viewer, mouse, y: float, x: float) -> np.ndarray:
@@ -76,8 +46,8 @@ def test_draw_train_see_stop(viewer, panel, mouse):
     assert panel.session.status.state == "training"
     assert panel.train.train.text() == "Pause"
     live = panel._prediction.display
-    wait_idle(lambda: live.layer is not None and all(live.layer.label_at_world(at) for at in places.values()))
-    wait_idle(lambda: panel.session.status.step > 0)
+    wait_until(lambda: live.layer is not None and all(live.layer.label_at_world(at) for at in places.values()))
+    wait_until(lambda: panel.session.status.step > 0)
     assert panel.session.status.state == "training"
     pump(0.3)
     colours = {c.id: np.array(c.rgb) for c in panel.session.classes}
@@ -88,8 +58,8 @@ def test_draw_train_see_stop(viewer, panel, mouse):
         assert np.abs(now - expected).max() < 12, name
     assert panel.predict.areas.table.rowCount() == 2
     click(panel.train.stop)
-    wait_idle(lambda: panel.session.checkpoint is not None, 20)
-    wait_idle(lambda: panel.train.train.text() == "Train", 5)
+    wait_until(lambda: panel.session.checkpoint is not None, 20)
+    wait_until(lambda: panel.train.train.text() == "Train", 5)
     assert panel.session.status.state == "idle"
     assert panel.session.checkpoint.stat().st_size > 10_000
     assert panel.train.curves.points > 0
@@ -99,30 +69,30 @@ def test_draw_train_see_stop(viewer, panel, mouse):
 def test_a_stroke_is_learned_at_once_also_without_training(viewer, panel, mouse):
     draw_both(panel, mouse)
     click(panel.train.train)
-    wait_idle(lambda: panel.session.status.model_version > 0)
+    wait_until(lambda: panel.session.status.model_version > 0)
     click(panel.train.stop)
-    wait_idle(lambda: panel.session.status.state == "idle")
+    wait_until(lambda: panel.session.status.state == "idle")
     seen = panel.session.status.live_annotation_version
     assert seen == panel.session.annotations.version == 2
     mouse.drag(line(mouse.canvas(900, 600), mouse.canvas(900, 900), 10))
-    wait_idle(lambda: panel.session.status.live_annotation_version == 3)
+    wait_until(lambda: panel.session.status.live_annotation_version == 3)
     assert panel.session.status.state == "idle"
 
 
 def test_pause_shows_and_holds(viewer, panel, mouse):
     draw_both(panel, mouse)
     click(panel.train.train)
-    wait_idle(lambda: panel.session.status.step > 0)
+    wait_until(lambda: panel.session.status.step > 0)
     click(panel.train.train)
-    wait_idle(lambda: panel.train.train.text() == "Resume", 10)
-    wait_idle(lambda: panel.header.state.whole_text() == "Paused", 10)
+    wait_until(lambda: panel.train.train.text() == "Resume", 10)
+    wait_until(lambda: panel.header.state.whole_text() == "Paused", 10)
     time.sleep(1.0)  # the step at hand may end
     step = panel.session.status.step
     mouse.drag(line(mouse.canvas(900, 600), mouse.canvas(900, 900), 10))
-    wait_idle(lambda: panel.session.status.live_annotation_version == 3)  # strokes are learned at once nevertheless
+    wait_until(lambda: panel.session.status.live_annotation_version == 3)  # strokes are learned at once nevertheless
     assert panel.session.status.step == step
     click(panel.train.train)
-    wait_idle(lambda: panel.session.status.step > step)
+    wait_until(lambda: panel.session.status.step > step)
 
 
 def test_views_of_the_prediction(viewer, panel, mouse):
@@ -130,10 +100,10 @@ def test_views_of_the_prediction(viewer, panel, mouse):
     draw_both(panel, mouse)
     click(panel.train.train)
     live = panel._prediction.display
-    wait_idle(lambda: live.layer is not None and bool(live.layer.label_at_world((500.0, 100.0))))
+    wait_until(lambda: live.layer is not None and bool(live.layer.label_at_world((500.0, 100.0))))
     click(panel.train.stop)
     panel.predict.what.setFocus()
-    wait_idle(panel.predict.what.isEnabled, 10)
+    wait_until(panel.predict.what.isEnabled, 10)
     for expected in ("uncertainty", "margin", "changed", "probability", "probability"):
         QTest.keyClick(panel.predict.what, Qt.Key.Key_Down)
         pump(0.1)
@@ -156,21 +126,21 @@ def test_what_fails_while_training_is_said_in_one_line(viewer, panel, mouse):
     panel.train.settings.device.addItem("cuda:7")
     panel.train.settings.device.setCurrentText("cuda:7")
     click(panel.train.train)
-    wait_idle(panel.header.error.isVisible)
+    wait_until(panel.header.error.isVisible)
     assert "cuda" in panel.header.error.text.text()
     assert "Traceback" not in panel.header.error.text.text()
     assert "Traceback" in panel.header.error.details.toPlainText()
-    wait_idle(lambda: panel.header.state.whole_text() == "Failed", 5)
+    wait_until(lambda: panel.header.state.whole_text() == "Failed", 5)
     assert panel.train.train.text() == "Train"
     panel.train.settings.device.setCurrentText("cpu")
     click(panel.train.train)
-    wait_idle(lambda: panel.session.status.model_version > 0)
+    wait_until(lambda: panel.session.status.model_version > 0)
 
 
 def test_closing_the_window_while_training_leaves_a_checkpoint(viewer, panel, mouse):
     draw_both(panel, mouse)
     click(panel.train.train)
-    wait_idle(lambda: panel.session.status.step > 0)
+    wait_until(lambda: panel.session.status.step > 0)
     session = panel.session
     project = session.project
     viewer.close()
@@ -194,19 +164,19 @@ def test_a_model_of_other_classes_is_loaded_taught_and_saved_meanwhile(viewer, p
     assert not settings.save.isEnabled(), "there is no model yet"
     asked = answer_file(tmp_path / "glands.safetensors")
     click(settings.load)
-    wait_idle(lambda: panel.classes.table.rowCount() == 4, 20)
+    wait_until(lambda: panel.classes.table.rowCount() == 4, 20)
     assert asked == ["Load model"]
     assert [c.name for c in panel.session.classes] == ["tissue", "background", "gland", "stroma"]
-    wait_idle(lambda: said.text().startswith("The model does not know tissue yet: press Train"), 10)
+    wait_until(lambda: said.text().startswith("The model does not know tissue yet: press Train"), 10)
     click(panel.train.train)
-    wait_idle(lambda: {1, 2} <= {c.id for c in panel.session.model.recipe.classes})
+    wait_until(lambda: {1, 2} <= {c.id for c in panel.session.model.recipe.classes})
     assert not settings.load.isEnabled()
     answer_file(tmp_path / "learned")
     click(settings.save)
-    wait_idle((tmp_path / "learned.safetensors").exists, 20)
+    wait_until((tmp_path / "learned.safetensors").exists, 20)
     assert panel.session.status.state == "training"
     click(panel.train.stop)
-    wait_idle(lambda: panel.session.status.state == "idle", 20)
+    wait_until(lambda: panel.session.status.state == "idle", 20)
     assert "does not know" not in said.text()
 
 

@@ -23,9 +23,18 @@ from napari_sparseseg.slides.cache import TILES
 from napari_sparseseg.slides.pyramid import SlideWarning
 from tests.helpers.bad_slides import sparse
 from tests.helpers.data import ROOT
-from tests.helpers.mouse import line, look_at, pump, wait_until
-from tests.helpers.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
-from tests.test_trust_changes import overwrite, write_raw
+from tests.helpers.mouse import line, look_at, pump
+from tests.helpers.slide_files import (
+    mean2,
+    overwrite,
+    texture,
+    write_ome,
+    write_raw,
+    write_reduced_pages,
+    write_svs,
+    write_zarr,
+)
+from tests.helpers.waiting import wait_until
 
 COMMAND_LINE = """
 import json, sys

@@ -1,10 +1,7 @@
 """What the panel says and does in every state, and what napari's own ways in (palette, menus, keys) do with it."""
 
-# ruff: noqa: F811, F401 - fixtures of the panel are those of test_widget
-
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -14,13 +11,13 @@ import pytest
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QLineEdit, QMenu, QMessageBox, QTextBrowser
+from qtpy.QtWidgets import QApplication, QTextBrowser
 
 from napari_sparseseg.gui.sections.classes.table import LOCK, NAME
-from tests.gui.test_loop import draw_both, wait_idle
-from tests.gui.test_widget import click, click_cell, draw, names, open_panel, open_slide, panel, text
 from tests.helpers.answers import answer
-from tests.helpers.mouse import Mouse, line, pump, wait_until
+from tests.helpers.mouse import Mouse, line, pump
+from tests.helpers.panel import click, click_cell, draw, draw_both, names, open_slide, palette_entry
+from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from napari_sparseseg.gui.widget import SparseSegWidget
@@ -30,19 +27,7 @@ def fitted(panel: SparseSegWidget, steps: int = 1) -> None:
     """A model, made as a user would but without waiting for many steps."""
     draw_both(panel, Mouse(panel.viewer))
     click(panel.train.train)
-    wait_idle(lambda: panel.session.status.step >= steps)
-
-
-def palette_entry(viewer, words: str) -> None:
-    """View > Command Palette, type, Enter."""
-    next(a for a in viewer.window.view_menu.actions() if a.text() == "Command Palette").trigger()
-    pump(0.2)
-    edit = viewer.window._qt_window._command_palette.findChild(QLineEdit)
-    wait_until(edit.isVisible, 10)
-    QTest.keyClicks(edit, words)
-    pump(0.5)
-    QTest.keyClick(edit, Qt.Key.Key_Return)
-    pump(0.3)
+    wait_until(lambda: panel.session.status.step >= steps)
 
 
 def test_one_class_only(panel):
@@ -201,8 +186,8 @@ def test_closing_the_only_slide_ends_training_and_says_so(viewer, panel, tiny_sl
     open_slide(panel, tiny_slide)
     fitted(panel)
     click(panel.slide.close_slide)
-    wait_idle(lambda: panel.session.status.state == "failed", 20)
-    wait_idle(panel.header.error.isVisible, 5)
+    wait_until(lambda: panel.session.status.state == "failed", 20)
+    wait_until(panel.header.error.isVisible, 5)
     assert panel.header.error.text.text() == "No slide is left to train on: open one, or do not hold all of them out."
     assert panel.header.next_step.text().startswith("1 of 3")
     assert panel.train.train.text() == "Train"
@@ -239,7 +224,7 @@ def test_closing_napari_while_it_trains_asks_first(viewer, panel, tiny_slide):
     asked = answer("Close")
     close_from_outside(window)
     wait_until(lambda: bool(asked), 10)
-    wait_idle(lambda: not window.isVisible(), 20)
+    wait_until(lambda: not window.isVisible(), 20)
     assert not session._engine.running
     assert (session.project / "models" / "model.safetensors").exists()
 
@@ -271,7 +256,7 @@ def test_training_waits_while_napari_asks_whether_to_close(viewer, panel, tiny_s
     window.activateWindow()
     wait_until(window.isActiveWindow, 5)
     QTest.keyClick(window, Qt.Key.Key_W, Qt.KeyboardModifier.ControlModifier)
-    wait_idle(lambda: not window.isVisible(), 20)
+    wait_until(lambda: not window.isVisible(), 20)
     assert not session._engine.running
     assert (session.project / "models" / "model.safetensors").exists()
 

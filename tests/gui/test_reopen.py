@@ -10,7 +10,8 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
-from tests.helpers.mouse import line, look_at, pump, wait_until
+from tests.helpers.mouse import line, look_at, pump
+from tests.helpers.waiting import wait_until
 
 ROUNDS = 5
 CLASS_1 = (200.0, 500.0)

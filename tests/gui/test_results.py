@@ -1,7 +1,5 @@
 """From a model to files, by buttons, menus and dialogs; and napari's own ways in: forms and the activity dock."""
 
-# ruff: noqa: F811, F401 - fixtures of the panel are those of test_widget
-
 from __future__ import annotations
 
 import csv
@@ -16,14 +14,13 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QPushButton, QTextEdit, QWidget
 
-from tests.gui.test_loop import wait_idle
-from tests.gui.test_panel_states import palette_entry
-from tests.gui.test_widget import click, click_cell, open_panel, open_slide, panel
 from tests.helpers.answers import answer, answer_file, choose_entry
 from tests.helpers.data import two_textures, write_slide
 from tests.helpers.hub_server import Hub, at_hub
-from tests.helpers.mouse import camera, look_at, pump, wait_until
+from tests.helpers.mouse import camera, look_at, pump
+from tests.helpers.panel import click, click_cell, open_slide, palette_entry
 from tests.helpers.smooth_model import CLASSES, SmoothModel
+from tests.helpers.waiting import wait_until
 
 
 def give_model(panel, delay: float = 0.0) -> SmoothModel:
@@ -200,7 +197,7 @@ def test_a_network_is_downloaded_only_after_licence_and_size_were_shown(
     asked = answer("Cancel", look)
     with at_hub(Hub("timm/resnet18.a1_in1k", {"LICENSE": licence}), tmp_path, monkeypatch) as hub:
         click(panel.train.train)
-        wait_idle(lambda: bool(asked))
+        wait_until(lambda: bool(asked))
         pump(0.2)
     (question,) = asked
     (text, visible, read_only, hidden_below), default = seen

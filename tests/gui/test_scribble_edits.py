@@ -8,8 +8,9 @@ from napari_sparseseg import Annotations
 from napari_sparseseg.gui.layers import napari_compat as seams
 from napari_sparseseg.gui.layers.scribbles import CanvasLayer, ScribbleLayer, Scribbles
 from napari_sparseseg.io import load_annotations
-from tests.gui.conftest import opened_viewer
-from tests.helpers.mouse import Mouse, line, look_at, pump, wait_until, wave
+from tests.helpers.mouse import Mouse, line, look_at, pump, wave
+from tests.helpers.waiting import wait_until
+from tests.helpers.windows import opened_viewer
 
 SIDE = 6000
 SQUARE = [(2800, 2800), (2800, 3100), (3100, 3100), (3100, 2800)]

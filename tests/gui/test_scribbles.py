@@ -11,8 +11,9 @@ pytest.importorskip("qtpy")
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.gui.layers import napari_compat as seams
 from napari_sparseseg.gui.layers.scribbles import CanvasLayer, ScribbleLayer, Scribbles
-from tests.gui.conftest import opened_viewer
-from tests.helpers.mouse import Mouse, camera, line, look_at, pump, wait_until, wave
+from tests.helpers.mouse import Mouse, camera, line, look_at, pump, wave
+from tests.helpers.waiting import wait_until
+from tests.helpers.windows import opened_viewer
 
 pytestmark = pytest.mark.gui
 SIDE = 40_000

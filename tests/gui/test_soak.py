@@ -34,7 +34,8 @@ from qtpy.QtGui import QWheelEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
-from tests.helpers.mouse import camera, line, look_at, pump, wait_until
+from tests.helpers.mouse import camera, line, look_at, pump
+from tests.helpers.waiting import wait_until
 
 LONG = float(os.environ.get("SPARSESEG_SOAK_SECONDS", "600"))
 LEFT = Qt.MouseButton.LeftButton

@@ -4,103 +4,33 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QGuiApplication, QWheelEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QGraphicsView, QLineEdit, QScrollArea, QWidget
+from qtpy.QtWidgets import QApplication, QGraphicsView, QScrollArea, QWidget
 
 from napari_sparseseg import Session
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.gui.sections.classes.table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
-from tests.gui.conftest import opened_viewer
 from tests.helpers.answers import answer_file, choose_entry
-from tests.helpers.mouse import Mouse, camera, line, look_at, pump, wait_until
-
-if TYPE_CHECKING:
-    from napari_sparseseg.gui.widget import SparseSegWidget
-
-LEFT = Qt.MouseButton.LeftButton
-
-
-@pytest.fixture
-def open_panel(viewer):
-    """Opens the panel as napari's Plugins menu does; shut down just before the viewer closes."""
-    opened: list[SparseSegWidget] = []
-
-    def make() -> SparseSegWidget:
-        opened.append(viewer.window.add_plugin_dock_widget("napari-sparseseg")[1])
-        return opened[-1]
-
-    yield make
-    for widget in opened:
-        widget.shut_down()
-
-
-@pytest.fixture
-def panel(open_panel) -> SparseSegWidget:
-    return open_panel()
-
-
-def click(button: QWidget) -> None:
-    QTest.mouseClick(button, LEFT)
-    pump(0.05)
-
-
-def cell(panel: SparseSegWidget, row: int, column: int):
-    """Centre of a cell of the class table, in its viewport."""
-    table = panel.classes.table
-    return table.visualItemRect(table.item(row, column)).center()
-
-
-def click_cell(panel: SparseSegWidget, row: int, column: int, *, double: bool = False) -> None:
-    viewport, at = panel.classes.table.viewport(), cell(panel, row, column)
-    QTest.mouseClick(viewport, LEFT, pos=at)
-    if double:
-        QTest.mouseDClick(viewport, LEFT, pos=at)
-    pump(0.05)
-
-
-def rename(panel: SparseSegWidget, row: int, name: str) -> None:
-    click_cell(panel, row, NAME, double=True)
-    type_name(panel, name)
-
-
-def type_name(panel: SparseSegWidget, name: str) -> None:
-    editor = panel.classes.table.findChild(QLineEdit)
-    editor.selectAll()
-    QTest.keyClicks(editor, name)
-    QTest.keyClick(editor, Qt.Key.Key_Return)
-    pump(0.1)
-
-
-def text(panel: SparseSegWidget, row: int, column: int) -> str:
-    return panel.classes.table.item(row, column).text()
-
-
-def open_slide(panel: SparseSegWidget, path) -> None:
-    panel.slides.open(path)
-    wait_until(lambda: panel.slides.binding is not None and not panel._context.jobs.names, 20)
-    pump(0.2)
-
-
-def draw(viewer, mouse, y: float, x0: float = 200, x1: float = 800) -> None:
-    """A stroke of the selected class along row `y` of the slide."""
-    mouse.drag(line(mouse.canvas(y, x0), mouse.canvas(y, x1), 12))
-    pump(0.1)
-
-
-def scribble(panel: SparseSegWidget) -> None:
-    """A stroke by command, where the mouse is not what is tested."""
-    panel.session.annotations.paint([(500, 200), (500, 800)], 10, 1)
-    pump(0.2)
-
-
-def names(panel: SparseSegWidget) -> list[str]:
-    return [c.name for c in panel.session.classes]
+from tests.helpers.mouse import Mouse, camera, line, look_at, pump
+from tests.helpers.panel import (
+    LEFT,
+    click,
+    click_cell,
+    draw,
+    names,
+    open_slide,
+    rename,
+    scribble,
+    text,
+    type_name,
+)
+from tests.helpers.waiting import wait_until
+from tests.helpers.windows import opened_viewer
 
 
 def test_it_opens_from_the_menu_and_says_what_to_do(panel):

@@ -17,7 +17,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     import napari
 
@@ -35,14 +35,6 @@ def pump(seconds: float = 0.0) -> None:
     while time.perf_counter() < end:
         QApplication.processEvents()
         time.sleep(0.001)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Run the event loop until `condition()`; AssertionError when it does not come true in time."""
-    end = time.perf_counter() + seconds
-    while not condition():
-        assert time.perf_counter() < end, f"not within {seconds} s"
-        pump(0.005)
 
 
 def camera(viewer: napari.Viewer):

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tifffile
+import zarr
 from safetensors.numpy import save_file
 
 from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.slides import ArraySlide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,3 +72,19 @@ def write_tall_slide(path: Path) -> Path:
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit=3)
     return path
+
+
+def level0(path: Path) -> np.ndarray:
+    group = zarr.open_group(path, mode="r")
+    return group[group.attrs["multiscales"][0]["datasets"][0]["path"]][:]
+
+
+def patches_slide(shape=(900, 1300), mpp=0.5) -> ArraySlide:
+    """Blocks of the three class colours with noise: all classes, sharp borders, known truth."""
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 3, (-(-shape[0] // 100), -(-shape[1] // 100)))
+    truth = np.kron(blocks, np.ones((100, 100), int))[: shape[0], : shape[1]]
+    image = SmoothModel().colours[truth] + rng.normal(0, 8, (*shape, 3))
+    slide = ArraySlide(np.clip(image, 0, 255).astype(np.uint8), mpp=mpp, name="patches")
+    slide.truth = truth + 1
+    return slide

@@ -1,0 +1,97 @@
+"""What a user does in the panel: clicks, types, opens, draws beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QLineEdit, QWidget
+
+from napari_sparseseg.gui.sections.classes.table import NAME
+from tests.helpers.mouse import line, pump
+from tests.helpers.waiting import wait_until
+
+if TYPE_CHECKING:
+    from napari_sparseseg.gui.widget import SparseSegWidget
+
+LEFT = Qt.MouseButton.LeftButton
+
+
+def click(button: QWidget) -> None:
+    QTest.mouseClick(button, LEFT)
+    pump(0.05)
+
+
+def cell(panel: SparseSegWidget, row: int, column: int):
+    """Centre of a cell of the class table, in its viewport."""
+    table = panel.classes.table
+    return table.visualItemRect(table.item(row, column)).center()
+
+
+def click_cell(panel: SparseSegWidget, row: int, column: int, *, double: bool = False) -> None:
+    viewport, at = panel.classes.table.viewport(), cell(panel, row, column)
+    QTest.mouseClick(viewport, LEFT, pos=at)
+    if double:
+        QTest.mouseDClick(viewport, LEFT, pos=at)
+    pump(0.05)
+
+
+def rename(panel: SparseSegWidget, row: int, name: str) -> None:
+    click_cell(panel, row, NAME, double=True)
+    type_name(panel, name)
+
+
+def type_name(panel: SparseSegWidget, name: str) -> None:
+    editor = panel.classes.table.findChild(QLineEdit)
+    editor.selectAll()
+    QTest.keyClicks(editor, name)
+    QTest.keyClick(editor, Qt.Key.Key_Return)
+    pump(0.1)
+
+
+def text(panel: SparseSegWidget, row: int, column: int) -> str:
+    return panel.classes.table.item(row, column).text()
+
+
+def open_slide(panel: SparseSegWidget, path) -> None:
+    panel.slides.open(path)
+    wait_until(lambda: panel.slides.binding is not None and not panel._context.jobs.names, 20)
+    pump(0.2)
+
+
+def draw(viewer, mouse, y: float, x0: float = 200, x1: float = 800) -> None:
+    """A stroke of the selected class along row `y` of the slide."""
+    mouse.drag(line(mouse.canvas(y, x0), mouse.canvas(y, x1), 12))
+    pump(0.1)
+
+
+def scribble(panel: SparseSegWidget) -> None:
+    """A stroke by command, where the mouse is not what is tested."""
+    panel.session.annotations.paint([(500, 200), (500, 800)], 10, 1)
+    pump(0.2)
+
+
+def names(panel: SparseSegWidget) -> list[str]:
+    return [c.name for c in panel.session.classes]
+
+
+def draw_both(panel, mouse) -> None:
+    """One stroke on the stripes (left), one on the dots (right)."""
+    table = panel.classes.table
+    for row, x in ((0, 250), (1, 780)):
+        QTest.mouseClick(table.viewport(), LEFT, pos=table.visualItemRect(table.item(row, 2)).center())
+        mouse.drag(line(mouse.canvas(200, x), mouse.canvas(800, x), 20))
+        pump(0.1)
+
+
+def palette_entry(viewer, words: str) -> None:
+    """View > Command Palette, type, Enter."""
+    next(a for a in viewer.window.view_menu.actions() if a.text() == "Command Palette").trigger()
+    pump(0.2)
+    edit = viewer.window._qt_window._command_palette.findChild(QLineEdit)
+    wait_until(edit.isVisible, 10)
+    QTest.keyClicks(edit, words)
+    pump(0.5)
+    QTest.keyClick(edit, Qt.Key.Key_Return)
+    pump(0.3)
