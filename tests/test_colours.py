@@ -9,7 +9,7 @@ import pytest
 from skimage.color import rgb2lab
 
 from napari_sparseseg.config import GREY, PALETTE, ClassDef, make_classes
-from napari_sparseseg.gui.sections.classes.presets import PRESETS, next_colour
+from napari_sparseseg.gui.sections.classes.view import PRESETS, next_colour
 
 # Machado, Oliveira & Fernandes (2009), table 1, severity 1.0; they work on linear RGB
 SIGHT = {

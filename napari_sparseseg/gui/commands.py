@@ -169,7 +169,7 @@ def _press(name: str) -> None:
     if button.isEnabled():
         button.click()
     else:
-        reason = opened.header.next_step.text() or opened.header.state.whole_text()
+        reason = opened.header.next_step.text() or opened.header.state.text()
         show_info(f"{button.text()} is not possible now. {reason}")
 
 

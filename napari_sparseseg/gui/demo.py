@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import napari
 
+    from napari_sparseseg.gui.reader import LayerData
     from napari_sparseseg.gui.widget import SparseSegWidget
 
 
@@ -34,3 +35,11 @@ def _start(widget: SparseSegWidget) -> None:
     drawn = session.set.has_active and any(session.annotations.counts().values())
     if drawn and session.status.state == "idle" and not session.status.model_version:
         widget.start_training()
+
+
+def sample_layers() -> list[LayerData]:
+    """The sample slide; with the panel open it can be scribbled on at once."""
+    from napari_sparseseg.gui.reader import read_slide
+    from napari_sparseseg.samples import sample_slide
+
+    return read_slide(str(sample_slide()))

@@ -8,27 +8,23 @@ from napari.settings import get_settings
 from qtpy.QtCore import QEvent, QSize
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from napari_sparseseg.gui.activity import Activity
-from napari_sparseseg.gui.closing import Closing
 from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
-from napari_sparseseg.gui.layers.napari_compat import qt_problem
-from napari_sparseseg.gui.next_step import next_step, state_line
+from napari_sparseseg.gui.host import Closing
+from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
 from napari_sparseseg.gui.sections.classes.controller import ClassActions
 from napari_sparseseg.gui.sections.classes.view import ClassesPanel
-from napari_sparseseg.gui.sections.header import Header
-from napari_sparseseg.gui.sections.predict.controller import PredictActions
+from napari_sparseseg.gui.sections.header.controller import ProjectActions
+from napari_sparseseg.gui.sections.header.view import Header, next_step, state_line
+from napari_sparseseg.gui.sections.predict.controller import Activity, PredictActions
 from napari_sparseseg.gui.sections.predict.guidance import GuidanceActions
 from napari_sparseseg.gui.sections.predict.view import PredictPanel
-from napari_sparseseg.gui.sections.project import ProjectActions
-from napari_sparseseg.gui.sections.slide.controller import SlideActions
-from napari_sparseseg.gui.sections.slide.recent import RecentActions
+from napari_sparseseg.gui.sections.slide.controller import RecentActions, SlideActions
 from napari_sparseseg.gui.sections.slide.view import SlidePanel
+from napari_sparseseg.gui.sections.train.charts import import_plots
 from napari_sparseseg.gui.sections.train.controller import TrainActions
-from napari_sparseseg.gui.sections.train.curves import import_plots
 from napari_sparseseg.gui.sections.train.view import TrainPanel
-from napari_sparseseg.gui.theme import palette
-from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, plain_tip
+from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, palette, plain_tip
 from napari_sparseseg.session.session import Session
 
 if TYPE_CHECKING:
@@ -37,7 +33,7 @@ if TYPE_CHECKING:
 
     import napari
 
-    from napari_sparseseg.gui.sections.classes.label_statistics import LabelStatistics
+    from napari_sparseseg.gui.sections.train.controller import LabelStatistics
 
 HINTED_STROKES = 6
 """After so many the user knows the keys."""
@@ -99,7 +95,11 @@ class SparseSegWidget(QWidget):
         self._paint()
         self._show_keys()
         self._on_session()
-        self.slides.adopt_ours()
+        if self._context.attempt(require_editing):
+            self.slides.adopt_ours()
+        else:
+            for section in self.sections:
+                section.setEnabled(False)
         broken = qt_problem()
         if broken:
             self.header.error.report(broken, "")
@@ -191,7 +191,7 @@ class SparseSegWidget(QWidget):
         text = state_line(status, jobs, has_slide=has_slide)
         active = bool(jobs) or status.state in ("training", "predicting")
         summaries = (
-            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.numbers.whole_text(),
+            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.numbers.text(),
             f"live prediction {'on' if self.predict.live.isChecked() else 'off'}",
         )  # fmt: skip
         for section, summary in zip(self.sections, summaries, strict=True):

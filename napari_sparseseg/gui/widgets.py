@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from qtpy.QtCore import QEvent, QObject, QSize, Qt, Signal
+from napari.utils.theme import get_theme
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QComboBox,
@@ -26,11 +27,13 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+from superqt import QElidingLabel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qtpy.QtGui import QPaintEvent, QResizeEvent
+    import napari
+    from qtpy.QtGui import QPaintEvent
     from qtpy.QtWidgets import QTableWidget
 
 SPACING = 6
@@ -90,36 +93,20 @@ class Section(QWidget):
         self.toggled.emit(opened)
 
 
-class ElidedLabel(QLabel):
-    """One line that ends in an ellipsis where it does not fit; the whole text is then the tooltip."""
+class ElidedLabel(QElidingLabel):
+    """One line that ends in an ellipsis where it does not fit; the whole text is the tooltip."""
 
     def __init__(self, text: str = "", *, align: Qt.AlignmentFlag = Qt.AlignmentFlag.AlignLeft) -> None:
         super().__init__()
-        self._whole = ""
+        self.setElideMode(Qt.TextElideMode.ElideMiddle)
         self.setAlignment(align | Qt.AlignmentFlag.AlignVCenter)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setText(text)
 
-    def setText(self, text: str | None) -> None:
-        self._whole = text or ""
-        self._fit()
-
-    def whole_text(self) -> str:
-        """The text without ellipsis."""
-        return self._whole
-
-    def minimumSizeHint(self) -> QSize:
-        return QSize(20, super().minimumSizeHint().height())
-
-    def resizeEvent(self, event: QResizeEvent | None) -> None:
-        super().resizeEvent(event)
-        self._fit()
-
-    def _fit(self) -> None:
-        shown = self.fontMetrics().elidedText(self._whole, Qt.TextElideMode.ElideMiddle, max(0, self.width() - 4))
-        super().setText(shown)
-        self.setToolTip(plain_tip(self._whole) if shown != self._whole else "")
+    def setText(self, text: str) -> None:
+        super().setText(text)
+        self.setToolTip(plain_tip(text))
 
 
 class NameBox(QComboBox):
@@ -270,3 +257,46 @@ def note(text: str = "") -> QLabel:
     made.setTextFormat(Qt.TextFormat.PlainText)
     made.setProperty("muted", True)
     return made
+
+
+class Palette(NamedTuple):
+    """``#rrggbb`` of the roles that the panel paints itself."""
+
+    background: str
+    foreground: str
+    text: str
+    muted: str
+    accent: str
+    warning: str
+    error: str
+
+
+def palette(viewer: napari.Viewer) -> Palette:
+    """The colours of the theme that `viewer` shows now."""
+    theme = get_theme(viewer.theme)
+    background, text = _hex(theme.background), _hex(theme.text)
+    return Palette(
+        background=background,
+        foreground=_hex(theme.foreground),
+        text=text,
+        muted=mix(text, background, 0.35),
+        accent=_hex(theme.current),
+        warning=_hex(theme.warning),
+        error=mix(_hex(theme.error), text, 0.45),
+    )
+
+
+def mix(colour: str, other: str, share: float) -> str:
+    """`colour` with a `share` (0..1) of `other` in it."""
+    pairs = zip(_parts(colour), _parts(other), strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def _parts(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _hex(colour: object) -> str:
+    as_hex = getattr(colour, "as_hex", None)
+    text = as_hex("long") if as_hex is not None else str(colour)
+    return str(text)[:7]

@@ -33,7 +33,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
-from napari_sparseseg.gui.layers.scribble_layer import ScribbleLayer
+from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
 from napari_sparseseg.prediction.live_view import LiveView, plan
 from napari_sparseseg.prediction.tile_store import TILE
 from napari_sparseseg.prediction.tiles import input_region

@@ -26,7 +26,7 @@ import psutil
 from qtpy.QtCore import QTimer
 
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.gui.layers.scribbles import Scribbles
+from napari_sparseseg.gui.layers.slide_layers import Scribbles
 from tests.helpers.mouse import Mouse, look_at, pump, wave
 
 SIDE = 100_000

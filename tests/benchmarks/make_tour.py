@@ -82,7 +82,7 @@ class Tour:
         """A picture, and what the panel says."""
         idle(0.5)
         self.viewer.window._qt_window.grab().save(str(self.output / f"tour-{name}.png"))
-        said = self.panel.header.next_step.text() or self.panel.header.state.whole_text()
+        said = self.panel.header.next_step.text() or self.panel.header.state.text()
         print(f"{time.monotonic() - self.started:6.1f} s  {name}: {said}")
 
     def click(self, button) -> None:
@@ -122,7 +122,7 @@ class Tour:
         with tempfile.TemporaryDirectory() as folder:
             answer_file(Path(folder) / "result")
             self.click(self.panel.predict.predict_slide)
-            until(lambda: self.panel.predict.result.whole_text().startswith("Wrote"), 300)
+            until(lambda: self.panel.predict.result.text().startswith("Wrote"), 300)
             for section in self.panel.sections[:3]:
                 self.click(section.heading)
             self.panel.predict.areas.place.setFocus()

@@ -9,7 +9,7 @@ from qtpy.QtGui import QGuiApplication
 from qtpy.QtTest import QTest
 
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.gui.sections.predict.areas_table import DRAWN, SCREEN, WHOLE
+from napari_sparseseg.gui.sections.predict.view import DRAWN, SCREEN, WHOLE
 from tests.helpers.mouse import line, look_at, pump
 from tests.helpers.smooth_model import CLASSES, SmoothModel
 from tests.helpers.waiting import wait_until

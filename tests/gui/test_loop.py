@@ -85,7 +85,7 @@ def test_pause_shows_and_holds(viewer, panel, mouse):
     wait_until(lambda: panel.session.status.step > 0)
     click(panel.train.train)
     wait_until(lambda: panel.train.train.text() == "Resume", 10)
-    wait_until(lambda: panel.header.state.whole_text() == "Paused", 10)
+    wait_until(lambda: panel.header.state.text() == "Paused", 10)
     time.sleep(1.0)  # the step at hand may end
     step = panel.session.status.step
     mouse.drag(line(mouse.canvas(900, 600), mouse.canvas(900, 900), 10))
@@ -130,7 +130,7 @@ def test_what_fails_while_training_is_said_in_one_line(viewer, panel, mouse):
     assert "cuda" in panel.header.error.text.text()
     assert "Traceback" not in panel.header.error.text.text()
     assert "Traceback" in panel.header.error.details.toPlainText()
-    wait_until(lambda: panel.header.state.whole_text() == "Failed", 5)
+    wait_until(lambda: panel.header.state.text() == "Failed", 5)
     assert panel.train.train.text() == "Train"
     panel.train.settings.device.setCurrentText("cpu")
     click(panel.train.train)

@@ -264,7 +264,7 @@ def test_training_waits_while_napari_asks_whether_to_close(viewer, panel, tiny_s
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_text_can_be_read_in_both_themes(viewer, panel, theme):
     """WCAG contrast of the panel's own colours: 4.5 for text, 3 for marks."""
-    from napari_sparseseg.gui.theme import palette
+    from napari_sparseseg.gui.widgets import palette
 
     def luminance(colour: str) -> float:
         rgb = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])

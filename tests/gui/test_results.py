@@ -64,7 +64,7 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     answer_file(tmp_path / "whole")
     click(panel.predict.predict_slide)
     quiet(panel)
-    assert panel.predict.result.whole_text() == f"Wrote {tmp_path / 'whole.ome.zarr'}"
+    assert panel.predict.result.text() == f"Wrote {tmp_path / 'whole.ome.zarr'}"
     written = np.asarray(zarr.open_group(tmp_path / "whole.ome.zarr", mode="r")["labels/classes/0"])
     expected, _ = panel.session.predict((0, 0, 1024, 1024))
     np.testing.assert_array_equal(written, expected)
@@ -72,7 +72,7 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     answer_file(tmp_path / "regions.geojson")
     choose_entry(panel.predict.export, "Regions for QuPath (GeoJSON)…")
     quiet(panel)
-    assert panel.predict.result.whole_text() == f"Wrote {tmp_path / 'regions.geojson'}"
+    assert panel.predict.result.text() == f"Wrote {tmp_path / 'regions.geojson'}"
     features = json.loads((tmp_path / "regions.geojson").read_text())["features"]
     found = {f["properties"]["classification"]["name"] for f in features}
     assert "stroma" in found

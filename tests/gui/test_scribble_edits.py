@@ -5,8 +5,10 @@ import pytest
 from napari.layers import Labels
 
 from napari_sparseseg import Annotations
-from napari_sparseseg.gui.layers import napari_compat as seams
-from napari_sparseseg.gui.layers.scribbles import CanvasLayer, ScribbleLayer, Scribbles
+from napari_sparseseg.errors import SparseSegError
+from napari_sparseseg.gui.layers import napari_compat
+from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
+from napari_sparseseg.gui.layers.slide_layers import Scribbles
 from napari_sparseseg.io import load_annotations
 from tests.helpers.mouse import Mouse, line, look_at, pump, wave
 from tests.helpers.waiting import wait_until
@@ -98,28 +100,23 @@ def test_save_selected_layers_writes_all_scribbles(shown, tmp_path, name):
 
 
 @pytest.mark.parametrize("broken", ["missing", "renamed parameter", "no texture event"])
-def test_a_broken_seam_is_found_and_the_canvas_takes_over(qapp, monkeypatch, capsys, broken):
+def test_a_napari_that_cannot_paint_is_refused_with_a_sentence(viewer, monkeypatch, tiny_slide, broken):
     if broken == "missing":
         monkeypatch.delattr(Labels, "_partial_labels_refresh")
     elif broken == "renamed parameter":
         monkeypatch.setattr(Labels, "_draw", lambda self, label, last, now: None)
     else:
         monkeypatch.setattr(ScribbleLayer, "_partial_labels_refresh", lambda self: None)
-    seams.check.cache_clear()
+    napari_compat.problems.cache_clear()
     try:
-        assert seams.check()
-        if broken == "missing":
-            monkeypatch.undo()  # napari itself cannot draw without it; the finding stays cached
-        with opened_viewer(900, 620) as viewer:
-            annotations = Annotations((SIDE, SIDE), classes=["tumour", "stroma"])
-            scribbles, mouse = Scribbles(viewer, annotations), Mouse(viewer)
-            assert isinstance(scribbles.layer, CanvasLayer)
-            look_at(viewer, 3000, 3000, 0.5)
-            pump(0.2)
-            if broken != "renamed parameter":
-                scribbles.layer.mode, scribbles.layer.selected_label = "paint", 2
-                mouse.drag(line((200, 200), (400, 200), 8))
-                wait_until(lambda: annotations.counts()[2] > 0)
-            scribbles.close()
+        with pytest.raises(SparseSegError, match=r"nothing can be drawn.*Install"):
+            Scribbles(viewer, Annotations((SIDE, SIDE)))
+        panel = viewer.window.add_plugin_dock_widget("napari-sparseseg")[1]
+        assert "nothing can be drawn" in panel.header.error.text.text()
+        assert not any(section.isEnabled() for section in panel.sections)
+        panel.session.open(tiny_slide)
+        pump(0.3)
+        assert not viewer.layers
+        panel.shut_down()
     finally:
-        seams.check.cache_clear()
+        napari_compat.problems.cache_clear()

@@ -9,9 +9,10 @@ pytest.importorskip("napari")
 pytest.importorskip("qtpy")
 
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.gui.layers import napari_compat as seams
-from napari_sparseseg.gui.layers.scribbles import CanvasLayer, ScribbleLayer, Scribbles
-from tests.helpers.mouse import Mouse, camera, line, look_at, pump, wave
+from napari_sparseseg.gui.layers import napari_compat
+from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
+from napari_sparseseg.gui.layers.slide_layers import Scribbles
+from tests.helpers.mouse import camera, line, look_at, pump, wave
 from tests.helpers.waiting import wait_until
 from tests.helpers.windows import opened_viewer
 
@@ -103,9 +104,9 @@ def assert_drawn(labels, expected, slack, label=1):
     assert not (labels[~outer] == label).any()
 
 
-def test_seams_of_this_napari_hold():
-    assert seams.check() == ()
-    assert seams.qt_problem() == ""
+def test_this_napari_has_what_painting_needs():
+    assert napari_compat.problems() == ()
+    assert napari_compat.qt_problem() == ""
 
 
 @BOTH
@@ -459,32 +460,6 @@ def test_dense_regions_from_elsewhere_are_shown(viewer, annotations, scribbles):
     annotations.fill_polygon([(100, 100), (100, 900), (900, 900)], 1, dense=True)
     wait_until(lambda: scribbles.dense_layer.nshapes == 1)
     assert scribbles.dense_layer.data[0].max() == pytest.approx(900, abs=1)
-
-
-def test_canvas_fallback_draws_and_follows(own_viewer):
-    annotations, mouse = Annotations((SIDE, SIDE), classes=CLASSES), Mouse(own_viewer)
-    shown = Scribbles(own_viewer, annotations, problems=["told so by the test"])
-    canvas = shown.layer
-    assert isinstance(canvas, CanvasLayer)
-    look_at(own_viewer, MIDDLE, MIDDLE, 0.25)
-    canvas.mode, canvas.brush_size = "paint", 20
-    w, h = mouse.size
-    a, b = (w / 2 - 80, h / 2), (w / 2 + 80, h / 2)
-    mouse.drag(line(a, b, 10))
-    assert len(annotations.strokes) == 1
-    area = (160 / 0.25) * (20 / 0.25) + np.pi * (10 / 0.25) ** 2
-    assert annotations.counts()[1] == pytest.approx(area, rel=0.1)
-    labels, y0, _ = around(annotations, MIDDLE, MIDDLE, 480, 2)
-    ys = np.nonzero(labels == 1)[0]
-    assert (ys + y0).mean() == pytest.approx(mouse.world(a)[0] / 4, abs=2)
-    look_at(own_viewer, MIDDLE + 300, MIDDLE, 1.0)
-    pump(0.2)
-    value = canvas.get_value((mouse.world((w / 2, h / 2))[0] - 300, MIDDLE), world=True)
-    assert value == 1
-    mouse.key("Z", ctrl=True)
-    assert not any(annotations.counts().values())
-    pump(0.1)
-    shown.close()
 
 
 def test_closing_a_slide_lets_go_of_everything(own_viewer):

@@ -36,7 +36,7 @@ from tests.helpers.windows import opened_viewer
 def test_it_opens_from_the_menu_and_says_what_to_do(panel):
     assert isinstance(panel.session, Session)
     assert [s.heading.text() for s in panel.sections] == ["Slide", "Classes", "Train", "Predict"]
-    assert panel.header.state.whole_text() == "No slide open"
+    assert panel.header.state.text() == "No slide open"
     assert panel.header.next_step.text().startswith("1 of 3")
     assert names(panel) == ["tissue", "background"]
     assert not panel.train.stop.isEnabled()
@@ -79,7 +79,7 @@ def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
     right_edge = viewport.mapTo(panel, viewport.rect().topRight()).x()
     assert right_edge < panel.width() - 5, "there is a scroll bar"
     for widget in shown:
-        if widget.parent().metaObject().className() in ("QScrollArea", "QTableWidget", "ClassTable"):
+        if widget.parent().metaObject().className() in ("QScrollArea", "QTableWidget", "ClassTableView"):
             continue
         right = widget.mapTo(panel, widget.rect().topRight()).x()
         assert right <= right_edge <= panel.width(), (widget, getattr(widget, "text", lambda: "")(), right)

@@ -11,11 +11,15 @@ from napari.layers import Labels, Shapes
 from napari_sparseseg.annotations.drawing import Shape
 from napari_sparseseg.annotations.packing import enlarge
 from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
 from napari_sparseseg.io.asap import one_ring
 from napari_sparseseg.io.trace import trace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import napari
     from napari.layers import Layer
     from numpy.typing import NDArray
 
@@ -123,3 +127,24 @@ def _draw_labels(annotations: Annotations, layer: Labels) -> int:
                     paint(write, corner[0], corner[1], enlarge(block == label, larger), label)
                     drawn.add(label)
     return len(drawn)
+
+
+def selected_outlines(viewer: napari.Viewer) -> list[NDArray[Any]]:
+    """Selected rectangles, polygons and closed lines of the visible Shapes layers: (N, 2) of (y, x), level-0 pixels."""
+    found = []
+    for layer in viewer.layers:
+        if not isinstance(layer, Shapes) or not layer.visible:
+            continue
+        for k in sorted(layer.selected_data):
+            points, kind = layer.data[k], layer.shape_type[k]
+            if kind in ("rectangle", "polygon") or (kind == "path" and np.array_equal(points[0], points[-1])):
+                world = np.array([layer.data_to_world(point) for point in points], float)
+                found.append(world[:, -2:] + PIXEL_CENTRE)
+    return found
+
+
+def around(outlines: Sequence[NDArray[Any]]) -> Box:
+    """The level-0 box around some outlines."""
+    points = np.concatenate(outlines)
+    (y, x), (y1, x1) = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
+    return Box(int(y), int(x), int(y1 - y), int(x1 - x))

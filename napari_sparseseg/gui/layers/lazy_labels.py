@@ -36,7 +36,7 @@ PIXEL_CENTRE = 0.5
 """napari's coordinates have a pixel's centre at the integer, those of annotations its corner."""
 
 
-class Tile(NamedTuple):
+class ShownTile(NamedTuple):
     """The part of one level that napari shows: origin and size in pixels of that level."""
 
     level: int
@@ -61,12 +61,12 @@ class Tile(NamedTuple):
         return touched._replace(y=touched.y - self.box.y, x=touched.x - self.box.x)
 
 
-def tile_of(response: Any) -> Tile:
+def tile_of(response: Any) -> ShownTile:
     """Which part of the pyramid a slice of napari's holds."""
     to_data = response.tile_to_data
     level = round(float(np.log2(to_data.scale[-1])))
     y, x = (round(float(t)) >> level for t in to_data.translate[-2:])
-    return Tile(level, Box(y, x, *response.image.raw.shape))
+    return ShownTile(level, Box(y, x, *response.image.raw.shape))
 
 
 def class_colormap(classes: Iterable[ClassDef]) -> DirectLabelColormap:
@@ -146,7 +146,7 @@ class LazyLabels(Labels):
         show_info("The colours are those of the classes; change them in the table of classes.")
 
     @property
-    def tile(self) -> Tile | None:
+    def tile(self) -> ShownTile | None:
         """What is shown now; None while nothing is, or while napari still loads it."""
         if self._slice.empty or not self.loaded:
             return None

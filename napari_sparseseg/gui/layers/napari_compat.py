@@ -1,22 +1,26 @@
-"""Does this napari still have the private parts that `ScribbleLayer` builds on?
+"""What depends on the version of napari: a self-test of its private parts, the view, and the Qt binding.
 
-Checked once at start-up by using them, because a changed signature is as bad as a missing name. The list of problems
-is for the user and for a bug report; an empty one means that painting on the pyramid works.
+`ScribbleLayer` overrides private methods of napari's Labels layer. `problems` tries them once per process, because a
+changed signature is as bad as a missing name; without problems, painting on a pyramid works.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from functools import cache
 
+import napari
 import numpy as np
 import qtpy
 from napari.layers import Labels
 from qtpy.QtCore import QObject
 
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.gui.layers.scribble_layer import ScribbleLayer
+from napari_sparseseg.errors import SparseSegError
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
 
 OVERRIDDEN = {
     "_draw": ["new_label", "last_cursor_coord", "coordinates"],
@@ -35,22 +39,32 @@ CALLS = 50
 
 
 @cache
-def check() -> tuple[str, ...]:
+def problems() -> tuple[str, ...]:
     """What does not work, one clause each."""
-    problems = []
+    found = []
     for name, parameters in OVERRIDDEN.items():
         method = getattr(Labels, name, None)
         if method is None:
-            problems.append(f"napari's Labels has no {name} any more")
+            found.append(f"napari's Labels has no {name} any more")
         elif list(inspect.signature(method).parameters)[1:] != parameters:
-            problems.append(f"napari's Labels.{name} takes other parameters than ({', '.join(parameters)})")
-    if problems:
-        return tuple(problems)
+            found.append(f"napari's Labels.{name} takes other parameters than ({', '.join(parameters)})")
+    if found:
+        return tuple(found)
     try:
-        problems += _trial()
+        found += _trial()
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
-        problems.append(f"a trial stroke ended in {type(error).__name__}: {error}")
-    return tuple(problems)
+        found.append(f"a trial stroke ended in {type(error).__name__}: {error}")
+    return tuple(found)
+
+
+def require_editing() -> None:
+    """Raise `SparseSegError` where this napari lacks what painting on a pyramid needs."""
+    found = problems()
+    if found:
+        raise SparseSegError(
+            f"napari {napari.__version__} does not work with this version of napari-sparseseg, so nothing can be drawn "
+            f'({"; ".join(found)}). Install "napari>=0.9,<0.11", or a newer napari-sparseseg.'
+        )
 
 
 def qt_problem() -> str:
@@ -93,3 +107,37 @@ def _trial() -> list[str]:
         return [] if layer.label_at((SIDE / 2, SIDE / 2)) == 0 else ["undoing a trial stroke does not show"]
     finally:
         layer.detach()
+
+
+def hide_cursor_box(viewer: napari.Viewer) -> None:
+    """Hide the background box of the brush circle.
+
+    napari 0.9 draws it behind the circle and leaves it on the canvas when the brush is put away; drawn there without
+    any layer it ends in a segmentation fault in Mesa's software renderer.
+    """
+    if "_brush_circle" in viewer.canvas.overlays:
+        viewer.canvas.overlays["_brush_circle"].box = False
+
+
+def view_box(viewer: napari.Viewer) -> tuple[Box, float]:
+    """The box on screen in world coordinates, which are level-0 pixels, and level-0 pixels per screen pixel.
+
+    It may reach beyond the slide.
+    """
+    camera = viewer.scene.camera
+    height, width = viewer.canvas.size
+    y, x = (float(c) for c in camera.center[-2:])
+    pixel = 1.0 / float(camera.zoom)
+    top, left = y - height * pixel / 2, x - width * pixel / 2
+    box = Box(math.floor(top), math.floor(left), math.ceil(height * pixel) + 1, math.ceil(width * pixel) + 1)
+    return box, pixel
+
+
+def show_whole(viewer: napari.Viewer, shape: tuple[int, int]) -> None:
+    """Show a slide of (height, width) level-0 pixels with some room around it.
+
+    What napari does with `ViewerModel.reset_view`, which before 0.9.2 knows only all layers, other slides' included.
+    """
+    camera = viewer.scene.camera
+    camera.zoom = 0.95 * min(a / b for a, b in zip(viewer.canvas.size, shape, strict=True))
+    camera.center = (0.0, *((side - 1) / 2 for side in shape))  # napari's pixel 0 is centred on 0

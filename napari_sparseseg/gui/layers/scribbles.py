@@ -1,143 +1,402 @@
-"""Scribbles in a viewer: the layer to draw on, the dense regions apart, and what ties both to the camera.
+"""The layer that scribbles are drawn on: napari's Labels, multiscale and editable, over `Annotations`.
 
-One `Scribbles` per slide and viewer. Where napari has changed so much that the editable pyramid would not work, the
-same annotations are drawn through `CanvasLayer`, which uses napari's public parts only.
+All of napari's own tools (buttons, shortcuts, cursors, right-click encircling) end in the few methods overridden here,
+and every one of them writes through `Annotations`, where a drag is one stroke: one undo, one row in the file.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import psygnal.qt
+import numpy as np
+from napari.layers import Labels
 from napari.utils.notifications import show_info, show_warning
-from qtpy.QtCore import QTimer
+from PIL import Image, ImageDraw
 
-from napari_sparseseg.gui.layers import napari_compat as seams
-from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
-from napari_sparseseg.gui.layers.scribble_canvas import CanvasLayer
-from napari_sparseseg.gui.layers.scribble_layer import ScribbleLayer
+from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
+from napari_sparseseg.io import save_as
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from os import PathLike
 
-    import napari
+    from numpy.typing import NDArray
 
     from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.annotations.packing import Keep
 
-__all__ = ["CanvasLayer", "DenseRegionLayer", "ScribbleLayer", "Scribbles", "camera_of"]
-SIGNAL_INTERVAL_MS = 30
-
-
-def camera_of(viewer: napari.Viewer) -> Any:
-    """The viewer's camera; napari moved it in 0.9."""
-    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
+DEFAULT_BRUSH_PX = 20
+CLASS_KEYS = range(1, 10)
 
 
-def without_cursor_box(viewer: napari.Viewer) -> None:
-    """Take the background box of the brush circle away.
-
-    napari 0.9 draws it behind the circle and forgets it on the canvas when the brush is put away; drawing it there
-    alone (no other layer left) ends in a segmentation fault in Mesa's software renderer.
-    """
-    overlays = getattr(getattr(viewer, "canvas", None), "overlays", {})
-    if "_brush_circle" in overlays:
-        overlays["_brush_circle"].box = False
+def pick(layer: ScribbleLayer, event: Any) -> None:
+    """Take the label under the cursor; napari's own picker cannot read pyramids."""
+    layer.selected_label = layer.label_at(layer.world_to_data(event.position)) or 0
 
 
-class Scribbles:
-    """Annotations shown and edited in a viewer.
+class ScreenBrushSize(type(Labels.brush_size_on_mouse_move)):  # type: ignore[misc]
+    """Alt + mouse move changes the brush; napari divides by the zoom, but this brush is measured on the screen."""
+
+    def __call__(self, layer: Labels, event: Any) -> None:
+        super().__call__(layer, SimpleNamespace(pos=event.pos, modifiers=event.modifiers, camera_zoom=1.0))
+
+
+class ScribbleLayer(LazyLabels):
+    """Scribbles of one slide, drawn at any zoom.
+
+    ``brush_size`` (slider, ``[`` and ``]``, Alt + mouse) is in **screen pixels** and stays so at every zoom; `zoom`
+    must follow the camera (`Scribbles` does that). Fill is bounded to the tile that is shown. Keys 1-9 select the class
+    with that id in place of napari's second set of mode keys (the letters still work); G is the polygon tool.
 
     Parameters
     ----------
-    viewer
-        Gets two layers on top: dense regions, and the scribbles, which become the active layer.
     annotations
-        Of the slide shown at scale 1, so that world coordinates are its level-0 pixels.
-    name
-        Of the scribble layer; the dense regions add " (dense)".
-    problems
-        What is wrong with napari's private parts; found out by `seams.check` when None. With any, the canvas is used.
+        Shown and edited; changes from elsewhere show up by themselves.
+    name, opacity
+        As in napari.
     """
 
-    def __init__(
-        self,
-        viewer: napari.Viewer,
-        annotations: Annotations,
-        *,
-        name: str = "scribbles",
-        problems: Sequence[str] | None = None,
-    ) -> None:
-        self.viewer, self.annotations, self.closed = viewer, annotations, False
-        self.problems = tuple(seams.check() if problems is None else problems)
-        psygnal.qt.start_emitting_from_queue(SIGNAL_INTERVAL_MS)
-        self.layer: ScribbleLayer | CanvasLayer
-        if self.problems:
-            show_warning(
-                "This napari is new to napari-sparseseg: scribbles are drawn on the visible part only and follow the "
-                f"view after it rests. ({'; '.join(self.problems)})"
-            )
-            self.layer = CanvasLayer(annotations, name=name)
+    _drag_modes: ClassVar[dict[Any, Any]] = {
+        mode: pick if str(mode) == "pick" else action for mode, action in Labels._drag_modes.items()
+    }
+    _move_modes: ClassVar[dict[Any, Any]] = {
+        mode: ScreenBrushSize() if str(mode) in ("paint", "erase") else action
+        for mode, action in Labels._move_modes.items()
+    }
+
+    def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
+        self._annotations = annotations
+        self.locked_classes: frozenset[int] = frozenset()  # ids of classes that no tool draws over or erases
+        self._zoom = 1.0
+        self._depth = 0  # nested groups of edits; the stroke ends with the outermost
+        self._stroke = False  # a stroke is open in the annotations
+        self._refused = False  # the label of this stroke was refused; stay silent until it ends
+        super().__init__(annotations.quadtree.levels(), annotations.classes, name=name, opacity=opacity)
+        self.brush_size = DEFAULT_BRUSH_PX
+        self._preview = Preview(self)
+        for number in CLASS_KEYS:
+            self.bind_key(str(number), lambda layer, n=number: layer.select_class(n), overwrite=True)
+        self.bind_key("G", lambda layer: setattr(layer, "mode", "polygon"), overwrite=True)
+        annotations.changed.connect(self._on_changed, thread="main")
+        annotations.classes_changed.connect(self._on_classes_changed, thread="main")
+
+    @property
+    def annotations(self) -> Annotations:
+        """What is drawn on."""
+        return self._annotations
+
+    def detach(self) -> None:
+        """Stop following the annotations; an open stroke is kept."""
+        self._close_stroke()
+        self._annotations.changed.disconnect(self._on_changed, missing_ok=True)
+        self._annotations.classes_changed.disconnect(self._on_classes_changed, missing_ok=True)
+
+    def _on_changed(self, version: int, box: Box) -> None:
+        self.update_box(Box(*box))
+
+    def _on_classes_changed(self) -> None:
+        self.show_classes(self._annotations.classes)
+
+    def _reset_editable(self) -> None:
+        self.editable = True
+
+    def select_class(self, class_id: int) -> None:
+        """Draw with that class from now on; from the eraser this goes back to the brush."""
+        if class_id not in {c.id for c in self._annotations.classes}:
+            show_info(f"There is no class {class_id}.")
+            return
+        self.selected_label = class_id
+        if str(self.mode) == "erase":  # type: ignore[has-type]  # napari's property has no types
+            self.mode = "paint"
+
+    def as_layer_data_tuple(self) -> tuple[Any, dict[str, Any], str]:
+        """For writers and for duplication; the data carry the annotations, for `write_scribbles`."""
+        levels, state, kind = super().as_layer_data_tuple()
+        levels.annotations = self._annotations
+        return levels, state, kind
+
+    def save(self, path: str | PathLike[str], plugin: str | None = None) -> list[str]:
+        """Save by suffix: ``.sparseseg`` keeps all, ``.geojson`` is for QuPath; images by napari's writers.
+
+        Raises
+        ------
+        AnnotationError
+            Where an image was asked for and level 0 is too large for one.
+        """
+        if plugin is None and Path(path).suffix.lower() in SUFFIXES:
+            return save_annotations(self._annotations, path)
+        written: list[str] = super().save(str(path), plugin)
+        return written
+
+    # ---- brush
+
+    @property
+    def zoom(self) -> float:
+        """Screen pixels per level-0 pixel."""
+        return self._zoom
+
+    @zoom.setter
+    def zoom(self, zoom: float) -> None:
+        self._zoom = zoom
+        self.cursor_size = self._calculate_cursor_size()
+
+    @property
+    def brush_diameter(self) -> float:
+        """Of the brush as it is now, in level-0 pixels."""
+        return float(self.brush_size / self._zoom)
+
+    def _calculate_cursor_size(self) -> float:  # type: ignore[override,unused-ignore]
+        # napari multiplies by the zoom and truncates; the little bit keeps 20 from becoming 19
+        return self.brush_diameter * (1 + 1e-9)
+
+    # ---- strokes
+
+    def _kept(self, label: int) -> Keep:
+        """What drawing `label` may replace: all but locked classes; with "preserve labels" one label only."""
+        if not self.preserve_labels:
+            return frozenset(range(256)) - self.locked_classes if self.locked_classes else None
+        kept = 0
+        if not label:
+            kept = self.selected_label if self._prev_selected_label is None else self._prev_selected_label
+        return frozenset() if kept in self.locked_classes else int(kept)
+
+    def _open_stroke(self, label: int, kind: str) -> bool:
+        if self._stroke or self._refused:
+            return self._stroke
+        try:
+            self._annotations.begin_stroke(int(label), kind=kind, keep=self._kept(label))
+        except AnnotationError as error:
+            self._refused = True
+            show_warning(str(error))
+            return False
+        self._stroke = True
+        return True
+
+    def _close_stroke(self, *, abort: bool = False) -> None:
+        self._depth, self._refused = 0, False
+        if not self._stroke:
+            return
+        self._stroke = False
+        if abort:
+            self._annotations.abort_stroke()
+            self.refresh(extent=False)
         else:
-            self.layer = ScribbleLayer(annotations, name=name)
-        layer = self.layer
-        self.dense_layer = DenseRegionLayer(
-            annotations, name=f"{name} (dense)", rest_class=lambda: int(layer.selected_label)
-        )
-        viewer.add_layer(self.dense_layer)
-        viewer.add_layer(self.layer)
-        viewer.layers.selection.active = self.layer
-        without_cursor_box(viewer)
-        self._camera = camera_of(viewer)
-        self._view = tuple(self._camera.center), self._camera.zoom
-        self._camera.events.zoom.connect(self._on_camera)
-        self._camera.events.center.connect(self._on_camera)
-        viewer.dims.events.ndisplay.connect(self._on_dims)
-        viewer.dims.events.order.connect(self._on_dims)
-        viewer.layers.events.removed.connect(self._on_removed)
-        self._on_camera()
-        self._on_dims()
+            self._annotations.commit_stroke()
+            self.events.paint(value=[])
 
-    def _on_camera(self, event: Any = None) -> None:
-        if self.viewer.dims.ndisplay != 2:
+    @contextmanager
+    def block_history(self) -> Iterator[None]:
+        """What happens inside is one stroke; napari wraps each drag in it."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth <= 0:
+                self._close_stroke()
+
+    def _begin_stroke(self) -> None:
+        self._depth += 1
+
+    def _commit_stroke(self) -> None:
+        self._close_stroke()
+
+    def _abort_stroke(self) -> None:
+        self._close_stroke(abort=True)
+
+    def undo(self) -> None:
+        """Take back the last stroke; nothing while one is being drawn."""
+        if not self._stroke:
+            self._annotations.undo()
+
+    def redo(self) -> None:
+        """Draw again what was taken back last."""
+        if not self._stroke:
+            self._annotations.redo()
+
+    # ---- tools
+
+    def _draw(self, new_label: int, last_cursor_coord: Any, coordinates: Any) -> None:
+        if coordinates is None:
             return
-        self._view = tuple(self._camera.center), self._camera.zoom
-        self.layer.zoom = self._camera.zoom
-        self.dense_layer.zoom = self._camera.zoom
-        if isinstance(self.layer, CanvasLayer):
-            self.layer.look(tuple(self._camera.center)[-2:])
-
-    def _on_dims(self, event: Any = None) -> None:
-        """Slides are flat: back to two dimensions, rows down and columns to the right."""
-        dims = self.viewer.dims
-        if dims.ndisplay != 2:
-            show_info("Scribbles are drawn on the flat slide: the 3-D view was switched off again.")
-            view = self._view
-            dims.ndisplay = 2
-            QTimer.singleShot(0, lambda: self._look(view))  # napari resets the camera once this event is through
-        if tuple(dims.order[-2:]) != (dims.ndim - 2, dims.ndim - 1):
-            show_info("Scribbles cannot be drawn on transposed axes: the order was set back.")
-            dims.order = tuple(range(dims.ndim))
-
-    def _look(self, view: tuple[tuple[float, ...], float]) -> None:
-        self._camera.center, self._camera.zoom = view
-
-    def _on_removed(self, event: Any) -> None:
-        if event.value is self.layer or event.value is self.dense_layer:
-            self.close()
-
-    def close(self, *, take_out: bool = True) -> None:
-        """Let go of everything; with `take_out` both layers leave the viewer. Again is harmless."""
-        if self.closed:
+        if str(self.mode) == "fill":
+            self.fill(coordinates, new_label)
             return
-        self.closed = True
-        self._camera.events.zoom.disconnect(self._on_camera)
-        self._camera.events.center.disconnect(self._on_camera)
-        self.viewer.dims.events.ndisplay.disconnect(self._on_dims)
-        self.viewer.dims.events.order.disconnect(self._on_dims)
-        self.viewer.layers.events.removed.disconnect(self._on_removed)
-        # napari's brush circle, drawn once more after its layer went, ends in a segmentation fault on software GL
-        self.layer.mode = "pan_zoom"
-        for layer in (self.layer, self.dense_layer):
-            layer.detach()
-            if take_out and layer in self.viewer.layers:
-                self.viewer.layers.remove(layer)
+        start = coordinates if last_cursor_coord is None else last_cursor_coord
+        self._brush(start, coordinates, new_label)
+        self._partial_labels_refresh()
+
+    def _brush(self, start: Sequence[float], end: Sequence[float], label: int) -> None:
+        """One capsule per mouse move: dabs would be hundreds for a thin brush on a whole slide."""
+        if not self._open_stroke(label, "brush" if label else "erase"):
+            return
+        radius = self.brush_diameter / 2
+        ends = np.array([start, end], dtype=float)[:, -2:]
+        if radius < 1:  # magnified pixels: the one under the cursor, wherever in it the cursor is
+            ends, radius = np.round(ends), max(radius, 0.5)
+        ends += PIXEL_CENTRE
+        self._queue(self._annotations.extend_stroke(tuple(ends[0]), tuple(ends[1]), radius))
+
+    def _queue(self, box: Box | None) -> None:
+        if box is not None:
+            self._pending = Box(*box) if self._pending is None else self._pending.union(Box(*box))
+
+    def paint(self, coord: Sequence[float], new_label: int, refresh: bool = True) -> None:
+        """One dab of the brush at data coordinate `coord`."""
+        with self.block_history():
+            self._brush(coord, coord, new_label)
+        if refresh:
+            self._partial_labels_refresh()
+
+    def fill(self, coord: Sequence[float], new_label: int, refresh: bool = True) -> None:
+        """Bucket: relabel what is connected to `coord` (or all of its label), within the tile that is shown."""
+        from skimage.segmentation import flood
+
+        tile = self.tile
+        seed = None if tile is None else tile.pixel(coord[-2:])
+        if tile is None or seed is None:
+            return
+        raw = self._slice.image.raw
+        old, keep = int(raw[seed]), self._kept(new_label)
+        if old == new_label or not (old in keep if isinstance(keep, frozenset) else keep in (None, old)):
+            return
+        mask = flood(raw, seed, connectivity=1) if self.contiguous else raw == old
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        y, x = int(rows[0]), int(columns[0])
+        mask = mask[y : rows[-1] + 1, x : columns[-1] + 1]
+        with self.block_history():
+            if self._open_stroke(new_label, "fill"):
+                self._queue(self._annotations.paint_mask(tile.level, tile.box.y + y, tile.box.x + x, mask))
+        if refresh:
+            self._partial_labels_refresh()
+
+    def paint_polygon(self, points: Any, new_label: int) -> None:
+        """Fill a polygon whose corners are the pixels with these (y, x) indices, as napari does."""
+        corners = np.asarray(points, dtype=float)[:, -2:].astype(int)
+        with self.block_history():
+            if self._open_stroke(new_label, "polygon"):
+                self._queue(self._annotations.extend_polygon(corners + PIXEL_CENTRE))
+        self._partial_labels_refresh()
+
+    def data_setitem(self, indices: Any, value: Any, refresh: bool = True) -> None:
+        """Set single level-0 pixels: (rows, columns) to one label or to one each; one stroke per label."""
+        rows, columns = (np.asarray(i).ravel() for i in indices)
+        labels = np.broadcast_to(np.asarray(value), rows.shape)
+        for label in np.unique(labels):
+            ys, xs = rows[labels == label], columns[labels == label]
+            y, x = int(ys.min()), int(xs.min())
+            mask = np.zeros((int(ys.max()) - y + 1, int(xs.max()) - x + 1), dtype=bool)
+            mask[ys - y, xs - x] = True
+            with self.block_history():
+                if self._open_stroke(int(label), "fill"):
+                    self._queue(self._annotations.paint_mask(0, y, x, mask))
+        if refresh:
+            self._partial_labels_refresh()
+
+
+ENCIRCLE_RADIUS = 1.8
+"""Radius of the circle that ends an encircling stroke, in brush diameters; napari's own figure."""
+LINE_PX, DOT_PX = 2.0, 4.0
+"""On the screen."""
+
+
+class Preview:
+    """Outline of the polygon being drawn and stop circle of the stroke being encircled, of one layer."""
+
+    def __init__(self, layer: ScribbleLayer) -> None:
+        self._layer = layer
+        self._shown: Box | None = None
+        self._polygon = layer._overlays["polygon"]
+        self._polygon.opacity = 0.0  # an invisible overlay would get no mouse events
+        self._polygon.events.points.connect(self.draw)
+        self._encircle = layer._overlays.get("brush_stroke")  # napari >= 0.8
+        if self._encircle is not None:
+            self._encircle.opacity = 0.0
+            self._encircle.events.active.connect(self._on_encircle)
+
+    def _on_encircle(self, event: Any = None) -> None:
+        if self._encircle.active:  # napari has just set it for a brush that it takes for level-0 pixels
+            self._encircle.radius = self._layer.brush_diameter * ENCIRCLE_RADIUS
+        self.draw()
+
+    def draw(self, event: Any = None) -> None:
+        """Take the old preview away and show the present one, if there is any."""
+        layer, tile = self._layer, self._layer.tile
+        if tile is None:
+            return
+        lines, dots = self._shapes()
+        parts = [Box(0, 0, 0, 0) if self._shown is None else self._shown]
+        whole = Box(0, 0, tile.box.height, tile.box.width)
+        corner = np.array([tile.box.y, tile.box.x])
+        pen = max(0.5, 1 / (layer.zoom * tile.factor))  # tile pixels per screen pixel
+        lines = [(points + 0.5) / tile.factor - corner for points in lines]
+        self._shown = None
+        if lines:
+            points = np.concatenate(lines)
+            low = np.floor(points.min(axis=0) - 2 * DOT_PX * pen).astype(int)
+            size = np.ceil(points.max(axis=0) + 2 * DOT_PX * pen).astype(int) - low
+            self._shown = Box(int(low[0]), int(low[1]), int(size[0]), int(size[1])).intersection(whole)
+            parts.append(self._shown)
+        touched = [part.intersection(whole) for part in parts if part.area]
+        if not touched:
+            return
+        box = touched[0] if len(touched) == 1 else touched[0].union(touched[1])
+        data = layer._slice.image.view[box.slices()].copy()
+        if lines:
+            origin = np.array([box.y, box.x])
+            data[
+                _line_art([points - origin for points in lines], DOT_PX * pen if dots else 0.0, LINE_PX * pen, box)
+            ] = self._value()
+        layer.upload(data, box.y, box.x)
+
+    def _shapes(self) -> tuple[list[NDArray[Any]], bool]:
+        """Closed lines in data coordinates, and whether their corners get dots."""
+        points = self._polygon.points
+        if points:  # napari keeps them with the pixel's corner at the integer
+            return [np.array(points, dtype=float)[:, -2:] - 0.5], True
+        if self._encircle is not None and self._encircle.active:
+            turn = np.linspace(0, 2 * np.pi, 48)
+            ring = np.stack([np.sin(turn), np.cos(turn)], axis=1) * self._encircle.radius
+            return [ring + np.array(self._encircle.center, dtype=float)[-2:]], False
+        return [], False
+
+    def _value(self) -> Any:
+        """Texture value of the line: the selected class, or the colour of no class for the background."""
+        label = self._layer.selected_label
+        if label == 0:
+            used = {c.id for c in self._layer.annotations.classes}
+            label = next((i for i in range(255, 0, -1) if i not in used), 255)
+        return self._layer.colormap._data_to_texture(np.array([label], dtype=np.uint8))[0]
+
+
+def _line_art(lines: list[NDArray[Any]], dot: float, width: float, box: Box) -> NDArray[np.bool_]:
+    """Closed lines as a mask of the size of `box`, with dots of that radius on the corners where `dot` > 0."""
+    image = Image.new("L", (box.width, box.height))
+    pen = ImageDraw.Draw(image)
+    for line in lines:
+        corners = [(float(x), float(y)) for y, x in line]
+        pen.line([*corners, corners[0]], fill=1, width=max(1, round(width)))
+        for x, y in corners if dot else ():
+            pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=1)
+    return np.asarray(image, dtype=bool)
+
+
+SUFFIXES = (".sparseseg", ".geojson", ".xml")
+"""Saved by this plugin; images are left to napari's writers, or to `exchange.write_labels` where they are too large."""
+
+
+def save_annotations(annotations: Annotations, path: str | PathLike[str]) -> list[str]:
+    """Save by suffix and return what was written; an unknown suffix is an `AnnotationError`."""
+    save_as(annotations, path)
+    return [str(Path(path))]
+
+
+def write_scribbles(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Writer of the plugin for one labels layer; others than scribbles are left to napari (empty list)."""
+    annotations = getattr(data, "annotations", None)
+    return [] if annotations is None else save_annotations(annotations, path)

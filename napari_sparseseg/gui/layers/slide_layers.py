@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psygnal.qt
 from napari.layers import Layer
+from napari.utils.notifications import show_info
+from qtpy.QtCore import QTimer
 
+from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
+from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, require_editing, show_whole
 from napari_sparseseg.gui.layers.prediction import class_colours
-from napari_sparseseg.gui.layers.scribbles import Scribbles, camera_of
-from napari_sparseseg.gui.layers.view_box import show_whole
+from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.session.slides import SlideEntry
     from napari_sparseseg.slides import Slide
+
+
+SIGNAL_INTERVAL_MS = 30
 
 
 def slide_name(slide: Slide) -> str:
@@ -81,7 +88,7 @@ class SlideBinding:
 
     @property
     def _camera(self) -> tuple[Any, float]:
-        camera = camera_of(self.viewer)
+        camera = self.viewer.scene.camera
         return camera.center, camera.zoom
 
     def set_visible(self, visible: bool) -> None:
@@ -91,7 +98,7 @@ class SlideBinding:
         for layer in self.layers:
             layer.visible = visible
         if visible and self._seen is not None:
-            camera = camera_of(self.viewer)
+            camera = self.viewer.scene.camera
             camera.center, camera.zoom = self._seen
         elif visible:
             show_whole(self.viewer, self.entry.slide.shape)
@@ -109,5 +116,95 @@ class SlideBinding:
         """Let go of the annotations; with `take_out` scribbles and images leave the viewer."""
         self.scribbles.close(take_out=take_out)
         for layer in self.images:
+            if take_out and layer in self.viewer.layers:
+                self.viewer.layers.remove(layer)
+
+
+class Scribbles:
+    """Annotations shown and edited in a viewer.
+
+    Parameters
+    ----------
+    viewer
+        Gets two layers on top: dense regions, and the scribbles, which become the active layer.
+    annotations
+        Of the slide shown at scale 1, so that world coordinates are its level-0 pixels.
+    name
+        Of the scribble layer; the dense regions add " (dense)".
+
+    Raises
+    ------
+    SparseSegError
+        Where this napari lacks what drawing on a pyramid needs.
+    """
+
+    def __init__(
+        self,
+        viewer: napari.Viewer,
+        annotations: Annotations,
+        *,
+        name: str = "scribbles",
+    ) -> None:
+        self.viewer, self.annotations, self.closed = viewer, annotations, False
+        require_editing()
+        psygnal.qt.start_emitting_from_queue(SIGNAL_INTERVAL_MS)
+        self.layer = layer = ScribbleLayer(annotations, name=name)
+        self.dense_layer = DenseRegionLayer(
+            annotations, name=f"{name} (dense)", rest_class=lambda: int(layer.selected_label)
+        )
+        viewer.add_layer(self.dense_layer)
+        viewer.add_layer(self.layer)
+        viewer.layers.selection.active = self.layer
+        hide_cursor_box(viewer)
+        self._camera = viewer.scene.camera
+        self._view = tuple(self._camera.center), self._camera.zoom
+        self._camera.events.zoom.connect(self._on_camera)
+        self._camera.events.center.connect(self._on_camera)
+        viewer.dims.events.ndisplay.connect(self._on_dims)
+        viewer.dims.events.order.connect(self._on_dims)
+        viewer.layers.events.removed.connect(self._on_removed)
+        self._on_camera()
+        self._on_dims()
+
+    def _on_camera(self, event: Any = None) -> None:
+        if self.viewer.dims.ndisplay != 2:
+            return
+        self._view = tuple(self._camera.center), self._camera.zoom
+        self.layer.zoom = self._camera.zoom
+        self.dense_layer.zoom = self._camera.zoom
+
+    def _on_dims(self, event: Any = None) -> None:
+        """Slides are flat: back to two dimensions, rows down and columns to the right."""
+        dims = self.viewer.dims
+        if dims.ndisplay != 2:
+            show_info("Scribbles are drawn on the flat slide: the 3-D view was switched off again.")
+            view = self._view
+            dims.ndisplay = 2
+            QTimer.singleShot(0, lambda: self._look(view))  # napari resets the camera once this event is through
+        if tuple(dims.order[-2:]) != (dims.ndim - 2, dims.ndim - 1):
+            show_info("Scribbles cannot be drawn on transposed axes: the order was set back.")
+            dims.order = tuple(range(dims.ndim))
+
+    def _look(self, view: tuple[tuple[float, ...], float]) -> None:
+        self._camera.center, self._camera.zoom = view
+
+    def _on_removed(self, event: Any) -> None:
+        if event.value is self.layer or event.value is self.dense_layer:
+            self.close()
+
+    def close(self, *, take_out: bool = True) -> None:
+        """Let go of everything; with `take_out` both layers leave the viewer. Again is harmless."""
+        if self.closed:
+            return
+        self.closed = True
+        self._camera.events.zoom.disconnect(self._on_camera)
+        self._camera.events.center.disconnect(self._on_camera)
+        self.viewer.dims.events.ndisplay.disconnect(self._on_dims)
+        self.viewer.dims.events.order.disconnect(self._on_dims)
+        self.viewer.layers.events.removed.disconnect(self._on_removed)
+        # napari's brush circle, drawn once more after its layer went, ends in a segmentation fault on software GL
+        self.layer.mode = "pan_zoom"
+        for layer in (self.layer, self.dense_layer):
+            layer.detach()
             if take_out and layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)

@@ -14,9 +14,9 @@ from napari_sparseseg.io.qupath_classes import read_classes
 if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.context import Context
-    from napari_sparseseg.gui.sections.classes.label_statistics import LabelStatistics
     from napari_sparseseg.gui.sections.classes.view import ClassesPanel
     from napari_sparseseg.gui.sections.slide.controller import SlideActions
+    from napari_sparseseg.gui.sections.train.controller import LabelStatistics
 
 Table = tuple["ClassDef", ...]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from qtpy.QtGui import QKeyEvent
 
     from napari_sparseseg.config import ClassDef
-    from napari_sparseseg.gui.sections.classes.label_statistics import LabelStatistics
-    from napari_sparseseg.gui.theme import Palette
+    from napari_sparseseg.gui.sections.train.controller import LabelStatistics
+    from napari_sparseseg.gui.widgets import Palette
 
 VISIBLE, LOCK, COLOUR, NAME, KEY, STROKES, SHARE = range(7)
 HEADINGS = ("", "", "", "Class", "Key", "Strokes", "Share")
@@ -37,7 +37,7 @@ MOST_ROWS = 12
 LAST_KEY = 9
 
 
-class ClassTable(QTableWidget):
+class ClassTableView(QTableWidget):
     """Rows are classes; the selected one is drawn with.
 
     Attributes

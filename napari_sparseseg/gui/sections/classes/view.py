@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Signal
+from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QCheckBox, QWidget
 
-from napari_sparseseg.config import MAX_CLASS_ID, ClassDef
+from napari_sparseseg.config import GREY, MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.gui.dialogs import ask_colour
-from napari_sparseseg.gui.sections.classes.presets import PRESETS, next_colour, next_name
-from napari_sparseseg.gui.sections.classes.table import ClassTable
+from napari_sparseseg.gui.sections.classes.table import ClassTableView
 from napari_sparseseg.gui.widgets import button, column, menu_button, note, row
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ClassesPanel(QWidget):
         super().__init__()
         self._classes: tuple[ClassDef, ...] = ()
         self._seen: set[int] = set()
-        self.table = ClassTable()
+        self.table = ClassTableView()
         self.table.setAccessibleName("Classes")
         self.table.class_selected.connect(self.class_selected.emit)
         self.table.visibility_changed.connect(self.visibility_changed.emit)
@@ -145,3 +145,39 @@ class ClassesPanel(QWidget):
         order = list(self._classes)
         order[at], order[at + by] = order[at + by], order[at]
         self._wish(order, "order")
+
+
+_MORE = ("#332288", "#882255", "#44aa99", "#117733", "#ddcc77", "#aa4499")
+_VIVID = tuple(c for c in PALETTE if c != GREY)
+COLOURS = (*_VIVID[:-1], *_MORE, _VIVID[-1], GREY)
+BACKGROUND = "background"
+
+
+def _table(*names: str) -> tuple[ClassDef, ...]:
+    return make_classes((name, GREY if name == BACKGROUND else COLOURS[i]) for i, name in enumerate(names))
+
+
+PRESETS: dict[str, tuple[ClassDef, ...]] = {
+    "Tissue and background": _table("tissue", "background"),
+    "Tumour and stroma": _table("tumour", "stroma", "other tissue", "background"),
+    "Tumour, stroma, necrosis, lymphocytes": _table("tumour", "stroma", "necrosis", "lymphocytes", "background"),
+    "Colorectal tissue": _table(
+        "tumour epithelium", "stroma", "normal mucosa", "smooth muscle", "lymphocytes", "mucus", "adipose", "debris",
+        "background",
+    ),
+    "Artefacts": _table("tissue", "fold", "out of focus", "pen", "bubble", "background"),
+}  # fmt: skip
+"""Colorectal: the nine classes of Kather et al., PLoS Medicine 16(1), 2019 (NCT-CRC-HE-100K)."""
+
+
+def next_colour(classes: tuple[ClassDef, ...]) -> str:
+    """The first colour that no class has yet; after the last one their darker and lighter shades."""
+    used = {c.colour.lower() for c in classes}
+    shades = [COLOURS, *([QColor(c).darker(percent).name() for c in COLOURS] for percent in (165, 60, 230))]
+    return next((c for shade in shades for c in shade if c not in used), COLOURS[len(classes) % len(COLOURS)])
+
+
+def next_name(classes: tuple[ClassDef, ...]) -> str:
+    """``class N`` that no class has yet."""
+    used = {c.name.casefold() for c in classes}
+    return next(f"class {n}" for n in range(len(classes) + 1, 600) if f"class {n}" not in used)

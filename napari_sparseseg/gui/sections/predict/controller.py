@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from napari.layers import Shapes
+from napari.utils.progress import cancelable_progress
 from qtpy.QtCore import QObject, QTimer
 
 from napari_sparseseg.gui import dialogs
-from napari_sparseseg.gui.layers.prediction_display import LiveDisplay
-from napari_sparseseg.gui.layers.selection import around, selected_outlines
-from napari_sparseseg.gui.layers.view_box import view_box
+from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
+from napari_sparseseg.gui.layers.napari_compat import view_box
+from napari_sparseseg.gui.layers.prediction import LiveDisplay
 from napari_sparseseg.gui.sections.predict.areas import areas, areas_of_slide
-from napari_sparseseg.gui.sections.predict.areas_table import DRAWN, SCREEN, WHOLE
-from napari_sparseseg.gui.sections.predict.view import CONTOUR_PX
+from napari_sparseseg.gui.sections.predict.view import CONTOUR_PX, DRAWN, SCREEN, WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -260,3 +260,41 @@ def _table_in(folder: str) -> Path | None:
 
     table = Path(folder) / SUMMARY
     return table if table.exists() else None
+
+
+STEPS = 1000
+
+
+class _Bar(cancelable_progress):
+    """A bar that is moved from outside; napari's own only looks at its cancel button while it iterates."""
+
+    def cancel(self) -> None:
+        super().cancel()
+        self.cancel_callback()
+
+
+class Activity(QObject):
+    """Follows ``session.status.progress``."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._context = context
+        self._bar: _Bar | None = None
+        context.status_changed.connect(self._on_status)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _on_status(self) -> None:
+        status, context = self._context.session.status, self._context
+        if status.state != "predicting" or status.progress is None:
+            self.close()
+            return
+        if self._bar is None:
+            self._bar = _Bar(total=STEPS, desc="Predicting the slide", cancel_callback=context.stop_prediction.set)
+        done = round(STEPS * status.progress)
+        if done > self._bar.n:
+            self._bar.update(done - self._bar.n)

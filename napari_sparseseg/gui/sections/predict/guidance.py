@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QObject
 
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
-from napari_sparseseg.gui.layers.scribbles import camera_of
-from napari_sparseseg.gui.layers.view_box import canvas_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.geometry import Box
     from napari_sparseseg.gui.context import Context
-    from napari_sparseseg.gui.layers.prediction_display import LiveDisplay
+    from napari_sparseseg.gui.layers.prediction import LiveDisplay
     from napari_sparseseg.gui.sections.predict.view import PredictPanel
     from napari_sparseseg.gui.sections.slide.controller import SlideActions
     from napari_sparseseg.prediction.component import Component
@@ -96,9 +94,9 @@ class GuidanceActions(QObject):
             self._slides.sync()
 
     def _go_to(self, box: Box, centre: tuple[float, float]) -> None:
-        camera = camera_of(self._context.viewer)
+        camera = self._context.viewer.scene.camera
         side = max(box.height, box.width, LEAST_SIDE) * MARGIN
-        camera.zoom = min(canvas_size(self._context.viewer)) / side
+        camera.zoom = min(self._context.viewer.canvas.size) / side
         camera.center = (0.0, *centre)
 
     def _name(self, class_id: int) -> str:

@@ -1,0 +1,1 @@
+"""The header of the panel and its menu."""

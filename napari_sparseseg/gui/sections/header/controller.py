@@ -1,0 +1,184 @@
+"""Projects, scripts of what was done, help: the menu of the panel."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, Qt
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtWidgets import QTextBrowser, QWidget
+
+from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.gui import dialogs
+from napari_sparseseg.session.project import Project
+from napari_sparseseg.session.recovery import recovery_folder
+from napari_sparseseg.session.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.sections.header.view import Header
+    from napari_sparseseg.gui.sections.train.view import TrainPanel
+
+
+class ProjectActions(QObject):
+    """Joins the menu of the header and the session."""
+
+    def __init__(self, context: Context, header: Header, train: TrainPanel, predict_all: Callable[[], object]) -> None:
+        super().__init__(context)
+        self._context, self._header, self._train = context, header, train
+        header.add_action("Save project…", "Slides, scribbles, settings and model in one folder", self._on_save)
+        header.add_action("Open project…", "Go on where a project was left", self._on_open)
+        header.add_action("Predict all slides…", "Every open slide into one folder, with one table", predict_all)
+        header.menu.addSeparator()
+        header.add_action("Copy as Python", "A script that does what was done here", lambda: self._copy(as_python))
+        header.add_action("Copy as command", "The same for a shell or a cluster", lambda: self._copy(as_command))
+        header.menu.addSeparator()
+        header.add_action("Help", "The documentation, in a window beside napari", self._on_help)
+        context.annotated.connect(self.show_saved)
+        context.slides_changed.connect(self.show_saved)
+        context.session_replaced.connect(self.show_saved)
+
+    def save(self, path: str) -> None:
+        """Save as a project, in the background."""
+        session, saved = self._context.session, self._context.slides_changed.emit
+        self._context.in_background(lambda: session.save(path), lambda _: saved(), name="Saving the project")
+
+    def open(self, path: str) -> None:
+        """Open a project in place of the present session."""
+        self._context.in_background(
+            lambda: Session.load(path, autosave=True), self._context.replace_session, name="Opening the project"
+        )
+
+    def show_saved(self) -> None:
+        """Say whether what was drawn is on disk, and where."""
+        session = self._context.session
+        if not session.set.has_active:
+            self._header.show_saved("", "")
+        elif session.project is None:
+            self._header.show_saved("not saved", "Save a project from the menu to keep what you draw")
+        elif session.project.parent == recovery_folder().resolve():
+            self._header.show_saved("✓ kept", f"Every stroke is on disk at once, in {session.project}. "
+                                              "Save a project to give it a name and a place.")  # fmt: skip
+        else:
+            self._header.show_saved(
+                f"✓ {session.project.stem}", f"Every stroke is on disk at once, in {session.project}"
+            )
+
+    def _on_save(self) -> None:
+        entry = self._context.entry
+        suggestion = "" if entry is None else str(Path(entry.slide.path).with_suffix(".sparseseg"))
+        path = dialogs.ask_save(self._header, "Save project", suggestion, "Project folder (*.sparseseg)")
+        if path:
+            self.save(path)
+
+    def _on_open(self) -> None:
+        path = dialogs.ask_folder(self._header, "Open project (a folder NAME.sparseseg)")
+        if path:
+            self.open(path)
+
+    def _copy(self, write: Callable[[Session, float | None], str]) -> None:
+        session, clipboard = self._context.session, QGuiApplication.clipboard()
+        if clipboard is None:
+            return
+
+        def copy() -> None:
+            session.set.active  # noqa: B018 - raises what to do where no slide is open
+            session.config = self._train.config(session.config)
+            clipboard.setText(write(session, self._train.settings.seconds))
+
+        if self._context.attempt(copy):
+            self._header.show_next_step("Copied to the clipboard.")
+
+    def _on_help(self) -> None:
+        show_documentation(self._header)
+
+
+DEFAULT_SECONDS = 60
+_SHELL = ("balancing", "mpp", "encoder", "device", "seed")
+
+
+def as_python(session: Session, seconds: float | None) -> str:
+    """A script that trains on the same slides, annotations and settings, and predicts the active slide."""
+    changed = _changed(session.config)
+    settings = "".join(f", {name}={value!r}" for name, value in changed.items())
+    lines = ["from napari_sparseseg import Session", "", "with Session(()) as session:"]
+    for slide, drawn in _files(session):
+        lines.append(f"    session.open({str(slide)!r})")
+        if drawn is not None:
+            lines.append(f"    session.import_annotations({str(drawn)!r})")
+    lines += [
+        f"    session.train({session.config.balancing!r}, seconds={seconds or DEFAULT_SECONDS:g}{settings}, wait=True)",
+        '    session.save_model("model.safetensors")',
+        '    session.predict_slide("prediction.ome.zarr", overwrite=True)',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_command(session: Session, seconds: float | None) -> str:
+    """Shell commands that do the same; settings that the shell does not have are left at their defaults."""
+    files = _files(session)
+    train = ["napari-sparseseg", "train", *(str(slide) for slide, _ in files)]
+    given = [str(a) for _, a in files if a is not None]
+    if len(given) == len(files):
+        train += ["--annotations", *given]
+    train += ["--model", "model.safetensors", "--seconds", f"{seconds or DEFAULT_SECONDS:g}"]
+    config = {"balancing": session.config.balancing, **_changed(session.config)}
+    for name, value in config.items():
+        if name in _SHELL:
+            train += [f"--{name}", str(value)]
+    active = str(session.slide.path)
+    predict = ["napari-sparseseg", "predict", active, "--model", "model.safetensors"]
+    predict += ["--output", "prediction.ome.zarr", "--overwrite"]
+    return shlex.join(train) + "\n" + shlex.join(predict) + "\n"
+
+
+def _changed(config: TrainConfig) -> dict[str, Any]:
+    """Settings that differ from the defaults, balancing left out."""
+    plain = TrainConfig()
+    names = [f.name for f in fields(TrainConfig) if f.name != "balancing"]
+    return {n: getattr(config, n) for n in names if getattr(config, n) != getattr(plain, n)}
+
+
+def _files(session: Session) -> list[tuple[str, Path | None]]:
+    """Every training slide's file, and the file its annotations are kept in."""
+    project = None if session.project is None else Project.open(session.project)
+    found: list[tuple[str, Path | None]] = []
+    for entry in session.set.entries:
+        if entry.role == "train":
+            path = str(entry.slide.path)
+            record = None if project is None else project.record_for(path, entry.slide.fingerprint, entry.role)
+            kept = None if project is None or record is None else project.annotations_path(record)
+            found.append((path, kept))
+    return found
+
+
+PLUGIN = "napari-sparseseg"
+WIDTH, HEIGHT = 720, 760
+_PICTURE = re.compile(r"^!\[(?P<what>[^\]]*)\]\([^)]*\)$", re.MULTILINE)
+
+
+def documentation() -> str:
+    """The README as Markdown, pictures replaced by what they show."""
+    checkout = Path(__file__).resolve().parents[2] / "README.md"
+    text = checkout.read_text(encoding="utf-8") if checkout.exists() else metadata(PLUGIN).json["description"]
+    return _PICTURE.sub(r"*\g<what>*", str(text))
+
+
+def show_documentation(parent: QWidget) -> QTextBrowser:
+    """Open the window; napari stays usable beside it."""
+    browser = QTextBrowser(parent)
+    browser.setWindowFlag(Qt.WindowType.Window)
+    browser.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    browser.setWindowTitle("napari-sparseseg: documentation")
+    browser.setOpenExternalLinks(True)
+    browser.setMarkdown(documentation())
+    browser.resize(WIDTH, HEIGHT)
+    browser.show()
+    return browser
