@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from napari_sparseseg.errors import SparseSegError, TrainingError
@@ -204,52 +204,6 @@ class TrainConfig:
         if unknown:
             raise TrainingError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}.")
         return replace(self, **settings)
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a model is and where it comes from; travels as JSON in the model file's metadata."""
-
-    classes: tuple[ClassDef, ...]
-    """In channel order: channel k of the logits is ``classes[k]``."""
-    mpp: float | None
-    """Resolution the model was trained at, um per pixel; None: level-0 pixels of slides without mpp."""
-    encoder: str
-    channels: tuple[str, ...] = ("R", "G", "B")
-    dtype: str = "uint8"
-    config: TrainConfig = field(default_factory=TrainConfig)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    sources: tuple[dict[str, Any], ...] = ()
-    """Per slide: name, fingerprint, annotation version, strokes."""
-    step: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Anything the architecture needs to rebuild itself (normalisation, decoder widths, versions)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict; `from_json` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Recipe:
-        """Read what `to_json` wrote; unknown keys of newer versions are ignored.
-
-        Raises
-        ------
-        SparseSegError
-            Where a value is missing or of the wrong kind.
-        """
-        try:
-            known = {f.name for f in fields(cls)}
-            values = {k: v for k, v in data.items() if k in known}
-            values["classes"] = make_classes(ClassDef(**c) for c in data["classes"])
-            config_names = {f.name for f in fields(TrainConfig)}
-            config = {k: v for k, v in dict(data.get("config", {})).items() if k in config_names}
-            values["config"] = TrainConfig(**config)
-            values["channels"] = tuple(data.get("channels", ("R", "G", "B")))
-            values["sources"] = tuple(data.get("sources", ()))
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SparseSegError(f"the model's recipe cannot be read: {type(error).__name__} {error}.") from error
 
 
 def class_ids(classes: Sequence[ClassDef]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import tifffile
 from napari_sparseseg import Annotations, open_slide
 from napari_sparseseg.cli import main
 from napari_sparseseg.cli.common import say
-from napari_sparseseg.learning.model_file import read_recipe
+from napari_sparseseg.learning.model_file import read_metadata
 from tests.helpers.geojson import qupath
 from tests.helpers.hub_server import Hub, at_hub
 from tests.helpers.networks import model_of, two_speed
@@ -155,6 +155,6 @@ def test_existing_prediction_is_not_overwritten(tiny_slide, tmp_path):
     marks = qupath(tmp_path / "m.geojson", [("stripes", (50, 50, 200, 60)), ("dots", (700, 500, 200, 60))])
     args = ["train", str(tiny_slide), "--annotations", str(marks), "--model", str(model), "--steps", "1", "--scratch"]
     assert main(args) == 0
-    assert read_recipe(model).config.architecture == "scratch"
+    assert read_metadata(model).config.architecture == "scratch"
     assert main(["predict", str(tiny_slide), "--model", str(model), "--output", str(out)]) == 2
     assert out.read_bytes() == b"mine"

@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.config import make_classes
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device
 from tests.helpers.trainer_tasks import batch, finish, plain_task, trainer_of
@@ -68,7 +69,9 @@ def test_reduced_precision_trains_to_nearly_the_same_loss(monkeypatch):
 
 def test_reduced_precision_predicts_probabilities(monkeypatch):
     monkeypatch.setattr("napari_sparseseg.learning.model.autocast_dtype", lambda _device: torch.bfloat16)
-    model = Model(Recipe(make_classes("abc"), 1.0, "tf_efficientnet_lite0"), network(tuned=False), InputScale.for_rgb())
+    model = Model(
+        ModelMetadata(make_classes("abc"), 1.0, "tf_efficientnet_lite0"), network(tuned=False), InputScale.for_rgb()
+    )
     found = model.probabilities(np.full((64, 64, 3), 180, np.uint8))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-3)

@@ -16,7 +16,7 @@ from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.learning import trainer as trainer_module
 from napari_sparseseg.learning.distributed import join, ranks
 from napari_sparseseg.learning.features import InputScale
-from napari_sparseseg.learning.model import read_recipe
+from napari_sparseseg.learning.model import read_metadata
 from napari_sparseseg.learning.sampling import Batch
 from napari_sparseseg.learning.trainer import Trainer
 from tests.helpers.geojson import qupath
@@ -99,11 +99,11 @@ def test_torchrun_trains_with_the_same_command_and_writes_once(budget, tiny_slid
     assert ended.returncode == 0, ended.stderr[-3000:]
     # one object: the second rank printed nothing; before it gloo of torch 2.10 greets on the same stream
     result = json.loads(ended.stdout[ended.stdout.index("{") :])
-    recipe = read_recipe(tmp_path / "m.safetensors")
-    assert recipe.step == result["steps"]
+    metadata = read_metadata(tmp_path / "m.safetensors")
+    assert metadata.step == result["steps"]
     if budget[0] == "--steps":
-        assert recipe.step == 3
-    assert [c.name for c in recipe.classes] == ["stripes", "dots"]
+        assert metadata.step == 3
+    assert [c.name for c in metadata.classes] == ["stripes", "dots"]
 
 
 def test_a_mistake_ends_all_ranks(tiny_slide, tmp_path):

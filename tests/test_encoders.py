@@ -175,15 +175,16 @@ def test_only_arguments_that_shape_a_network_are_taken_from_a_file():
 
 
 def test_a_model_on_a_transformer_comes_back(tmp_path):
-    from napari_sparseseg.config import Recipe, make_classes
+    from napari_sparseseg.config import make_classes
     from napari_sparseseg.learning.features import FeatureMaps, InputScale
     from napari_sparseseg.learning.head import Head
     from napari_sparseseg.learning.model import Model, load_model
+    from napari_sparseseg.learning.model_file import ModelMetadata
     from napari_sparseseg.learning.network import TwoSpeedNet
 
     maps = FeatureMaps(Encoder(VIT, load=False, arguments={"depth": 4, "init_values": 0.1}), 3)
-    recipe = Recipe(make_classes(["a", "b"]), 1.0, VIT)
-    model = Model(recipe, TwoSpeedNet(maps, Head(maps.channels, 8, 2)), InputScale.for_rgb())
+    metadata = ModelMetadata(make_classes(["a", "b"]), 1.0, VIT)
+    model = Model(metadata, TwoSpeedNet(maps, Head(maps.channels, 8, 2)), InputScale.for_rgb())
     model.save(tmp_path / "m.safetensors")
     pixels = np.random.default_rng(0).integers(0, 256, (96, 112, 3), np.uint8)
     again = load_model(tmp_path / "m.safetensors", device="cpu")

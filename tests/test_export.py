@@ -15,12 +15,13 @@ import tifffile
 import torch
 
 from napari_sparseseg.cli import main
-from napari_sparseseg.config import ClassDef, Recipe
+from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.encoders import DEFAULT_ENCODER
 from napari_sparseseg.learning.export import export_model
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import PlainUNet
 from tests.helpers.networks import model_of, two_speed
 
@@ -73,8 +74,8 @@ def test_a_tile_with_its_halo_gives_what_the_whole_gives(tissue, tmp_path):
 
 def fluorescence():
     classes = (ClassDef(1, "2nd, <odd> name", "#e69f00"), ClassDef(2, "Zellkörper", "#56b4e9"))
-    recipe = Recipe(classes, 0.5, DEFAULT_ENCODER, channels=("DAPI", "Cy-5", "cy 5", "4"), dtype="uint16")
-    return Model(recipe, two_speed(channels=4), InputScale((100.0,) * 4, (4000.0,) * 4))
+    metadata = ModelMetadata(classes, 0.5, DEFAULT_ENCODER, channels=("DAPI", "Cy-5", "cy 5", "4"), dtype="uint16")
+    return Model(metadata, two_speed(channels=4), InputScale((100.0,) * 4, (4000.0,) * 4))
 
 
 def test_sixteen_bits_and_missing_pixels(tmp_path):

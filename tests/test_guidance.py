@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from napari_sparseseg import Annotations, open_slide
-from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.prediction.guidance import CELL, LOOKED_AT, candidates, suggest
 from napari_sparseseg.prediction.tissue import TissueMask
 
@@ -16,7 +17,7 @@ class HalfSure:
     """A segmenter that is certain but for one cell, where it wavers between its second and third class."""
 
     halo, multiple = 0, 1
-    recipe = Recipe(make_classes(["a", "b", "c"]), 1.0, "none")
+    metadata = ModelMetadata(make_classes(["a", "b", "c"]), 1.0, "none")
 
     def __init__(self, doubtful: Box) -> None:
         self.doubtful = doubtful
@@ -76,7 +77,7 @@ class Doubting:
     """A segmenter with one set of probabilities per column of cells."""
 
     halo, multiple = 0, 1
-    recipe = Recipe(make_classes(["a", "b", "c"]), 1.0, "none")
+    metadata = ModelMetadata(make_classes(["a", "b", "c"]), 1.0, "none")
 
     def __init__(self, *columns: tuple[float, float, float]) -> None:
         self.columns = np.array(columns, np.float32)

@@ -43,8 +43,8 @@ def test_instant_head_tells_two_textures_apart(slide):
     assert accuracy(learner.model, slide) > 0.9
     assert accuracy(learner.model, slide_of(5)) > 0.9
     assert learner.annotation_version == a.version == 6
-    assert [c.id for c in learner.model.recipe.classes] == [4, 9]
-    assert learner.model.recipe.sources[0]["fingerprint"] == slide.fingerprint
+    assert [c.id for c in learner.model.metadata.classes] == [4, 9]
+    assert learner.model.metadata.sources[0]["fingerprint"] == slide.fingerprint
 
 
 def test_one_class_is_a_problem_not_an_error(slide):
@@ -192,8 +192,8 @@ def test_classes_come_and_go_without_starting_over(slide):
     learner.set_classes(a.classes)
     learner.set_sources(sources(slide, a))
     model = learner.refit()
-    assert [c.id for c in model.recipe.classes] == [9, 200, 4]
-    assert model.recipe.classes[2].name == "lines"
+    assert [c.id for c in model.metadata.classes] == [9, 200, 4]
+    assert model.metadata.classes[2].name == "lines"
     labels, _ = predict_region(model, slide, Box(0, 0, SIDE, SIDE), slide.frame(1.0))
     assert (labels == 200).any()
     report = steps(learner, 2)
@@ -286,14 +286,14 @@ def test_plain_unet_learns_from_scratch(slide):
     losses = [steps(learner, 1).loss for _ in range(21)]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     assert learner.model is not first
-    assert learner.model.recipe.step == 10  # that of its first comparison
+    assert learner.model.metadata.step == 10  # that of its first comparison
 
 
 def test_16_bit_channels_are_scaled_to_what_they_hold():
     image = two_textures(SIDE).astype(np.uint16) * 37 + 500
     slide = ArraySlide(image[..., [0, 1, 2, 0, 1]], mpp=1.0, channels=("DAPI", "CD3", "CD8", "CD20", "PanCK"))
     learner = fitted(slide, annotated())
-    assert learner.model.recipe.channels == ("DAPI", "CD3", "CD8", "CD20", "PanCK")
+    assert learner.model.metadata.channels == ("DAPI", "CD3", "CD8", "CD20", "PanCK")
     assert learner.model.scale.low[0] > 500
     assert accuracy(learner.model, slide) > 0.9
     learner.turns = Turns(first=10**9)

@@ -76,7 +76,7 @@ def test_another_encoder_begins_anew_and_says_so(session, tmp_path):
     assert (architecture(session), session.status.message) == (DEFAULT_ENCODER, "")
     session.train(steps=1, wait=True, encoder=other)
     assert architecture(session).startswith("test_resnet")
-    assert session.model.recipe.encoder == other
+    assert session.model.metadata.encoder == other
     assert session.status.step == 1
     assert f"anew with encoder {other}" in session.status.message
     with pytest.raises(ModelError, match="no_such_encoder"):
@@ -210,7 +210,7 @@ def test_the_plain_unet_is_scored_kept_at_its_best_and_ends_when_patient(slide, 
             best = max(best, found[-1])
             assert learner.metrics["balanced_dice"] == served
     learner.step()
-    assert learner.model.recipe.metrics["balanced_dice"] == served
+    assert learner.model.metadata.metrics["balanced_dice"] == served
     assert report.validation["held_out"] == 2
     assert report.validation["seen"] == 0
     with Session(CLASSES) as session:

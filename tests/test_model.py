@@ -13,12 +13,12 @@ import pytest
 import tifffile
 import torch
 
-from napari_sparseseg.config import Recipe
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.learning.encoders import DEFAULT_ENCODER
 from napari_sparseseg.learning.features import InputScale
-from napari_sparseseg.learning.model import Model, load_model, read_recipe
+from napari_sparseseg.learning.model import Model, load_model, read_metadata
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.prediction.tiles import predict_region
 from tests.helpers.model_files import model_parts, rewrite
 from tests.helpers.networks import CLASSES, model_of, plain, two_speed
@@ -98,15 +98,15 @@ def test_a_saved_model_predicts_the_same(name, tissue, tmp_path):
     model.save(tmp_path / "m.safetensors")
     loaded = load_model(tmp_path / "m.safetensors", device="cpu")
     np.testing.assert_array_equal(loaded.probabilities(tissue[:256, :256]), model.probabilities(tissue[:256, :256]))
-    assert loaded.recipe.classes == CLASSES
-    assert (loaded.recipe.step, loaded.recipe.config.seed, loaded.halo) == (17, 5, model.halo)
+    assert loaded.metadata.classes == CLASSES
+    assert (loaded.metadata.step, loaded.metadata.config.seed, loaded.halo) == (17, 5, model.halo)
 
 
 def test_recipe_is_read_without_torch(model, tmp_path):
     path = tmp_path / "m.safetensors"
     model.save(path)
     code = (
-        "import sys; from napari_sparseseg.learning.model import read_recipe; r = read_recipe(sys.argv[1]);"
+        "import sys; from napari_sparseseg.learning.model import read_metadata; r = read_metadata(sys.argv[1]);"
         "print(r.classes[1].name, r.step); assert 'torch' not in sys.modules"
     )
     out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -115,14 +115,14 @@ def test_recipe_is_read_without_torch(model, tmp_path):
 
 def test_several_channels_and_16_bits(tmp_path):
     net = two_speed(channels=4)
-    recipe = Recipe(CLASSES, 0.5, DEFAULT_ENCODER, channels=("DAPI", "a", "b", "c"), dtype="uint16")
-    model = Model(recipe, net, InputScale((100.0,) * 4, (4000.0,) * 4))
+    metadata = ModelMetadata(CLASSES, 0.5, DEFAULT_ENCODER, channels=("DAPI", "a", "b", "c"), dtype="uint16")
+    model = Model(metadata, net, InputScale((100.0,) * 4, (4000.0,) * 4))
     pixels = np.random.default_rng(0).integers(0, 5000, (64, 64, 4)).astype(">u2")
     assert model.probabilities(pixels).shape == (2, 64, 64)
     with pytest.raises(ModelError, match="4 channels"):
         model.probabilities(pixels[..., :3])
     model.save(tmp_path / "m.safetensors")
-    assert load_model(tmp_path / "m.safetensors", device="cpu").recipe.channels == ("DAPI", "a", "b", "c")
+    assert load_model(tmp_path / "m.safetensors", device="cpu").metadata.channels == ("DAPI", "a", "b", "c")
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_pickles_are_refused_unopened(tmp_path):
         load_model(path)
     torch.save({"a": torch.zeros(2)}, path)
     with pytest.raises(ModelError, match="pickle"):
-        read_recipe(path)
+        read_metadata(path)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_pickles_are_refused_unopened(tmp_path):
         (b"short", "not a .safetensors"),
         (struct.pack("<Q", 2**62) + b"{}", "not a .safetensors"),
         (struct.pack("<Q", 2) + b"{}", "no napari-sparseseg model"),
-        (struct.pack("<Q", 4) + b"nope", "not JSON"),
-        (struct.pack("<Q", 20_000) + b"[" * 20_000, "not JSON"),
-        (struct.pack("<Q", 4) + b"[13]", "list"),
+        (struct.pack("<Q", 4) + b"nope", "damaged"),
+        (struct.pack("<Q", 20_000) + b"[" * 20_000, "damaged"),
+        (struct.pack("<Q", 4) + b"[13]", "damaged"),
         (struct.pack("<Q", 19) + b'{"a": {"x": [0,1]}}', "damaged"),
     ],
 )
@@ -168,12 +168,12 @@ def test_files_that_are_no_model(tmp_path, content, reason):
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(ModelError, match="cannot be read"):
-        read_recipe(tmp_path / "absent.safetensors")
+        read_metadata(tmp_path / "absent.safetensors")
 
 
 def test_a_cut_file_is_found_by_its_size(saved):
     saved.write_bytes(saved.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cut short"):
+    with pytest.raises(ModelError, match="damaged or cut short"):
         load_model(saved)
 
 
@@ -187,7 +187,7 @@ def test_a_cut_file_is_found_by_its_size(saved):
         (lambda r: r["extra"]["net"].update(kind="other"), "update the program"),
         (lambda r: r["extra"]["net"].update(share=7), "share"),
         (lambda r: r["extra"]["net"].update(architecture="hf-hub:someone/something"), "address"),
-        (lambda r: r["extra"]["net"].update(architecture="resnet18"), "do not fit its recipe"),
+        (lambda r: r["extra"]["net"].update(architecture="resnet18"), "do not fit its metadata"),
         (lambda r: r["extra"].pop("net"), "weights in .* do not fit"),
         (lambda r: r["extra"]["input"].update(low=[0.0]), "damaged"),
         (lambda r: r["extra"].update(memory="x"), None),
@@ -209,7 +209,7 @@ def test_a_newer_format_asks_for_an_update(saved):
     text = json.dumps(table).encode()
     saved.write_bytes(struct.pack("<Q", len(text)) + text + weights)
     with pytest.raises(ModelError, match="Update"):
-        read_recipe(saved)
+        read_metadata(saved)
 
 
 def test_a_folder_that_is_not_there_is_named(model, tmp_path):

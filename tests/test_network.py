@@ -115,6 +115,6 @@ def test_a_plain_unet_with_batch_normalisation_is_refused_by_name(tmp_path):
     path = tmp_path / "old.safetensors"
     model_of(PlainUNet(3, 2, width=4)).save(path)
     assert load_model(path, device="cpu").net.depth == 4
-    rewrite(path, lambda recipe: recipe["extra"]["net"].pop("norm"))
+    rewrite(path, lambda metadata: metadata["extra"]["net"].pop("norm"))
     with pytest.raises(ModelError, match=r"batch normalisation.*train it anew"):
         load_model(path, device="cpu")

@@ -128,7 +128,7 @@ def test_classes_change_under_a_running_training(session):
 
     def fitted(*names):
         return session.status.live_annotation_version == a.version and names == tuple(
-            c.name for c in session.model.recipe.classes
+            c.name for c in session.model.metadata.classes
         )
 
     wait_until(lambda: fitted("stripes", "dots", "border"))

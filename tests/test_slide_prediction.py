@@ -17,10 +17,11 @@ import pytest
 import shapely
 import tifffile
 
-from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.config import make_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.io.ome_zarr import PredictionStore
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.prediction.slide import predict_slide
 from napari_sparseseg.prediction.slide.journal import Journal
 from napari_sparseseg.prediction.slide.tile_size import default_tile
@@ -384,11 +385,11 @@ def test_a_slide_without_mpp_is_predicted_at_level_0_with_a_warning(tmp_path):
 def test_class_ids_with_gaps_reach_the_file(tmp_path):
     model = SmoothModel()
     classes = tuple(type(c)(i, c.name, c.colour) for c, i in zip(CLASSES, (3, 77, 255), strict=True))
-    model.recipe = Recipe(classes=classes, mpp=None, encoder="smooth")
+    model.metadata = ModelMetadata(classes=classes, mpp=None, encoder="smooth")
     slide = patches_slide((300, 300))
     predict_slide(slide, model, tmp_path / "a.ome.zarr")
     assert set(np.unique(level0(tmp_path / "a.ome.zarr"))) <= {3, 77, 255}
-    model.recipe = Recipe(classes=make_classes(["x", "y", "z"]), mpp=None, encoder="smooth")
+    model.metadata = ModelMetadata(classes=make_classes(["x", "y", "z"]), mpp=None, encoder="smooth")
     with pytest.raises(PredictionError, match="exists"):
         predict_slide(slide, model, tmp_path / "a.ome.zarr", resume=True)
 

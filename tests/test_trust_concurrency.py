@@ -14,10 +14,11 @@ import pytest
 import tifffile
 
 from napari_sparseseg import Annotations, Session
-from napari_sparseseg.config import Recipe, TrainConfig, make_classes
+from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.errors import SparseSegError, TrainingError
 from napari_sparseseg.learning.features import InputScale
-from napari_sparseseg.learning.model import Model, read_recipe
+from napari_sparseseg.learning.model import Model, read_metadata
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import PlainUNet
 from napari_sparseseg.session.engine import Engine
 from tests.helpers.data import two_textures, write_slide
@@ -43,9 +44,9 @@ def slides(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A small model."""
-    recipe = Recipe(make_classes(["a", "b"]), 1.0, "x", config=TrainConfig(architecture="scratch"))
+    metadata = ModelMetadata(make_classes(["a", "b"]), 1.0, "x", config=TrainConfig(architecture="scratch"))
     path = tmp_path_factory.mktemp("model") / "start.safetensors"
-    Model(recipe, PlainUNet(3, 2, 4, 2), InputScale.for_rgb()).save(path)
+    Model(metadata, PlainUNet(3, 2, 4, 2), InputScale.for_rgb()).save(path)
     return path
 
 
@@ -210,7 +211,7 @@ def _whole_or_absent(folder):
     if (folder / "a.geojson").exists():
         assert len(Annotations.from_geojson(folder / "a.geojson", (256, 256)).classes) == 2
     if (folder / "m.safetensors").exists():
-        assert len(read_recipe(folder / "m.safetensors").classes) == 2
+        assert len(read_metadata(folder / "m.safetensors").classes) == 2
     if (folder / "q.sparseseg" / "project.json").exists():
         with Session.load(folder / "q.sparseseg") as again:
             assert again.status.message == ""

@@ -121,9 +121,9 @@ def test_going_on_from_a_model_file_does_not_begin_the_network_its_settings_name
         session.train(steps=1, wait=True, architecture="scratch")
         file = session.checkpoint
     header, data = model_parts(file)
-    recipe = json.loads(header["__metadata__"]["recipe"])
-    recipe["config"] |= {"architecture": "pretrained", "encoder": FOREIGN}
-    write_parts(file, header | {"__metadata__": header["__metadata__"] | {"recipe": json.dumps(recipe)}}, data)
+    metadata = json.loads(header["__metadata__"]["recipe"])
+    metadata["config"] |= {"architecture": "pretrained", "encoder": FOREIGN}
+    write_parts(file, header | {"__metadata__": header["__metadata__"] | {"recipe": json.dumps(metadata)}}, data)
     learner = Learner.resume(file, device="cpu")
     assert learner.config.architecture == "scratch"
     assert learner.model is not None

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.cli import main
-from napari_sparseseg.config import Recipe, TrainConfig, make_classes
+from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
 from napari_sparseseg.io import load_annotations, save_as
-from napari_sparseseg.learning.model_file import MAX_HEADER, read_recipe
+from napari_sparseseg.learning.model_file import MAX_HEADER, ModelMetadata, read_metadata
 from napari_sparseseg.session.project import Project
 from tests.helpers.data import ROOT, two_textures, write_slide
 from tests.helpers.model_files import model_file
@@ -31,8 +31,8 @@ TEXT = '<img src=x onerror="alert(1)">{0.__class__.__mro__} %s %n %x \u202e {con
 
 
 def good_recipe(**changes):
-    recipe = Recipe(make_classes(["a", "b"]), 1.0, "tf_efficientnet_lite0").to_json()
-    return recipe | {"extra": {"net": {}, "input": {}}} | changes
+    metadata = ModelMetadata(make_classes(["a", "b"]), 1.0, "tf_efficientnet_lite0").to_json()
+    return metadata | {"extra": {"net": {}, "input": {}}} | changes
 
 
 class Bomb:
@@ -49,7 +49,7 @@ def test_a_pickle_under_any_name_is_not_opened(tmp_path):
     for protocol in range(6):
         path.write_bytes(pickle.dumps(Bomb(mark), protocol=protocol))
         with pytest.raises(ModelError):
-            read_recipe(path)
+            read_metadata(path)
         with pytest.raises(SparseSegError), Session() as session:
             session.load_model(path)
     assert not mark.exists()
@@ -58,13 +58,13 @@ def test_a_pickle_under_any_name_is_not_opened(tmp_path):
 def test_headers_that_claim_too_much_are_not_read(tmp_path):
     for length in (MAX_HEADER + 1, 1 << 40, (1 << 64) - 1, 0, 1):
         with pytest.raises(ModelError):
-            read_recipe(model_file(tmp_path / "m.safetensors", good_recipe(), length=length))
+            read_metadata(model_file(tmp_path / "m.safetensors", good_recipe(), length=length))
     path = tmp_path / "large.safetensors"
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 1 << 33))
         file.truncate(1 << 34)
     with pytest.raises(ModelError):
-        read_recipe(path)
+        read_metadata(path)
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -98,10 +98,10 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_hostile_recipes_are_refused(tmp_path, name):
-    assert read_recipe(model_file(tmp_path / "good.safetensors", good_recipe())).mpp == 1.0
+    assert read_metadata(model_file(tmp_path / "good.safetensors", good_recipe())).mpp == 1.0
     path = model_file(tmp_path / "m.safetensors", RECIPES[name])
     with pytest.raises(ModelError) as caught:
-        read_recipe(path)
+        read_metadata(path)
     assert len(str(caught.value)) < 1000
 
 
@@ -143,7 +143,7 @@ def test_fuzzed_model_headers(tmp_path, data):
         content[at] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
     try:
-        read_recipe(path)
+        read_metadata(path)
     except ModelError as error:
         assert str(path) in str(error)  # noqa: PT017 - most changes break it, some do not
 

@@ -276,7 +276,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(y=st.integers(-20, 100), side=st.integers(1, 90))
     def predict(self, y, side):
         labels, probabilities = self.session.predict((y, 10, side, side))
-        ids = {c.id for c in self.session.model.recipe.classes}
+        ids = {c.id for c in self.session.model.metadata.classes}
         assert labels.shape == probabilities.shape[1:] == (side, side)
         assert set(np.unique(labels)) <= ids | {0}
         assert np.isfinite(probabilities).all()
@@ -301,7 +301,7 @@ class Sessions(RuleBasedStateMachine):
         self.session.save_model(self.folder / "m.safetensors")
         self.session.stop()
         self.session.load_model(self.folder / "m.safetensors")
-        trained = {c.name for c in self.session.model.recipe.classes}
+        trained = {c.name for c in self.session.model.metadata.classes}
         labelled = any(any(e.annotations.counts().values()) for e in self.session.set.entries)
         assert {c.name for c in self.session.classes} == (names | trained if labelled else trained)
 

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 
 from napari_sparseseg import Session
 from napari_sparseseg.cli import main
-from napari_sparseseg.config import Recipe, TrainConfig, make_classes
+from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.features import InputScale
-from napari_sparseseg.learning.model import Model, load_model, read_recipe
+from napari_sparseseg.learning.model import Model, load_model, read_metadata
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import PlainUNet
 from tests.helpers.data import ROOT, two_textures, write_slide
 from tests.helpers.model_files import model_file, model_parts, write_parts
@@ -56,11 +57,11 @@ MOST_MEMORY, MOST_SECONDS = 300 << 20, 30.0
 @pytest.fixture
 def hostile(tmp_path):
     """A file for each: less than 1 MB, most less than 1 kB."""
-    recipe = Recipe(make_classes(["a", "b"]), 1.0, "x").to_json()
+    metadata = ModelMetadata(make_classes(["a", "b"]), 1.0, "x").to_json()
     folder = tmp_path / "hostile"
     folder.mkdir()
     for name, net in HOSTILE.items():
-        model_file(folder / f"{name}.safetensors", recipe | {"extra": {"net": net, "input": SCALE}})
+        model_file(folder / f"{name}.safetensors", metadata | {"extra": {"net": net, "input": SCALE}})
     return folder
 
 
@@ -121,8 +122,8 @@ def test_such_a_model_costs_its_project_the_model_only(hostile, tmp_path, capsys
 @pytest.fixture
 def good(tmp_path):
     """A whole model in a few kilobytes."""
-    recipe = Recipe(make_classes(["a", "b"]), 1.0, "x", config=TrainConfig(architecture="scratch"))
-    Model(recipe, PlainUNet(3, 2, 1, 1), InputScale.for_rgb()).save(tmp_path / "good.safetensors")
+    metadata = ModelMetadata(make_classes(["a", "b"]), 1.0, "x", config=TrainConfig(architecture="scratch"))
+    Model(metadata, PlainUNet(3, 2, 1, 1), InputScale.for_rgb()).save(tmp_path / "good.safetensors")
     return tmp_path / "good.safetensors"
 
 
@@ -151,11 +152,11 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_of_wrong_kinds_is_refused_although_its_weights_are_whole(good, capsys, name):
-    assert read_recipe(good).step == 0
-    assert load_model(good, device="cpu").recipe.mpp == 1.0
+    assert read_metadata(good).step == 0
+    assert load_model(good, device="cpu").metadata.mpp == 1.0
     header, data = model_parts(good)
-    recipe = json.loads(header["__metadata__"]["recipe"])
-    header["__metadata__"]["recipe"] = json.dumps(recipe | RECIPES[name])
+    metadata = json.loads(header["__metadata__"]["recipe"])
+    header["__metadata__"]["recipe"] = json.dumps(metadata | RECIPES[name])
     write_parts(good, header, data)
     with pytest.raises(ModelError) as caught:
         load_model(good, device="cpu")
@@ -185,15 +186,15 @@ def test_a_header_that_lies_about_its_tensors_is_refused_unread(good, name):
     TENSORS[name](header[first], len(data))
     write_parts(good, header, data)
     with pytest.raises(ModelError, match=r"damaged|cut short"):
-        read_recipe(good)
+        read_metadata(good)
 
 
 @pytest.mark.parametrize("scale", [{"low": [math.nan] * 3, "high": [1] * 3}, {"low": [0] * 3, "high": [10**400] * 3}])
 def test_an_input_scale_that_is_no_number_is_refused(good, scale):
     header, data = model_parts(good)
-    recipe = json.loads(header["__metadata__"]["recipe"])
-    recipe["extra"]["input"] = scale
-    header["__metadata__"]["recipe"] = json.dumps(recipe)
+    metadata = json.loads(header["__metadata__"]["recipe"])
+    metadata["extra"]["input"] = scale
+    header["__metadata__"]["recipe"] = json.dumps(metadata)
     write_parts(good, header, data)
     with pytest.raises(ModelError):
         load_model(good, device="cpu")

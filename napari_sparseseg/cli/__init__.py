@@ -101,21 +101,21 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
 
 def _model_info(args: argparse.Namespace) -> dict[str, Any]:
     """What a model file says of itself; read without torch."""
-    from napari_sparseseg.learning.model_file import read_recipe
+    from napari_sparseseg.learning.model_file import read_metadata
 
-    recipe = read_recipe(args.slide)
+    metadata = read_metadata(args.slide)
     if not args.json:
-        mpp = "level-0 pixels" if recipe.mpp is None else f"{recipe.mpp:g} um per px"
-        print(f"{args.slide}: model after {recipe.step} steps, {recipe.config.balancing} balancing")
-        print(f"  classes   {', '.join(f'{c.id} {c.name} {c.colour}' for c in recipe.classes)}")
-        print(f"  input     {mpp}, {recipe.dtype}, {', '.join(recipe.channels)}; encoder {recipe.encoder}")
-        for source in recipe.sources:
+        mpp = "level-0 pixels" if metadata.mpp is None else f"{metadata.mpp:g} um per px"
+        print(f"{args.slide}: model after {metadata.step} steps, {metadata.config.balancing} balancing")
+        print(f"  classes   {', '.join(f'{c.id} {c.name} {c.colour}' for c in metadata.classes)}")
+        print(f"  input     {mpp}, {metadata.dtype}, {', '.join(metadata.channels)}; encoder {metadata.encoder}")
+        for source in metadata.sources:
             print(f"  slide     {source.get('name')}, {source.get('strokes')} strokes, {source.get('fingerprint')}")
-        if recipe.metrics.get("balanced_dice") is not None:
-            print(f"  held out  balanced Dice {recipe.metrics['balanced_dice']:.3f}")
-        for name, version in recipe.extra.get("versions", {}).items():
+        if metadata.metrics.get("balanced_dice") is not None:
+            print(f"  held out  balanced Dice {metadata.metrics['balanced_dice']:.3f}")
+        for name, version in metadata.extra.get("versions", {}).items():
             print(f"  made by   {name} {version}")
-    return recipe.to_json()
+    return metadata.to_json()
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
     export_model(model, args.output)
     say(args, f"wrote {args.output}")
-    return {"output": str(args.output), "classes": [c.name for c in model.recipe.classes]}
+    return {"output": str(args.output), "classes": [c.name for c in model.metadata.classes]}
 
 
 def _convert(args: argparse.Namespace) -> dict[str, Any]:

@@ -127,9 +127,9 @@ def _quoted(text: str) -> list[str]:
 
 
 def _recipe_classes(model: Path) -> tuple[Any, ...]:
-    from napari_sparseseg.learning.model import read_recipe
+    from napari_sparseseg.learning.model import read_metadata
 
-    return read_recipe(model).classes
+    return read_metadata(model).classes
 
 
 def _run_training(session: Session, args: argparse.Namespace, seconds: float | None) -> None:

@@ -204,7 +204,7 @@ class SparseSegWidget(QWidget):
                 self._training.statistics,
                 has_slide=has_slide,
                 live=self.predict.live.isChecked(),
-                known=() if model is None else model.recipe.classes,
+                known=() if model is None else model.metadata.classes,
             )
         )
 

@@ -128,17 +128,17 @@ def _write_onnx(net: Standalone, model: Model, path: Path) -> None:
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:200]
         raise ModelError(
-            f"the network on encoder {model.recipe.encoder!r} cannot be exported to ONNX: {reason}."
+            f"the network on encoder {model.metadata.encoder!r} cannot be exported to ONNX: {reason}."
         ) from error
     written = onnx.load(path)
     written.producer_name, written.producer_version = "napari-sparseseg", __version__
-    recipe = model.recipe.to_json()
+    metadata = model.metadata.to_json()
     facts = {
-        "classes": [c["name"] for c in recipe["classes"]],
-        "class_ids": [c["id"] for c in recipe["classes"]],
-        "colours": [c["colour"] for c in recipe["classes"]],
-        "channels": recipe["channels"],
-        "mpp": recipe["mpp"],
+        "classes": [c["name"] for c in metadata["classes"]],
+        "class_ids": [c["id"] for c in metadata["classes"]],
+        "colours": [c["colour"] for c in metadata["classes"]],
+        "channels": metadata["channels"],
+        "mpp": metadata["mpp"],
         "multiple": model.multiple,
         "halo": model.halo,
     }
@@ -173,7 +173,7 @@ def _check(net: Standalone, model: Model, path: Path) -> None:
 
 def _fixed_size(model: Model, reason: str) -> str:
     return (
-        f"the network on encoder {model.recipe.encoder!r} cannot be exported for images of any size ({reason}); "
+        f"the network on encoder {model.metadata.encoder!r} cannot be exported for images of any size ({reason}); "
         "train with a convolutional encoder, such as the default one."
     )
 
@@ -186,7 +186,7 @@ def _example(model: Model, batch: int, height: int, width: int) -> NDArray[np.fl
     smooth = coarse.repeat(16, axis=2).repeat(16, axis=3)[:, :, :height, :width]
     noisy = 0.8 * smooth + 0.2 * rng.random(smooth.shape, np.float32)
     values: NDArray[np.float32] = (low + (high - low) * noisy).astype(np.float32)
-    return np.round(values) if np.issubdtype(np.dtype(model.recipe.dtype), np.integer) else values
+    return np.round(values) if np.issubdtype(np.dtype(model.metadata.dtype), np.integer) else values
 
 
 def _write_package(net: Standalone, model: Model, weights: Path, target: Path) -> None:
@@ -200,13 +200,13 @@ def _write_package(net: Standalone, model: Model, weights: Path, target: Path) -
     with torch.no_grad():
         probabilities = net(torch.from_numpy(image)).numpy()
     folder = weights.parent
-    np.save(folder / "input.npy", image.astype(model.recipe.dtype))
+    np.save(folder / "input.npy", image.astype(model.metadata.dtype))
     np.save(folder / "output.npy", probabilities)
     (folder / "README.md").write_text(_readme(model), encoding="utf-8")
     with ValidationContext(perform_io_checks=True, root=folder):
         description = spec.ModelDescr(
             name=_title(model),
-            description=f"Scribble-trained segmentation into {len(model.recipe.classes)} classes.",
+            description=f"Scribble-trained segmentation into {len(model.metadata.classes)} classes.",
             documentation=FileDescr(source=folder / "README.md"),
             tags=["segmentation", "sparse-annotation", "whole-slide-image", "napari-sparseseg"],
             inputs=[_input(spec, model, least, FileDescr(source=folder / "input.npy"))],
@@ -217,32 +217,32 @@ def _write_package(net: Standalone, model: Model, weights: Path, target: Path) -
 
 
 def _input(spec: Any, model: Model, least: int, test_tensor: Any) -> Any:
-    recipe = model.recipe
+    metadata = model.metadata
     size = spec.ParameterizedSize(min=least, step=model.multiple)
-    place = _scaled(recipe.mpp)
+    place = _scaled(metadata.mpp)
     return spec.InputTensorDescr(
         id="image",
         axes=[
             spec.BatchAxis(),
-            spec.ChannelAxis(channel_names=_identifiers(recipe.channels)),
+            spec.ChannelAxis(channel_names=_identifiers(metadata.channels)),
             spec.SpaceInputAxis(id="y", size=size, **place),
             spec.SpaceInputAxis(id="x", size=size, **place),
         ],
         test_tensor=test_tensor,
-        data=spec.IntervalOrRatioDataDescr(type=recipe.dtype),
+        data=spec.IntervalOrRatioDataDescr(type=metadata.dtype),
         preprocessing=[spec.EnsureDtypeDescr(kwargs=spec.EnsureDtypeKwargs(dtype="float32"))],
     )
 
 
 def _output(spec: Any, model: Model, test_tensor: Any) -> Any:
-    place = _scaled(model.recipe.mpp)
+    place = _scaled(model.metadata.mpp)
     sides = [
         spec.SpaceOutputAxisWithHalo(
             id=axis, halo=model.halo, size=spec.SizeReference(tensor_id="image", axis_id=axis), **place
         )
         for axis in ("y", "x")
     ]
-    names = [c.name for c in model.recipe.classes]
+    names = [c.name for c in model.metadata.classes]
     return spec.OutputTensorDescr(
         id="probabilities",
         description=("Probability per class: " + ", ".join(names))[:128],
@@ -268,18 +268,19 @@ def _identifiers(names: Any) -> list[str]:
 
 def _title(model: Model) -> str:
     # The specification allows letters, digits, "_+- ()" and nothing else.
-    names = re.sub(r"[^\w +()\-]", " ", " + ".join(c.name for c in model.recipe.classes), flags=re.ASCII)
+    names = re.sub(r"[^\w +()\-]", " ", " + ".join(c.name for c in model.metadata.classes), flags=re.ASCII)
     return " ".join(f"napari-sparseseg {names}".split())[:96]
 
 
 def _readme(model: Model) -> str:
-    recipe = model.recipe
-    mpp = "level-0 pixels" if recipe.mpp is None else f"{recipe.mpp:g} um per pixel"
-    classes = "\n".join(f"- channel {k}: {c.name} ({c.colour})" for k, c in enumerate(recipe.classes))
+    metadata = model.metadata
+    mpp = "level-0 pixels" if metadata.mpp is None else f"{metadata.mpp:g} um per pixel"
+    classes = "\n".join(f"- channel {k}: {c.name} ({c.colour})" for k, c in enumerate(metadata.classes))
     return (
-        f"# {_title(model)}\n\nTrained with napari-sparseseg {__version__} on scribbles in {len(recipe.sources)} "
-        f"slide(s) at {mpp}, {recipe.config.balancing} balancing, encoder {recipe.encoder}, {recipe.step} steps.\n\n"
+        f"# {_title(model)}\n\nTrained with napari-sparseseg {__version__} on scribbles in {len(metadata.sources)} "
+        f"slide(s) at {mpp}, {metadata.config.balancing} balancing, encoder {metadata.encoder}, "
+        f"{metadata.step} steps.\n\n"
         f"## Input\n\nRaw pixel values; height and width multiples of {model.multiple}. The outer {model.halo} px of a "
         f"tile depend on where it ends.\n\n## Output\n\n{classes}\n\n## Validation\n\nScores on held-out strokes:\n\n"
-        f"```json\n{json.dumps(recipe.metrics, indent=1, default=str)}\n```\n"
+        f"```json\n{json.dumps(metadata.metrics, indent=1, default=str)}\n```\n"
     )

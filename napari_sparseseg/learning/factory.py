@@ -1,4 +1,4 @@
-"""How a run begins: features, networks and trainer from settings, and the recipe of what comes out."""
+"""How a run begins: features, networks and trainer from settings, and the metadata of the model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from napari_sparseseg.config import Recipe, class_ids
+from napari_sparseseg.config import class_ids
 from napari_sparseseg.learning.distributed import ranks
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps
 from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 from napari_sparseseg.learning.sampling import PatchSampler, ReadAhead
 from napari_sparseseg.learning.trainer import Trainer
@@ -157,7 +158,7 @@ def other_network(model: Model, config: TrainConfig) -> str:
     """Why training by these settings cannot go on from a model; empty where it can."""
     scratch = config.architecture == "scratch"
     asked = "the plain U-Net" if scratch else f"encoder {config.encoder}"
-    theirs = "the plain U-Net" if isinstance(model.net, PlainUNet) else f"encoder {model.recipe.encoder}"
+    theirs = "the plain U-Net" if isinstance(model.net, PlainUNet) else f"encoder {model.metadata.encoder}"
     if asked == theirs:
         return ""
     return f"the model before had {theirs}; learning begins anew with {asked}."
@@ -179,9 +180,9 @@ def fine_part(net: nn.Module) -> Decoder | PlainUNet:
     return net
 
 
-def recipe_of(
+def metadata_of(
     sources: Sequence[Source], classes: Sequence[ClassDef], config: TrainConfig, metrics: dict[str, Any], step: int
-) -> Recipe:
+) -> ModelMetadata:
     """What travels with the weights."""
     first = sources[0]
     mpp = first.slide.mpp
@@ -194,7 +195,7 @@ def recipe_of(
         }
         for s in sources
     )
-    return Recipe(
+    return ModelMetadata(
         classes=tuple(classes),
         mpp=None if mpp is None else mpp[0] * first.frame.downsample[0],
         encoder=config.encoder,

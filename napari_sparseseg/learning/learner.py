@@ -24,12 +24,12 @@ from napari_sparseseg.learning.distributed import ranks
 from napari_sparseseg.learning.factory import (
     Patches,
     fine_part,
+    metadata_of,
     network_of,
     new_decoder,
     new_trainer,
     new_unet,
     other_network,
-    recipe_of,
     too_few_classes,
     unfreeze,
 )
@@ -242,7 +242,7 @@ class Learner(InstantLearner):
     def resume(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Learner:
         """A learner that goes on where a checkpoint ended; only the optimizer's moments begin anew."""
         model = load_model(path, device or "auto")
-        return cls(model.recipe.config, model.recipe.classes, model=model, device=device)
+        return cls(model.metadata.config, model.metadata.classes, model=model, device=device)
 
     def _continue(self, model: Model) -> None:
         """Take over what a model brings, where it is of the network asked for."""
@@ -251,11 +251,11 @@ class Learner(InstantLearner):
         if self._restarted:
             return
         self.model, self._scale, self._memory = model, model.scale, model.memory
-        self._first_step = model.recipe.step
+        self._first_step = model.metadata.step
         if isinstance(net, TwoSpeedNet):
             self._features, self._share = net.features.to(self.device), net.share
         if (fine := net if isinstance(net, PlainUNet) else net.decoder) is not None:
-            self._fine = with_classes(fine, class_ids(model.recipe.classes), class_ids(self.classes))
+            self._fine = with_classes(fine, class_ids(model.metadata.classes), class_ids(self.classes))
 
     @property
     def _augmented_rows(self) -> list[Rows]:
@@ -330,8 +330,8 @@ class Learner(InstantLearner):
         if net is None or self._scale is None:
             return None
         kept = () if isinstance(net, PlainUNet) else memory.chosen([*self._rows, *self._remembered])
-        recipe = recipe_of(self._sources, self.classes, self.config, self.metrics, self.step_count)
-        self.model = Model(recipe, net.to(self.device), self._scale, kept)
+        metadata = metadata_of(self._sources, self.classes, self.config, self.metrics, self.step_count)
+        self.model = Model(metadata, net.to(self.device), self._scale, kept)
         self.model_version += 1
         self.annotation_version = max((s.labels.version for s in self._sources), default=0)
         return self.model

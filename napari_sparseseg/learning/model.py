@@ -12,7 +12,7 @@ import numpy as np
 
 from napari_sparseseg.errors import ModelError, PredictionError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.learning.model_file import FORMAT, VERSION, read_recipe, read_shapes
+from napari_sparseseg.learning.model_file import FORMAT, VERSION, read_metadata, read_shapes
 from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device, import_torch
 
 if TYPE_CHECKING:
@@ -22,43 +22,44 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from napari_sparseseg.config import Architecture, ClassDef, Recipe
+    from napari_sparseseg.config import Architecture, ClassDef
     from napari_sparseseg.learning.feature_cache import Rows
     from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.model_file import ModelMetadata
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
 
-__all__ = ["Model", "load_model", "read_recipe"]
+__all__ = ["Model", "load_model", "read_metadata"]
 
 
 class Model:
-    """A fitted network with its recipe; never changed after it was made, so any thread may use it.
+    """A fitted network with its metadata; immutable, so any thread may use it.
 
     Parameters
     ----------
-    recipe
-        Classes in channel order and everything else that must travel with the weights. `recipe.extra` is replaced by
-        what the network needs to be rebuilt.
+    metadata
+        Classes in channel order and everything else that is saved with the weights. `metadata.extra` is replaced by
+        the values that the network is rebuilt from.
     net
-        In eval mode and on its device; belongs to the model from now on.
+        In eval mode and on its device; owned by the model from now on.
     scale
         Of the input.
     memory
-        What it remembers of its slides, see `learning.memory`.
+        Features of labelled pixels of the slides it was trained on, see `learning.replay`.
     """
 
     def __init__(
-        self, recipe: Recipe, net: TwoSpeedNet | PlainUNet, scale: InputScale, memory: Sequence[Rows] = ()
+        self, metadata: ModelMetadata, net: TwoSpeedNet | PlainUNet, scale: InputScale, memory: Sequence[Rows] = ()
     ) -> None:
-        from napari_sparseseg.learning.rebuild import describe
+        from napari_sparseseg.learning.model_file import describe
 
-        self.recipe = dataclasses.replace(recipe, extra={"net": describe(net), "input": scale.to_json()})
+        self.metadata = dataclasses.replace(metadata, extra={"net": describe(net), "input": scale.to_json()})
         self.memory = tuple(memory)
         self.net, self.scale = net.eval().requires_grad_(False), scale
         self.halo, self.multiple = int(net.reach), int(net.multiple)
         self.device: torch.device = next(net.parameters()).device
 
     def __repr__(self) -> str:
-        return f"<Model {len(self.recipe.classes)} classes, step {self.recipe.step}, on {self.device}>"
+        return f"<Model {len(self.metadata.classes)} classes, step {self.metadata.step}, on {self.device}>"
 
     def probabilities(self, pixels: NDArray[Any], *, origin: tuple[int, int] = (0, 0)) -> NDArray[np.float32]:
         """Class probabilities of an image or tile.
@@ -74,7 +75,7 @@ class Model:
 
         Returns
         -------
-        float32 (K, h, w), K classes in the order of the recipe; sums to 1.
+        float32 (K, h, w), K classes in the order of `metadata.classes`; sums to 1.
 
         Raises
         ------
@@ -95,11 +96,11 @@ class Model:
 
     def with_classes(self, classes: Sequence[ClassDef]) -> Model:
         """The same network with other ids, names and colours for its channels, in channel order."""
-        recipe = dataclasses.replace(self.recipe, classes=tuple(classes))
-        return Model(recipe, self.net, self.scale, self.memory)
+        metadata = dataclasses.replace(self.metadata, classes=tuple(classes))
+        return Model(metadata, self.net, self.scale, self.memory)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and recipe as one ``.safetensors`` file, whole or not at all.
+        """Write weights and metadata as one ``.safetensors`` file, atomically.
 
         Raises
         ------
@@ -112,14 +113,14 @@ class Model:
         from napari_sparseseg.learning.replay import to_tensors
 
         remembered, slides = to_tensors(self.memory)
-        recipe = self.recipe.to_json()
-        recipe["extra"]["memory"] = slides
-        recipe["extra"]["versions"] = {name: version(name) for name in ("napari-sparseseg", "torch", "timm")}
+        described = self.metadata.to_json()
+        described["extra"]["memory"] = slides
+        described["extra"]["versions"] = {name: version(name) for name in ("napari-sparseseg", "torch", "timm")}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
         tensors.update(remembered)
-        metadata = {"format": FORMAT, "version": str(VERSION), "recipe": json.dumps(recipe)}
+        header = {"format": FORMAT, "version": str(VERSION), "recipe": json.dumps(described)}
         try:
-            write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+            write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"model {path} cannot be written: {error}. Choose another place.") from error
 
@@ -144,38 +145,41 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     Raises
     ------
     ModelError
-        When the file cannot be read, is no model of ours, or its weights do not fit its recipe.
+        When the file cannot be read, was not written by this program, or its weights do not fit its metadata.
     TrainingError
         When the device is not there.
     """
     from safetensors.torch import load_file
 
     from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.learning.model_file import rebuild
     from napari_sparseseg.learning.network import PlainUNet
-    from napari_sparseseg.learning.rebuild import rebuild
     from napari_sparseseg.learning.replay import PREFIX, from_tensors
 
-    recipe = read_recipe(path)
+    metadata = read_metadata(path)
     shapes = {name: shape for name, shape in read_shapes(path).items() if not name.startswith(PREFIX)}
     import_torch()
     target = choose_device(device)
     try:
-        scale = InputScale.from_json(recipe.extra["input"])
-        net = rebuild(recipe, shapes)
+        scale = InputScale.from_json(metadata.extra["input"])
+        net = rebuild(metadata, shapes)
         tensors = load_file(Path(path))
         columns = 0 if isinstance(net, PlainUNet) else sum(net.features.channels)
-        memory = from_tensors(tensors, recipe.extra.get("memory", ()), columns)
+        memory = from_tensors(tensors, metadata.extra.get("memory", ()), columns)
         net.load_state_dict(tensors)
     except ModelError:
         raise
     except Exception as error:  # constructors of timm's networks raise anything for values they do not expect
         reason = " ".join(f"{error or type(error).__name__}".split())[:300].removesuffix(".")
         raise ModelError(
-            f"the weights in {path} do not fit its recipe: {reason}. The file is damaged or was changed."
+            f"the weights in {path} do not fit its metadata: {reason}. The file is damaged or was changed."
         ) from error
-    if not len(scale.low) == len(scale.high) == len(recipe.channels) or not np.isfinite((scale.low, scale.high)).all():
-        raise ModelError(f"{path} has no input scale for each of its {len(recipe.channels)} channels; it is damaged.")
+    if (
+        not len(scale.low) == len(scale.high) == len(metadata.channels)
+        or not np.isfinite((scale.low, scale.high)).all()
+    ):
+        raise ModelError(f"{path} has no input scale for each of its {len(metadata.channels)} channels; it is damaged.")
     # What the settings say must be what the weights are: going on from it would else begin, and fetch, another network.
     kind: Architecture = "scratch" if isinstance(net, PlainUNet) else "pretrained"
-    recipe = dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, architecture=kind))
-    return Model(recipe, net.to(target), scale, memory)
+    metadata = dataclasses.replace(metadata, config=dataclasses.replace(metadata.config, architecture=kind))
+    return Model(metadata, net.to(target), scale, memory)

@@ -1,118 +1,168 @@
-"""Model files: one ``.safetensors`` with weights, and the recipe as JSON in its header. No torch, no pickle.
+"""Model files: one ``.safetensors`` with the weights, and `ModelMetadata` as JSON in its header.
 
-A header is read only up to `MAX_HEADER` bytes, and every number in it is checked against the size of the file before
-anything is built from it: model files are passed between people.
+Model files are passed between people, so nothing in one is trusted: there is no pickle, safetensors checks that every
+tensor has its bytes in the file, and a network is first described on torch's ``meta`` device, where it takes no memory,
+and compared with the tensors that the file holds. Reading the metadata imports no torch.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import struct
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.config import Recipe
+from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
+
+    from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
 
 FORMAT = "napari-sparseseg model"
 VERSION = 1
 MAX_HEADER = 8 * 2**20
-MAX_CLASSES = 255
 MAX_CHANNELS = 256
 MAX_TEXT = 1000
-_MOST_DIMENSIONS, _MOST_SIDE, _MOST_STEPS = 8, 1 << 40, 1 << 53
-_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2} | {
-    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
-}  # fmt: skip
+_MAX_STEPS = 1 << 53
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+_MAX_WIDTH = 1024
+_MAX_DEPTH = 8
+_MAX_DERIVED = 64 << 20
+"""Bytes of what a network computes for itself and no file holds, such as tables of relative positions."""
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """What a model file says about itself: classes, resolution, encoder, training.
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """A model's classes, input and origin; stored as JSON under the key ``recipe`` of the model file's header."""
+
+    classes: tuple[ClassDef, ...]
+    """In channel order: channel k of the logits is ``classes[k]``."""
+    mpp: float | None
+    """Resolution the model was trained at, um per pixel; None: level-0 pixels of slides without mpp."""
+    encoder: str
+    channels: tuple[str, ...] = ("R", "G", "B")
+    dtype: str = "uint8"
+    config: TrainConfig = field(default_factory=TrainConfig)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[dict[str, Any], ...] = ()
+    """Per slide: name, fingerprint, annotation version, number of strokes."""
+    step: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+    """``net`` and ``input``, from which the network is rebuilt; ``memory``; ``versions`` of the libraries."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelMetadata:
+        """Read what `to_json` wrote; unknown keys of newer versions are ignored.
+
+        Raises
+        ------
+        SparseSegError
+            Where a value is missing or of the wrong kind.
+        """
+        try:
+            known = {f.name for f in fields(cls)}
+            values = {k: v for k, v in data.items() if k in known}
+            values["classes"] = make_classes(ClassDef(**c) for c in data["classes"])
+            config_names = {f.name for f in fields(TrainConfig)}
+            config = {k: v for k, v in dict(data.get("config", {})).items() if k in config_names}
+            values["config"] = TrainConfig(**config)
+            values["channels"] = tuple(data.get("channels", ("R", "G", "B")))
+            values["sources"] = tuple(data.get("sources", ()))
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SparseSegError(f"the model's metadata cannot be read: {type(error).__name__} {error}.") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
+    """Read a model file's metadata: classes, resolution, encoder, training.
 
     Raises
     ------
     ModelError
-        When the file cannot be read, is no model of ours, is damaged, or is too new.
+        When the file cannot be read, was not written by this program, is damaged, or is too new.
     """
-    metadata = read_header(path).get("__metadata__", {})
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    stored, _ = read_header(path)
+    if stored.get("format") != FORMAT:
         raise ModelError(f"{path} holds weights but no {FORMAT}; choose a file that this program saved.")
-    version = str(metadata.get("version"))
+    version = str(stored.get("version"))
     if not version.isdecimal() or int(version) > VERSION:
         raise ModelError(f"{path} has model version {version}; this program reads up to {VERSION}. Update it.")
     try:
-        recipe = Recipe.from_json(json.loads(metadata["recipe"]))
+        metadata = ModelMetadata.from_json(json.loads(stored["recipe"]))
     except (KeyError, ValueError, TypeError, RecursionError, AttributeError, SparseSegError) as error:
         raise ModelError(
-            f"the recipe in {path} cannot be read: {error}. The file is damaged; use another copy."
+            f"the metadata in {path} cannot be read: {error}. The file is damaged; use another copy."
         ) from error
-    if not 1 <= len(recipe.classes) <= MAX_CLASSES or not 1 <= len(recipe.channels) <= MAX_CHANNELS:
-        raise ModelError(f"the recipe in {path} names {len(recipe.classes)} classes; use another copy of the file.")
-    wrong = [name for name, fits in _kinds(recipe) if not fits]
+    if not metadata.classes or not 1 <= len(metadata.channels) <= MAX_CHANNELS:
+        raise ModelError(f"the metadata in {path} name {len(metadata.classes)} classes; use another copy of the file.")
+    wrong = [name for name, fits in _fitting_kinds(metadata) if not fits]
     if wrong:
-        value = repr(getattr(recipe, wrong[0]))[:100]
-        raise ModelError(f"the recipe in {path} has {wrong[0]} {value}; the file is damaged, use another copy.")
-    return recipe
+        value = repr(getattr(metadata, wrong[0]))[:100]
+        raise ModelError(f"the metadata in {path} have {wrong[0]} {value}; the file is damaged, use another copy.")
+    return metadata
 
 
 def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a model file, each of which has its bytes in it; what `read_header` raises."""
-    header = read_header(path)
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    """The shape of every tensor of a model file; raises what `read_header` raises."""
+    return read_header(path)[1]
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON header of a ``.safetensors`` file, checked against the size of the file.
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """The metadata and the tensors' shapes of a ``.safetensors`` file.
 
     Raises
     ------
     ModelError
         When the file cannot be read, is a pickle, or is not a whole ``.safetensors`` file.
     """
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # opening a pipe waits for ever
-            raise ModelError(f"model {path} is no ordinary file. Choose a model file.")
+        if path.exists() and not path.is_file():  # opening a pipe would block for ever
+            raise ModelError(f"model {path} is not an ordinary file. Choose a model file.")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
-            if start.startswith(_PICKLES):
-                raise ModelError(
-                    f"{path} is a pickle or zip archive, as torch.save writes it; such files can run code and are not "
-                    "loaded. Save the model as .safetensors."
-                )
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise ModelError(f"{path} is not a .safetensors file: {_found(start, size)}. Choose a model file.")
-            header = json.loads(file.read(length))
+        if start.startswith(_PICKLES):
+            raise ModelError(
+                f"{path} is a pickle or zip archive, as torch.save writes it; such files can run code and are not "
+                "loaded. Save the model as .safetensors."
+            )
+        # safetensors itself allows headers of 100 MB, which take a gigabyte as Python objects.
+        if len(start) < 8 or not 2 <= struct.unpack("<Q", start)[0] <= min(MAX_HEADER, size - 8):
+            found = f"{size} bytes, beginning with {start!r}" if size else "it is empty"
+            raise ModelError(f"{path} is not a .safetensors file: {found}. Choose a model file.")
+        with safe_open(path, framework="numpy") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            return dict(opened.metadata() or {}), shapes
     except OSError as error:
         raise ModelError(f"model {path} cannot be read: {error.strerror or error}. Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"the header of {path} is not JSON: {str(error)[:100]}. The file is damaged.") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"the header of {path} is a {type(header).__name__}, not a table. The file is damaged.")
-    _check_extent(path, header, size - 8 - length)
-    return header
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} is damaged or cut short: {reason}. Use another copy of the file.") from error
 
 
-def _kinds(recipe: Recipe) -> list[tuple[str, bool]]:
-    """Each field that other code takes as it is, and whether it is of its kind."""
-    mpp, step, extra = recipe.mpp, recipe.step, recipe.extra
-    score = recipe.metrics.get("balanced_dice") if isinstance(recipe.metrics, dict) else ""
+def _fitting_kinds(metadata: ModelMetadata) -> list[tuple[str, bool]]:
+    """Each field that other code relies on, and whether its value is of the right kind."""
+    mpp, step, extra = metadata.mpp, metadata.step, metadata.extra
+    score = metadata.metrics.get("balanced_dice") if isinstance(metadata.metrics, dict) else ""
     return [
         ("mpp", mpp is None or (_is_number(mpp) and 0.01 <= mpp <= 1000)),
-        ("step", type(step) is int and 0 <= step < _MOST_STEPS),
-        ("encoder", _is_text(recipe.encoder)),
-        ("channels", all(map(_is_text, recipe.channels))),
-        ("dtype", _is_text(recipe.dtype)),
+        ("step", type(step) is int and 0 <= step < _MAX_STEPS),
+        ("encoder", _is_text(metadata.encoder)),
+        ("channels", all(map(_is_text, metadata.channels))),
+        ("dtype", _is_text(metadata.dtype)),
         ("metrics", score is None or _is_number(score)),
-        ("sources", all(isinstance(s, dict) for s in recipe.sources)),
+        ("sources", all(isinstance(s, dict) for s in metadata.sources)),
         ("extra", isinstance(extra, dict) and isinstance(extra.get("versions", {}), dict)),
     ]
 
@@ -125,31 +175,94 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and len(value) <= MAX_TEXT
 
 
-def _found(start: bytes, size: int) -> str:
-    return f"{size} bytes, beginning with {start!r}" if size else "it is empty"
+def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
+    """The plain values that `rebuild` needs beside classes and channels."""
+    from napari_sparseseg.learning.network import PlainUNet
+
+    if isinstance(net, PlainUNet):
+        return {"kind": "scratch", "norm": "channels", "width": net.scores.in_channels, "depth": net.depth}
+    return {
+        "kind": "pretrained",
+        "architecture": net.features.encoder.architecture,
+        "arguments": net.features.encoder.arguments,
+        "context": net.features.context,
+        "hidden": net.head.scores.in_channels,
+        "decoder": [] if net.decoder is None else net.decoder.widths,
+        "tuned": net.decoder is not None and net.decoder.tuned is not None,
+        "share": net.share,
+    }
 
 
-def _check_extent(path: Path, header: dict[str, Any], data: int) -> None:
-    """The tensors must fill the file, one after another, each in as many bytes as its shape takes."""
-    try:
-        places = sorted(_place(entry) for name, entry in header.items() if name != "__metadata__")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        reason = str(error)[:100]
-        raise ModelError(f"the header of {path} describes no tensors: {reason}. The file is damaged.") from error
-    end = places[-1][1] if places else 0
-    if end != data:
-        raise ModelError(f"{path} holds {data} bytes of weights, its header says {end}; it is cut short.")
-    if places and (places[0][0] != 0 or any(a[1] != b[0] for a, b in pairwise(places))):
-        raise ModelError(f"the tensors in {path} lie over each other or leave gaps. The file is damaged.")
+def rebuild(metadata: ModelMetadata, shapes: Mapping[str, tuple[int, ...]]) -> TwoSpeedNet | PlainUNet:
+    """The network that the metadata describes, with random weights, in eval mode; never downloads anything.
+
+    Parameters
+    ----------
+    metadata
+        Of the file.
+    shapes
+        Of the network's tensors in the file; a network with other tensors is not built.
+
+    Raises
+    ------
+    ModelError
+        For values that no network of this program has.
+    ValueError
+        Where the shapes differ.
+    Exception
+        Whatever a constructor raises for missing or wrong values.
+    """
+    import torch
+
+    with torch.device("meta"):
+        plan = _build(metadata)
+    wanted = {name: tuple(value.shape) for name, value in plan.state_dict().items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if wanted.get(name) != shapes.get(name):
+            raise ValueError(f"{name} is {shapes.get(name, 'missing')}, not {wanted.get(name, 'part of the network')}")
+    derived = sum(b.numel() * b.element_size() for name, b in plan.named_buffers() if name not in wanted)
+    if derived > _MAX_DERIVED:
+        raise ValueError(f"the network takes {derived} bytes beside its weights")
+    return _build(metadata).eval()
 
 
-def _place(entry: dict[str, Any]) -> tuple[int, int]:
-    """Where a tensor begins and ends, as its shape has it too."""
-    shape, (begin, end) = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError("a shape is no shape")
-    if not all(type(n) is int and 0 <= n <= _MOST_SIDE for n in (*shape, begin, end)):
-        raise ValueError("a shape or place is not in whole numbers")
-    if end - begin != math.prod(shape) * _BYTES[entry["dtype"]]:
-        raise ValueError(f"a tensor of shape {shape} is not in {end - begin} bytes")
-    return begin, end
+def _build(metadata: ModelMetadata) -> TwoSpeedNet | PlainUNet:
+    from napari_sparseseg.learning.encoders import Encoder
+    from napari_sparseseg.learning.features import FeatureMaps
+    from napari_sparseseg.learning.head import Head
+    from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
+
+    net = dict(metadata.extra["net"])
+    classes, channels = len(metadata.classes), len(metadata.channels)
+    if net["kind"] == "scratch":
+        if net.get("norm") != "channels":
+            raise ModelError("the model is a plain U-Net with batch normalisation, of an older version; train it anew.")
+        return PlainUNet(channels, classes, _bounded(net, "width"), _bounded(net, "depth", _MAX_DEPTH))
+    if net["kind"] != "pretrained":
+        raise ModelError(f"the model is of kind {net['kind']!r}, which this version does not know; update the program.")
+    # By architecture, never by address: a model file must not make this program download anything.
+    architecture = str(net["architecture"]).partition("@")[0]
+    if ":" in architecture or "/" in architecture:
+        raise ModelError(f"the model names the encoder {architecture!r}, which is an address and not a timm name.")
+    arguments, context = dict(net.get("arguments", {})), _bounded(net, "context", 15)
+
+    def features() -> FeatureMaps:
+        return FeatureMaps(Encoder(architecture, channels, load=False, arguments=arguments), context)
+
+    frozen = features()
+    head = Head(frozen.channels, _bounded(net, "hidden"), classes)
+    widths = [_bounded({"decoder": w}, "decoder") for w in net["decoder"]]
+    decoder = Decoder(frozen.channels, frozen.strides, widths, classes) if widths else None
+    if decoder is not None and net.get("tuned"):
+        decoder.tuned = features()
+    share = float(net["share"])
+    if not 0 <= share <= 1:
+        raise ModelError(f"the model's decoder share {share} is not in 0..1; the file is damaged.")
+    return TwoSpeedNet(frozen, head, decoder, share)
+
+
+def _bounded(values: dict[str, Any], name: str, most: int = _MAX_WIDTH) -> int:
+    value = int(values[name])
+    if not 1 <= value <= most:
+        raise ModelError(f"the model's {name} {value} is not in 1..{most}; the file is damaged.")
+    return value

@@ -65,7 +65,7 @@ def from_tensors(tensors: dict[str, torch.Tensor], slides: Sequence[Any], column
     tensors
         Of the file; the entries used are removed.
     slides
-        Of each patch, from the recipe.
+        Of each patch, from the metadata.
     columns
         Features per row that the network has.
 

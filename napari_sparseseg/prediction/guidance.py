@@ -101,7 +101,7 @@ def suggest(
         uncertainty = float(entropy(probabilities).mean()) / 255
         worth = uncertainty * (0.5 if earlier and _distance(cell, earlier) < 2 * CELL else 1.0)
         if best is None or worth > best[0]:
-            ids = [c.id for c in model.recipe.classes]
+            ids = [c.id for c in model.metadata.classes]
             best = worth, Suggestion(frame.level0(cell), _most_confused(probabilities, ids), uncertainty)
     return None if best is None else best[1]
 

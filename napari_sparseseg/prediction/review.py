@@ -72,7 +72,7 @@ def mistakes(model: Segmenter, held: HeldOut) -> list[Mistake]:
 
     Strokes of classes that the model does not have are left out; so is what is less than `LEAST_WRONG` wrong.
     """
-    known = [c.id for c in model.recipe.classes]
+    known = [c.id for c in model.metadata.classes]
     tallies: dict[Hashable, _Tally] = {}
     for window in held.windows():
         source = held.sources[window.source]

@@ -20,7 +20,7 @@ COARSEST = 1024
 """The top level is one dense array of at most this many pixels a side (napari reads it whole)."""
 LABELS, UNCERTAINTY, MARGIN, CHANGED, PROBABILITY = 0, 1, 2, 3, 4
 """Channels of a tile: class ids; entropy, and 1 minus the margin between the two likeliest classes, scaled to 0..255;
-255 where the model before said another class; and from 4 on the probability of each class in recipe order, 0..255."""
+255 where the model before said another class; and from 4 on the probability of each class, in channel order, 0..255."""
 
 NO_TILE, NOTHING = -2, -1
 """Instead of a model version: the level has no tile there; it has one, but nothing was predicted there."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from napari_sparseseg.config import ClassDef, Recipe
+    from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.learning.model_file import ModelMetadata
     from napari_sparseseg.slides import Slide
     from napari_sparseseg.slides.resample import Axis
 
@@ -32,7 +33,7 @@ class Segmenter(Protocol):
     """What prediction needs of a model; `learning.Model` is one."""
 
     @property
-    def recipe(self) -> Recipe:
+    def metadata(self) -> ModelMetadata:
         """Classes in channel order, resolution, input channels."""
 
     @property
@@ -65,9 +66,9 @@ class PredictionStopped(PredictionError):
     """A prediction ended early because it was asked to."""
 
 
-def model_frame(recipe: Recipe, slide: Slide, asked: Frame) -> Frame:
+def model_frame(metadata: ModelMetadata, slide: Slide, asked: Frame) -> Frame:
     """What the model sees of a slide: the resolution it was trained at, where both say theirs, else the asked one."""
-    return asked if recipe.mpp is None or slide.mpp is None else slide.frame(recipe.mpp)
+    return asked if metadata.mpp is None or slide.mpp is None else slide.frame(metadata.mpp)
 
 
 def input_region(model: Segmenter, tile: Box) -> Box:
@@ -165,7 +166,7 @@ def predict_region(
         When `stop` was set before the last tile.
     """
     region = Box(*region)
-    classes = model.recipe.classes
+    classes = model.metadata.classes
     out = np.empty((len(classes), max(0, region.height), max(0, region.width)), np.float32)
     if not region.area:
         return labels_from(out, classes), out

@@ -53,8 +53,8 @@ class LiveWorker:
         entry = self._slides.current
         if not self.enabled or self.held or model is None or entry is None:
             return False
-        frame = entry.slide.frame(model.recipe.mpp)
-        wanted = (entry.key, frame, model.recipe.classes)
+        frame = entry.slide.frame(model.metadata.mpp)
+        wanted = (entry.key, frame, model.metadata.classes)
         if wanted != self._made_for or self.view is None:
             self.view = self._view_of(entry.slide, wanted)
             self._made_for = wanted

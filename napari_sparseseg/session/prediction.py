@@ -81,7 +81,7 @@ class Predictor:
 
         model = self._engine.call(load)
         labelled = any(any(e.annotations.counts().values()) for e in self._slides.entries)
-        classes, channels = match_classes(self._slides.classes if labelled else (), model.recipe.classes)
+        classes, channels = match_classes(self._slides.classes if labelled else (), model.metadata.classes)
         self._slides.set_classes(classes)
         self._engine.call(lambda: self._loop.use_model(model.with_classes(channels)))
 
@@ -101,8 +101,8 @@ class Predictor:
         from napari_sparseseg.prediction.tiles import model_frame, predict_region
 
         model, slide = self.model(), self._slides.active.slide
-        frame = slide.frame(mpp if mpp is not None else model.recipe.mpp)
-        seen = model_frame(model.recipe, slide, frame)
+        frame = slide.frame(mpp if mpp is not None else model.metadata.mpp)
+        seen = model_frame(model.metadata, slide, frame)
         return self._engine.call(lambda: predict_region(model, slide, frame.region(Box(*box)), frame, read_frame=seen))
 
     def next_region(self) -> Suggestion | None:
@@ -111,7 +111,7 @@ class Predictor:
         from napari_sparseseg.prediction.tissue import detect_tissue
 
         model, entry = self.model(), self._slides.active
-        frame = entry.slide.frame(model.recipe.mpp)
+        frame = entry.slide.frame(model.metadata.mpp)
         visited = self._visited.setdefault(entry.key, [])
 
         def look() -> Suggestion | None:
@@ -150,7 +150,7 @@ class Predictor:
 
         model, entry = self.model(), self._slides.active
         slide = entry.slide
-        frame = slide.frame(model.recipe.mpp)
+        frame = slide.frame(model.metadata.mpp)
         whole = frame.shape(slide.shape)
         y, x = (math.floor(v / d) for v, d in zip(at, frame.downsample, strict=True))
         if not (0 <= y < whole[0] and 0 <= x < whole[1]):
@@ -172,7 +172,7 @@ class Predictor:
             if labels[y - region.y, x - region.x]:
                 return region, labels
         region = Box(y, x, 0, 0).grown(ACCEPTED_PX // 4).intersection(inside)
-        seen = model_frame(model.recipe, slide, frame)
+        seen = model_frame(model.metadata, slide, frame)
         return region, self._engine.call(lambda: predict_region(model, slide, region, frame, read_frame=seen)[0])
 
     def predict_project(self, folder: Path, **options: Any) -> BatchResult:

@@ -55,7 +55,7 @@ class PredictionSession(SlideSession):
         Its encoder becomes the session's setting: training with another one would begin anew.
         """
         self._predictor.load(Path(path), self.config.device)
-        loaded = self._predictor.model().recipe
+        loaded = self._predictor.model().metadata
         if loaded.extra["net"]["kind"] == "pretrained":
             self._config = self.config.updated({"encoder": loaded.encoder})  # so set, it was not asked for by name
 

@@ -203,9 +203,9 @@ class Session(PredictionSession):
 
     def _require_named(self, config: TrainConfig) -> None:
         """Projects are passed between people: what they name is neither downloaded nor read for that."""
-        recipe = None if self.model is None else self.model.recipe
-        kind = None if recipe is None else recipe.extra["net"]["kind"]
-        brought = recipe is not None and kind == "pretrained" and recipe.encoder == config.encoder
+        metadata = None if self.model is None else self.model.metadata
+        kind = None if metadata is None else metadata.extra["net"]["kind"]
+        brought = metadata is not None and kind == "pretrained" and metadata.encoder == config.encoder
         if config.fetches and config.encoder not in self._named and not brought:
             raise TrainingError(
                 f"the project asks for the encoder {config.encoder!r}, and no model in it brings its weights. They are "

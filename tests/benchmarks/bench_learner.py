@@ -181,7 +181,7 @@ def learner_curve(fields: Fields, seed: int, seconds: Sequence[float]) -> Curve:
         found = []
         for i in test:
             p = model.probabilities(slides[i].read_region(grown, frame, mirrored=True), origin=(grown.y, grown.x))
-            found.append(labels_from(p[:, inner, inner], model.recipe.classes))
+            found.append(labels_from(p[:, inner, inner], model.metadata.classes))
         return mean_dice(fields.labels[test].astype(int), np.stack(found), fields.classes)
 
     clock, dice, first = Clock(), {}, math.nan

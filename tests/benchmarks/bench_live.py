@@ -190,14 +190,14 @@ def measure_throughput(session, rounds: int = 3) -> float:
     CPU time of that thread, forward pass to live view; rounds alternate, because the machine is not quiet.
     """
     model, slide = session.model, session.slide
-    frame = slide.frame(model.recipe.mpp)
+    frame = slide.frame(model.metadata.mpp)
     h, w = frame.shape(slide.shape)
     side = min(2 * TILE, h, w)
     region = Box((h - side) // 2 // TILE * TILE, (w - side) // 2 // TILE * TILE, side, side)
     box = frame.level0(region)
 
     def compare() -> list[float]:
-        live = LiveView(slide, frame, len(model.recipe.classes))
+        live = LiveView(slide, frame, len(model.metadata.classes))
         live.request(box, 1.0)
         live._queue = [key for key in plan(live.view, frame, live.store) if key[0] == 0]
         live._planned = live.view, 1

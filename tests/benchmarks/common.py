@@ -245,7 +245,7 @@ def model_scores(task: Task, model) -> dict[str, float]:
 
     def predict(image: np.ndarray) -> np.ndarray:
         slide = ArraySlide(image, mpp=task.mpp, name="test")
-        frame, scored = slide.frame(model.recipe.mpp), slide.frame(1.0).shape(slide.shape)
+        frame, scored = slide.frame(model.metadata.mpp), slide.frame(1.0).shape(slide.shape)
         found = predict_region(model, slide, Box(0, 0, *frame.shape(slide.shape)), frame)[0]
         rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(scored, found.shape, strict=True))
         return found[rows[:, None], columns]

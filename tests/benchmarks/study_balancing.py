@@ -140,7 +140,7 @@ def network_alone(learner: Learner) -> Model:
     """The network as it is after the last step, without the head that is fitted beside it; never served like this."""
     model, net = learner.model, learner.model.net
     decoder = fine_part(learner._trainer.averaged)
-    return Model(model.recipe, TwoSpeedNet(net.features, net.head, decoder, 1.0), model.scale, ())
+    return Model(model.metadata, TwoSpeedNet(net.features, net.head, decoder, 1.0), model.scale, ())
 
 
 def run_all(runs: list[Run], workers: int) -> list[dict]:

@@ -19,9 +19,9 @@ import zarr
 from napari_sparseseg import Session
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.annotations.sqlite_file import BlankFileError
-from napari_sparseseg.config import Recipe, TrainConfig
+from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.io import load_annotations
-from napari_sparseseg.learning.model_file import read_recipe
+from napari_sparseseg.learning.model_file import ModelMetadata, read_metadata
 from napari_sparseseg.session.project import Project
 from tests.faults import report
 from tests.faults.jobs import CLASSES, SHAPE, replay, told
@@ -168,8 +168,10 @@ def test_exporting_a_model(place, torch_zygote, seed):
     from napari_sparseseg.learning.network import PlainUNet
 
     if not (place / "model.safetensors").exists():
-        recipe = Recipe(Annotations(SHAPE, CLASSES).classes, 1.0, "x", config=TrainConfig(architecture="scratch"))
-        Model(recipe, PlainUNet(3, 2, 4, 2), InputScale.for_rgb()).save(place / "model.safetensors")
+        metadata = ModelMetadata(
+            Annotations(SHAPE, CLASSES).classes, 1.0, "x", config=TrainConfig(architecture="scratch")
+        )
+        Model(metadata, PlainUNet(3, 2, 4, 2), InputScale.for_rgb()).save(place / "model.safetensors")
     folder = new_folder(place, "export_model", seed)
     assert torch_zygote.run("export_model", folder, seed, random.Random(seed).uniform(0, 3), 1 + seed % 3)
     done = {name for (name,) in told(folder)[1:]}
@@ -250,7 +252,7 @@ def test_predicting_a_slide(place, zygote, predicted, seed):
 def step_of(project):
     """The step of a project's model, or 0."""
     model = project / "models" / "model.safetensors"
-    return read_recipe(model).step if model.exists() else 0
+    return read_metadata(model).step if model.exists() else 0
 
 
 @pytest.mark.parametrize("seed", rounds("train"))
@@ -272,11 +274,11 @@ def test_training(place, torch_zygote, seed):
     assert saved == [before + 2 * k for k in range(1, len(saved) + 1)], "each run goes on from the one before"
     assert found in (promised, promised + 2), "a checkpoint went back"
     if model.exists():
-        assert [c.name for c in read_recipe(model).classes] == CLASSES
+        assert [c.name for c in read_metadata(model).classes] == CLASSES
     if lines:
         with Session.load(project) as session:
             assert len(session.annotations.strokes) == 6
-            assert (session.model.recipe.step if session.model is not None else 0) == found
+            assert (session.model.metadata.step if session.model is not None else 0) == found
     if seed % 4 == 1:
         torch_zygote.run("train", folder, seed // 4)
         assert told(folder)[-1] == ["done"]

@@ -169,7 +169,7 @@ def test_a_model_of_other_classes_is_loaded_taught_and_saved_meanwhile(viewer, p
     assert [c.name for c in panel.session.classes] == ["tissue", "background", "gland", "stroma"]
     wait_until(lambda: said.text().startswith("The model does not know tissue yet: press Train"), 10)
     click(panel.train.train)
-    wait_until(lambda: {1, 2} <= {c.id for c in panel.session.model.recipe.classes})
+    wait_until(lambda: {1, 2} <= {c.id for c in panel.session.model.metadata.classes})
     assert not settings.load.isEnabled()
     answer_file(tmp_path / "learned")
     click(settings.save)

@@ -21,18 +21,22 @@ def write_parts(path, header, data):
 
 
 def rewrite(path, change):
-    """Change the recipe of a model file."""
+    """Change the metadata of a model file."""
     table, weights = model_parts(path)
-    recipe = json.loads(table["__metadata__"]["recipe"])
-    change(recipe)
-    table["__metadata__"]["recipe"] = json.dumps(recipe)
+    metadata = json.loads(table["__metadata__"]["recipe"])
+    change(metadata)
+    table["__metadata__"]["recipe"] = json.dumps(metadata)
     text = json.dumps(table).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
 
 
-def model_file(path, recipe, tensors=None, data=b"", length=None):
+def model_file(path, metadata, tensors=None, data=b"", length=None):
     """A .safetensors file with any header."""
-    metadata = {"format": FORMAT, "version": "1", "recipe": recipe if isinstance(recipe, str) else json.dumps(recipe)}
+    metadata = {
+        "format": FORMAT,
+        "version": "1",
+        "recipe": metadata if isinstance(metadata, str) else json.dumps(metadata),
+    }
     header = json.dumps({"__metadata__": metadata, **(tensors or {})}).encode()
     path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
     return path

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from napari_sparseseg.config import DEFAULT_ENCODER, ClassDef, Recipe, TrainConfig, make_classes
+from napari_sparseseg.config import DEFAULT_ENCODER, ClassDef, TrainConfig, make_classes
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 
 CLASSES = (ClassDef(3, "gland", "#e69f00"), ClassDef(200, "stroma", "#56b4e9"))
@@ -32,8 +33,8 @@ def plain():
 
 
 def model_of(net, channels=("R", "G", "B")):
-    recipe = Recipe(CLASSES, 1.0, DEFAULT_ENCODER, channels=channels, config=TrainConfig(seed=5), step=17)
-    return Model(recipe, net, InputScale((0.0,) * len(channels), (255.0,) * len(channels)))
+    metadata = ModelMetadata(CLASSES, 1.0, DEFAULT_ENCODER, channels=channels, config=TrainConfig(seed=5), step=17)
+    return Model(metadata, net, InputScale((0.0,) * len(channels), (255.0,) * len(channels)))
 
 
 def network(classes: int = 3) -> Model:
@@ -41,4 +42,6 @@ def network(classes: int = 3) -> Model:
     torch.manual_seed(0)
     features = FeatureMaps(Encoder("tf_efficientnet_lite0", 3))
     net = TwoSpeedNet(features, Head(features.channels, 16, classes))
-    return Model(Recipe(make_classes("abcde"[:classes]), None, "tf_efficientnet_lite0"), net, InputScale.for_rgb())
+    return Model(
+        ModelMetadata(make_classes("abcde"[:classes]), None, "tf_efficientnet_lite0"), net, InputScale.for_rgb()
+    )

@@ -16,7 +16,8 @@ import tifffile
 import zarr
 from safetensors.numpy import save_file
 
-from napari_sparseseg.config import Recipe, make_classes
+from napari_sparseseg.config import make_classes
+from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.slides import ArraySlide
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class SmoothModel:
     def __init__(self, multiple=4, radius=2, mpp=None, colours=COLOURS, classes=CLASSES, delay=0.0):
         self.multiple, self.radius = multiple, radius
         self.halo = multiple * (radius + 1)
-        self.recipe = Recipe(classes=classes, mpp=mpp, encoder="smooth")
+        self.metadata = ModelMetadata(classes=classes, mpp=mpp, encoder="smooth")
         self.colours = np.asarray(colours, np.float32)
         self.delay = delay
         self.calls = 0

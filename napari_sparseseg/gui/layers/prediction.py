@@ -353,7 +353,7 @@ class LiveDisplay(QObject):
             return
         live.updated.connect(self._on_tile, thread="main")
         model = self._context.session.model
-        classes = self._context.session.classes if model is None else model.recipe.classes
+        classes = self._context.session.classes if model is None else model.metadata.classes
         self.layer = LiveLayer(live.store, live.frame, classes, opacity=self._opacity)
         self.layer.visible = self._visible
         viewer = self._context.viewer

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from napari_sparseseg.config import Recipe
     from napari_sparseseg.io.tables import AreaRow
+    from napari_sparseseg.learning.model_file import ModelMetadata
     from napari_sparseseg.prediction.tiles import SavableSegmenter
     from napari_sparseseg.slides import Slide
 
@@ -65,11 +65,11 @@ class SlideRun:
         self._slide, self._model, self._options, self._control = slide, model, options, control
         self._report = report
         self._warnings: list[str] = []
-        self._classes = model.recipe.classes
-        mpp = _resolution(model.recipe, slide, options.mpp, self._warnings)
+        self._classes = model.metadata.classes
+        mpp = _resolution(model.metadata, slide, options.mpp, self._warnings)
         self._placement = Placement(slide.frame(mpp), slide.mpp)
         self._shape = self._placement.frame.shape(slide.shape)
-        self._read_frame = model_frame(model.recipe, slide, self._placement.frame)
+        self._read_frame = model_frame(model.metadata, slide, self._placement.frame)
         self._tile = options.tile or fitting_tile(model, self._placement.frame, self._read_frame)
         self._shards = list(enumerate(shard_grid(self._shape)))
         self._files = Workspace(out, [path for path in (options.geojson, options.csv) if path is not None])
@@ -103,11 +103,11 @@ class SlideRun:
         files, options = self._files, self._options
         self._slide.identity.check()
         self._model.save(files.model)
-        recipe = self._model.recipe.to_json()
+        metadata = self._model.metadata.to_json()
         return {
             "format": 1,
             "slide": self._slide.fingerprint,
-            "model": model_hash(files.model, recipe),
+            "model": model_hash(files.model, metadata),
             "shape": list(self._shape),
             "downsample": list(self._placement.frame.downsample),
             "read_downsample": list(self._read_frame.downsample),
@@ -289,16 +289,16 @@ class SlideRun:
         )
 
 
-def _resolution(recipe: Recipe, slide: Slide, asked: float | None, warnings: list[str]) -> float | None:
+def _resolution(metadata: ModelMetadata, slide: Slide, asked: float | None, warnings: list[str]) -> float | None:
     """The mpp of the label image; raises where it cannot be had."""
-    if len(slide.channels) != len(recipe.channels):
+    if len(slide.channels) != len(metadata.channels):
         raise PredictionError(
-            f"the model was trained on {len(recipe.channels)} channels ({', '.join(recipe.channels)}), the slide "
+            f"the model was trained on {len(metadata.channels)} channels ({', '.join(metadata.channels)}), the slide "
             f"has {len(slide.channels)} ({', '.join(slide.channels)}); train a model on such slides."
         )
     if slide.mpp is None and asked is not None:
         raise PredictionError(f"slide {slide.path} does not say its mpp, so {asked} um per px cannot be had; set it.")
-    mpp = asked if asked is not None else recipe.mpp
+    mpp = asked if asked is not None else metadata.mpp
     if slide.mpp is None and mpp is not None:
         warnings.append(
             f"the model was trained at {mpp} um per px, but the slide does not say its mpp: predicted at level 0."

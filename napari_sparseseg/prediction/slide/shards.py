@@ -141,7 +141,7 @@ class ShardPredictor:
         self._slide, self._model, self._store = slide, model, store
         self._frame, self._read_frame, self._tile = frame, read_frame or frame, tile
         self._tissue, self._flips = tissue, flips
-        self._glass = 0 if tissue is None else glass_label(model.recipe.classes)
+        self._glass = 0 if tissue is None else glass_label(model.metadata.classes)
         self.waited = 0.0
         """Seconds that the network waited for pixels and for the store."""
 
@@ -226,7 +226,7 @@ class ShardPredictor:
         self.waited += time.perf_counter() - begun
         predict = predict_flipped if self._flips else predict_pixels
         probabilities = piece.view.resampled(predict(self._model, pixels, piece.source, piece.view.needed))
-        found = labels_from(probabilities, self._model.recipe.classes)
+        found = labels_from(probabilities, self._model.metadata.classes)
         doubt = entropy(probabilities) if self._store.uncertainty else None
         if self._tissue is not None:
             tissue = self._tissue.read_region(piece.tile, self._frame)
@@ -241,7 +241,7 @@ class ShardPredictor:
 
 def predict_flipped(model: Segmenter, pixels: np.ndarray, source: Box, tile: Box) -> np.ndarray:
     """As `predict_pixels`, averaged over the eight flips and quarter turns of the input (test-time augmentation)."""
-    total = np.zeros((len(model.recipe.classes), tile.height, tile.width), np.float32)
+    total = np.zeros((len(model.metadata.classes), tile.height, tile.width), np.float32)
     y, x = tile.y - source.y, tile.x - source.x
     for turns in range(4):
         for flip in (False, True):

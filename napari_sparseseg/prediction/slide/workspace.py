@@ -111,8 +111,8 @@ class Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def model_hash(path: Path, recipe: dict[str, Any]) -> str:
-    """Hash of a saved model: its tensors, and what of its recipe decides the answer.
+def model_hash(path: Path, metadata: dict[str, Any]) -> str:
+    """Hash of a saved model: its tensors, and the metadata that decides the answer.
 
     The safetensors header lists its entries in no fixed order, so tensors are hashed by name.
     """
@@ -127,7 +127,7 @@ def model_hash(path: Path, recipe: dict[str, Any]) -> str:
             digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
             file.seek(8 + size + begin)
             digest.update(file.read(end - begin))
-    decisive = {k: recipe[k] for k in ("classes", "mpp", "encoder", "channels", "dtype", "extra")}
+    decisive = {k: metadata[k] for k in ("classes", "mpp", "encoder", "channels", "dtype", "extra")}
     digest.update(json.dumps(decisive, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -65,7 +65,7 @@ class TrainActions(QObject):
         session = self._context.session
         config = self._panel.config(session.config)
         model = session.model
-        brought = model is not None and model.recipe.encoder == config.encoder
+        brought = model is not None and model.metadata.encoder == config.encoder
         if not config.downloads or brought or config.encoder in self._agreed:
             self._start(config)
         elif self._context.attempt(session.set.require_two_classes):
