@@ -58,7 +58,7 @@ def strip(frames: list[tuple[float, float | None, np.ndarray]], path: Path) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path(".github/pictures"))
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     viewer = napari.Viewer(show=True)
