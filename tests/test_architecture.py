@@ -109,7 +109,7 @@ def test_no_two_public_classes_share_a_name():
 def test_options_of_public_functions_are_typed():
     """``**options: Any`` finds a typo at run time only, and nothing completes it."""
     loose = set()
-    for path, tree in TREES.items():
+    for tree in TREES.values():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
                 rest = node.args.kwarg
