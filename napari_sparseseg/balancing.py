@@ -1,4 +1,4 @@
-"""Balanced losses for sparse labels: how much each labelled pixel counts. Pure functions on torch tensors.
+"""Balanced losses for sparse labels: how much each labelled pixel counts. Pure functions, torch only where needed.
 
 After Bokhorst et al., "Learning from sparsely annotated data for semantic segmentation in histopathology images",
 PMLR 102:84-91 (MIDL 2019), which rebalances the loss so that unlabelled pixels count nothing and labelled ones by
@@ -20,6 +20,8 @@ take the share of a whole class; the weights then sum to less than 1, on purpose
 
 When a batch is worked off in parts (gradient accumulation, several ranks), give each part the `BatchTotals` of the
 whole batch: the losses of the parts then *sum* to the loss of the joint batch, and so do the gradients.
+
+All of it follows from counts (B, 256) of pixels per patch and class: `weight_table` holds the formulas.
 """
 
 from __future__ import annotations
@@ -28,34 +30,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from napari_sparseseg.config import MAX_CLASS_ID, Balancing
 from napari_sparseseg.errors import TrainingError
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     Labels = torch.Tensor | NDArray[np.integer[Any]]
-
-_TORCH_INTEGERS = (
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)
+    Counts = NDArray[np.integer[Any]]
 
 
 class BalancingError(TrainingError, ValueError):
     """Labels, logits or a balancing that the loss cannot be computed from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BatchTotals:
     """Counts of a whole effective batch; `+` joins the totals of its parts.
 
@@ -64,66 +55,45 @@ class BatchTotals:
     n_c
         int64 (256,): labelled pixels per class id; entry 0 is 0.
     patches
-        int64 (): patches with at least one labelled pixel.
-    pixels
-        int64 (): labelled pixels.
+        Number of patches with at least one labelled pixel.
     """
 
-    n_c: torch.Tensor
-    patches: torch.Tensor
-    pixels: torch.Tensor
+    n_c: NDArray[np.int64]
+    patches: int
 
     @classmethod
-    def of(cls, counts: torch.Tensor) -> BatchTotals:
+    def of(cls, counts: Counts) -> BatchTotals:
         """Totals of the patches counted by `count_labels`."""
-        n_c = _labelled(counts).sum(0)
-        return cls(n_c, (counts[:, 1:] > 0).any(1).sum(), n_c.sum())
+        n_bc = _labelled(counts)
+        return cls(n_bc.sum(0), int((n_bc > 0).any(1).sum()))
+
+    @property
+    def pixels(self) -> int:
+        """Number of labelled pixels."""
+        return int(self.n_c.sum())
 
     def __add__(self, other: BatchTotals) -> BatchTotals:
-        return BatchTotals(self.n_c + other.n_c, self.patches + other.patches, self.pixels + other.pixels)
+        return BatchTotals(self.n_c + other.n_c, self.patches + other.patches)
 
-    def pack(self) -> torch.Tensor:
-        """One int64 vector to sum over ranks (``torch.distributed.all_reduce``); `unpack` reads it."""
-        return torch.cat([self.n_c, self.patches.view(1), self.pixels.view(1)])
+    def pack(self) -> NDArray[np.int64]:
+        """One vector to sum over ranks; `unpack` reads it."""
+        return np.append(self.n_c, self.patches)
 
     @classmethod
-    def unpack(cls, vector: torch.Tensor) -> BatchTotals:
+    def unpack(cls, vector: NDArray[np.int64]) -> BatchTotals:
         """Totals from what `pack` made."""
-        return cls(vector[:-2], vector[-2], vector[-1])
-
-
-def count_labels(labels: Labels, classes: int = MAX_CLASS_ID + 1) -> torch.Tensor:
-    """Pixels per patch and label.
-
-    Parameters
-    ----------
-    labels
-        Integers (B, H, W), torch or numpy; 0 = unlabelled, class ids 1..255.
-    classes
-        Number of label values to count, 0 included; every label must be below.
-
-    Returns
-    -------
-    torch.Tensor
-        int64 (B, classes) on the device of `labels`.
-
-    Raises
-    ------
-    BalancingError
-        For labels that are not integers (B, H, W) in 0..classes - 1.
-    """
-    return _count(_as_labels(labels, classes - 1), classes)
+        return cls(vector[:-1], int(vector[-1]))
 
 
 def weight_table(
-    counts: torch.Tensor, balancing: Balancing = "instance", *, min_pixels: int = 1, totals: BatchTotals | None = None
-) -> torch.Tensor:
+    counts: Counts, balancing: Balancing = "instance", *, min_pixels: int = 1, totals: BatchTotals | None = None
+) -> NDArray[np.float32]:
     """Weight of one pixel of each class in each patch, by the formulas at the top of this module.
 
     Parameters
     ----------
     counts
-        int (B, C) as from `count_labels`: column c counts the pixels of class c, column 0 (unlabelled) is ignored.
+        int (B, C), as from `count_labels`: column c counts the pixels of class c, column 0 (unlabelled) is ignored.
     balancing
         ``none``, ``instance`` or ``mini-batch``.
     min_pixels
@@ -133,8 +103,7 @@ def weight_table(
 
     Returns
     -------
-    torch.Tensor
-        float32 (B, C) on the device of `counts`; 0 where the class does not occur.
+    float32 (B, C); 0 where the class does not occur.
 
     Raises
     ------
@@ -146,19 +115,74 @@ def weight_table(
     if min_pixels < 1:
         raise BalancingError(f"min_pixels is {min_pixels}; it must be at least 1.")
     n_bc = _labelled(counts)
-    if totals is None:
-        totals = BatchTotals.of(counts)
+    totals = totals or BatchTotals.of(counts)
     present = n_bc > 0
     if balancing == "none":
-        divisor = totals.pixels.to(torch.float32).expand(n_bc.shape)
+        divisor = np.full(n_bc.shape, totals.pixels, np.float32)
     elif balancing == "instance":
-        classes = present.sum(1, keepdim=True)
-        divisor = totals.patches.to(torch.float32) * classes * n_bc.clamp(min=min_pixels)
+        share = np.float32(totals.patches) * present.sum(1, keepdims=True, dtype=np.float32)
+        divisor = share * n_bc.clip(min_pixels).astype(np.float32)
     else:
-        n_c = totals.n_c[: n_bc.shape[1]]
-        divisor = ((totals.n_c > 0).sum().to(torch.float32) * n_c.clamp(min=min_pixels)).expand(n_bc.shape)
-    # The clamp only touches entries that `where` drops: without it they would be 1 / 0.
-    return torch.where(present, 1.0 / divisor.clamp(min=1.0), 0.0)
+        n_c = totals.n_c[: n_bc.shape[1]].clip(min_pixels).astype(np.float32)
+        divisor = np.broadcast_to(np.float32(np.count_nonzero(totals.n_c)) * n_c, n_bc.shape)
+    table: NDArray[np.float32] = np.divide(1, divisor, out=np.zeros(n_bc.shape, np.float32), where=present)
+    return table
+
+
+def class_shares(counts: Counts, balancing: Balancing = "instance", min_pixels: int = 1) -> NDArray[np.float64]:
+    """Share of the loss that each class has, with `counts` as one batch.
+
+    Parameters
+    ----------
+    counts
+        int (B, C): labelled pixels of each class in each patch; column 0 (unlabelled) is ignored.
+    balancing, min_pixels
+        As in `weight_table`.
+
+    Returns
+    -------
+    float64 (C,); sums to 1, to less with a floor, and to 0 without labels.
+
+    Raises
+    ------
+    BalancingError
+        For an unknown balancing or a floor below 1.
+
+    Examples
+    --------
+    Two patches: 90 pixels of class 1 and 10 of class 2, then 100 of class 1.
+
+    >>> import numpy as np
+    >>> from napari_sparseseg.balancing import class_shares
+    >>> class_shares(np.array([[0, 90, 10], [0, 100, 0]]), "none").round(2).tolist()
+    [0.0, 0.95, 0.05]
+    >>> class_shares(np.array([[0, 90, 10], [0, 100, 0]]), "instance").round(2).tolist()
+    [0.0, 0.75, 0.25]
+    >>> class_shares(np.array([[0, 90, 10], [0, 100, 0]]), "mini-batch").round(2).tolist()
+    [0.0, 0.5, 0.5]
+    """
+    shares: NDArray[np.float64] = (counts * weight_table(counts, balancing, min_pixels=min_pixels)).sum(0, np.float64)
+    return shares
+
+
+def count_labels(labels: Labels) -> NDArray[np.int64]:
+    """Pixels per patch and label.
+
+    Parameters
+    ----------
+    labels
+        Integers (B, H, W), torch or numpy; 0 = unlabelled, class ids 1..255.
+
+    Returns
+    -------
+    int64 (B, 256); for labels on a GPU this waits for the device.
+
+    Raises
+    ------
+    BalancingError
+        For labels that are not integers (B, H, W) in 0..255.
+    """
+    return _count(_as_ids(labels))
 
 
 def pixel_weights(
@@ -186,8 +210,17 @@ def pixel_weights(
     ------
     BalancingError
         For labels that are not integers (B, H, W) in 0..255, an unknown balancing, or a floor below 1.
+
+    Examples
+    --------
+    One pixel of class 1 and two of class 3: each class has half of the weight.
+
+    >>> import numpy as np
+    >>> from napari_sparseseg.balancing import pixel_weights
+    >>> pixel_weights(np.array([[[0, 1], [3, 3]]])).tolist()
+    [[[0.0, 0.5], [0.25, 0.25]]]
     """
-    ids = _as_labels(labels)
+    ids = _as_ids(labels)
     return _spread(weight_table(_count(ids), balancing, min_pixels=min_pixels, totals=totals), ids)
 
 
@@ -202,7 +235,7 @@ def balanced_cross_entropy(
     """Cross-entropy of the labelled pixels, weighted by `pixel_weights`: sum_i w_i * CE_i.
 
     Computed in float32 (float64 for float64 logits), also under autocast. On a GPU it waits once for the device, to
-    refuse a class id without a channel: on CUDA such a label would otherwise make the process unusable.
+    count, and to refuse a class id without a channel: on CUDA such a label would make the process unusable.
 
     Parameters
     ----------
@@ -222,8 +255,22 @@ def balanced_cross_entropy(
     ------
     BalancingError
         For shapes that do not fit, a class id above C, and whatever `pixel_weights` refuses.
+
+    Examples
+    --------
+    Without any preference between three classes the loss is log(3), whatever is labelled.
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from napari_sparseseg.balancing import balanced_cross_entropy
+    >>> loss = balanced_cross_entropy(torch.zeros(1, 3, 2, 2), np.array([[[0, 1], [3, 3]]]))
+    >>> round(float(loss), 4)
+    1.0986
     """
-    ids = _as_labels(labels)
+    import torch
+    import torch.nn.functional as F
+
+    ids = _as_ids(labels)
     if logits.ndim != 4 or logits.shape[1] < 1 or not logits.is_floating_point():
         raise BalancingError(
             f"logits are {logits.dtype} {tuple(logits.shape)}; give floating (B, C, H, W) with C >= 1."
@@ -234,7 +281,7 @@ def balanced_cross_entropy(
         )
     ids = ids.to(logits.device)
     counts = _count(ids)
-    if bool((counts[:, logits.shape[1] + 1 :] > 0).any()):
+    if counts[:, logits.shape[1] + 1 :].any():
         raise BalancingError(
             f"labels go up to class {int(ids.max())} but logits have {logits.shape[1]} channels; "
             "channel k - 1 is class k, so give as many channels as the largest class id."
@@ -246,41 +293,52 @@ def balanced_cross_entropy(
         return (weights * losses).sum()
 
 
-def _as_labels(labels: Labels, largest: int = MAX_CLASS_ID) -> torch.Tensor:
-    """Labels as a torch tensor (B, H, W), uint8 or int64, checked to lie in 0..largest."""
+def _as_ids(labels: Labels) -> torch.Tensor:
+    """Labels as a torch tensor (B, H, W), uint8 or int64, checked to lie in 0..255."""
+    import torch
+
+    if not isinstance(labels, (np.ndarray, torch.Tensor)):
+        raise BalancingError(f"labels are a {type(labels).__name__}; give a torch tensor or a numpy array.")
     if isinstance(labels, np.ndarray):
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise BalancingError(f"labels are {labels.dtype}; give integers: 0 = unlabelled, class ids 1..255.")
+        whole = np.issubdtype(labels.dtype, np.integer)
+    else:
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole:
+        raise BalancingError(f"labels are {labels.dtype}; give integers: 0 = unlabelled, class ids 1..255.")
+    if labels.ndim != 3:
+        raise BalancingError(f"labels have shape {tuple(labels.shape)}; give (B, H, W), for one patch (1, H, W).")
+    if isinstance(labels, np.ndarray):
         # A copy: torch warns about read-only arrays and refuses negative strides and foreign byte orders.
         ids = torch.from_numpy(np.array(labels, dtype=np.uint8 if labels.dtype == np.uint8 else np.int64, order="C"))
-    elif isinstance(labels, torch.Tensor):
-        if labels.dtype not in _TORCH_INTEGERS:
-            raise BalancingError(f"labels are {labels.dtype}; give integers: 0 = unlabelled, class ids 1..255.")
-        ids = labels.detach() if labels.dtype == torch.uint8 else labels.detach().to(torch.int64)
     else:
-        raise BalancingError(f"labels are a {type(labels).__name__}; give a torch tensor or a numpy array.")
-    if ids.ndim != 3:
-        raise BalancingError(f"labels have shape {tuple(ids.shape)}; give (B, H, W), for one patch (1, H, W).")
-    always_fits = ids.dtype == torch.uint8 and largest >= MAX_CLASS_ID
-    if not always_fits and ids.numel() and bool(((ids < 0) | (ids > largest)).any()):
+        ids = labels.detach() if labels.dtype == torch.uint8 else labels.detach().to(torch.int64)
+    if ids.dtype != torch.uint8 and ids.numel() and bool(((ids < 0) | (ids > MAX_CLASS_ID)).any()):
         raise BalancingError(
-            f"labels range from {int(ids.min())} to {int(ids.max())}; 0 is unlabelled and class ids are 1..{largest}."
+            f"labels range from {int(ids.min())} to {int(ids.max())}; 0 is unlabelled and class ids are "
+            f"1..{MAX_CLASS_ID}."
         )
     return ids
 
 
-def _count(ids: torch.Tensor, classes: int = MAX_CLASS_ID + 1) -> torch.Tensor:
-    """Pixels per patch and label; unlike ``bincount`` this does not wait for a GPU."""
+def _count(ids: torch.Tensor) -> NDArray[np.int64]:
+    import torch
+
     flat = ids.reshape(ids.shape[0], ids.shape[1] * ids.shape[2]).long()
-    counts = torch.zeros(ids.shape[0], classes, dtype=torch.int64, device=ids.device)
-    return counts.scatter_add_(1, flat, torch.ones_like(flat))
+    counts = torch.zeros(ids.shape[0], MAX_CLASS_ID + 1, dtype=torch.int64, device=ids.device)
+    counted: NDArray[np.int64] = counts.scatter_add_(1, flat, torch.ones_like(flat)).cpu().numpy()
+    return counted
 
 
-def _labelled(counts: torch.Tensor) -> torch.Tensor:
+def _labelled(counts: Counts) -> NDArray[np.int64]:
     """The counts with the column of unlabelled pixels set to 0."""
-    return torch.cat([torch.zeros_like(counts[:, :1]), counts[:, 1:]], dim=1)
+    labelled = np.array(counts, np.int64)
+    labelled[:, 0] = 0
+    return labelled
 
 
-def _spread(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The table entry of every pixel."""
-    return table.gather(1, ids.reshape(ids.shape[0], ids.shape[1] * ids.shape[2]).long()).view(ids.shape)
+def _spread(table: NDArray[np.float32], ids: torch.Tensor) -> torch.Tensor:
+    """The table entry of every pixel, on the device of `ids`."""
+    import torch
+
+    flat = ids.reshape(ids.shape[0], ids.shape[1] * ids.shape[2]).long()
+    return torch.from_numpy(table).to(ids.device).gather(1, flat).view(ids.shape)

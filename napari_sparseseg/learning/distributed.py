@@ -58,9 +58,9 @@ class Ranks:
 
         from napari_sparseseg.balancing import BatchTotals
 
-        vector = torch.cat([totals.pack().cpu(), torch.tensor([int(self.leaving)])]).to(_wire(device))
+        vector = torch.tensor([*totals.pack(), int(self.leaving)]).to(_wire(device))
         all_reduce(vector)
-        joint = vector.to(totals.n_c.device)
+        joint = vector.cpu().numpy()
         self.ended = bool(joint[-1])
         return BatchTotals.unpack(joint[:-1])
 

@@ -364,7 +364,7 @@ def join(rows: Sequence[Rows], ids: Sequence[int], config: TrainConfig) -> Sampl
     lookup = np.full(MAX_CLASS_ID + 1, -1)
     lookup[list(ids)] = np.arange(len(ids))
     counts = np.stack([r.counts for r in rows]) * (lookup >= 0)
-    table = weight_table(torch.from_numpy(counts), config.balancing, min_pixels=config.min_pixels).numpy()
+    table = weight_table(counts, config.balancing, min_pixels=config.min_pixels)
     weights, channels = [], []
     for one, total, per_pixel in zip(rows, counts, table, strict=True):
         kept = np.bincount(one.labels, minlength=MAX_CLASS_ID + 1)
