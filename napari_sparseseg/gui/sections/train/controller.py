@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_sparseseg.balancing import class_shares
 from napari_sparseseg.gui import dialogs
 
 if TYPE_CHECKING:
@@ -215,20 +216,11 @@ class LabelStatistics:
         return self.pixels.get(class_id, 0) / total if total else 0.0
 
     def loss_shares(self, balancing: Balancing) -> dict[int, float]:
-        """Expected share of every class in the loss, summing to 1; see `napari_sparseseg.balancing`.
+        """Expected share of every class in the loss, summing to 1; see `balancing.class_shares`.
 
         For ``mini-batch`` it is the share in a batch that holds all classes.
         """
-        present = self.patches > 0
-        if not present.any():
-            return {}
-        if balancing == "none":
-            shares = self.patches.sum(axis=0) / self.patches.sum()
-        elif balancing == "instance":
-            shares = (present / present.sum(axis=1, keepdims=True)).mean(axis=0)
-        else:
-            seen = present.any(axis=0)
-            shares = seen / seen.sum()
+        shares = class_shares(self.patches, balancing)
         return {int(c): float(shares[c]) for c in np.flatnonzero(shares)}
 
 
