@@ -1,8 +1,8 @@
-"""Boxes, frames and tile grids: integers, (y, x), half open.
+"""Boxes, frames and tile grids; all half open and in (y, x) order.
 
-A `Box` is in level-0 pixels unless a name says otherwise. A `Frame` is the slide resampled by a downsample factor per
-axis: frame pixel (i, j) covers the level-0 area [i * dy, (i + 1) * dy) x [j * dx, (j + 1) * dx). A *region* is a box in
-frame pixels. Regions are absolute, so overlapping reads agree pixel for pixel wherever a tile happens to begin.
+A `Box` is in level-0 pixels unless stated otherwise. A `Frame` is the coordinate frame of the slide resampled by one
+downsample factor per axis: frame pixel (i, j) covers the level-0 area [i * dy, (i + 1) * dy) x [j * dx, (j + 1) * dx).
+A *region* is a box in frame pixels. Frames share the origin of level 0, so overlapping regions agree pixel for pixel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Box(NamedTuple):
-    """Half-open rectangle (y, x, height, width); any 4-sequence of ints can be passed where a Box is expected."""
+    """Half-open rectangle (y, x, height, width). Functions that take a Box also accept any four integers."""
 
     y: int
     x: int
@@ -25,55 +25,55 @@ class Box(NamedTuple):
 
     @property
     def y1(self) -> int:
-        """First row behind the box."""
+        """One past the last row (exclusive)."""
         return self.y + self.height
 
     @property
     def x1(self) -> int:
-        """First column behind the box."""
+        """One past the last column (exclusive)."""
         return self.x + self.width
 
     @property
     def area(self) -> int:
-        """Pixels in the box; 0 when either side is empty."""
+        """Number of pixels; 0 if either side is empty."""
         return max(0, self.height) * max(0, self.width)
 
     def grown(self, margin: int) -> Box:
-        """The box with `margin` pixels more on each side."""
+        """The box enlarged by `margin` pixels on each side."""
         return Box(self.y - margin, self.x - margin, self.height + 2 * margin, self.width + 2 * margin)
 
     def intersection(self, other: Box) -> Box:
-        """The common part; height or width is 0 where there is none."""
+        """The overlap; its height or width is 0 if there is none."""
         y, x = max(self.y, other.y), max(self.x, other.x)
         return Box(y, x, max(0, min(self.y1, other.y1) - y), max(0, min(self.x1, other.x1) - x))
 
     def union(self, other: Box) -> Box:
-        """The smallest box that holds both."""
+        """The smallest box that contains both."""
         y, x = min(self.y, other.y), min(self.x, other.x)
         return Box(y, x, max(self.y1, other.y1) - y, max(self.x1, other.x1) - x)
 
     def contains(self, other: Box) -> bool:
-        """Whether `other` lies wholly inside."""
+        """Whether `other` lies entirely inside."""
         return self.y <= other.y and self.x <= other.x and other.y1 <= self.y1 and other.x1 <= self.x1
 
     def slices(self) -> tuple[slice, slice]:
-        """Slices that cut the box out of an array in the same frame."""
+        """Row and column slices of the box, for arrays in the same frame."""
         return slice(self.y, self.y1), slice(self.x, self.x1)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The slide resampled by `downsample` = (dy, dx) level-0 pixels per frame pixel."""
+    """Coordinate frame of the slide resampled by `downsample` = (dy, dx) level-0 pixels per frame pixel."""
 
     downsample: tuple[float, float] = (1.0, 1.0)
 
     def shape(self, level0_shape: tuple[int, int]) -> tuple[int, int]:
-        """Frame pixels (h, w) that cover a level-0 image of that shape; the last row and column may stick out."""
+        """Shape (h, w) in frame pixels that covers a level-0 image; the last row and column may extend past it."""
         h, w = (max(1, math.ceil(n / d - 1e-6)) for n, d in zip(level0_shape, self.downsample, strict=True))
         return h, w
 
     def region(self, box: Box | tuple[int, int, int, int]) -> Box:
-        """The region nearest to a level-0 box: origin and size rounded, at least one pixel."""
+        """The region nearest to a level-0 box: origin and size rounded, at least one pixel a side."""
         y, x, h, w = box
         dy, dx = self.downsample
         return Box(round(y / dy), round(x / dx), max(1, round(h / dy)), max(1, round(w / dx)))
@@ -93,7 +93,7 @@ class Frame:
 
 
 def tiles(region: Box, size: int) -> Iterator[Box]:
-    """The cells of the absolute grid of `size` pixels that touch `region`, row by row, whole (not cut)."""
+    """Cells of the grid of `size` pixels from the origin that intersect `region`, row by row, not clipped to it."""
     for i in range(region.y // size, -(-region.y1 // size)):
         for j in range(region.x // size, -(-region.x1 // size)):
             yield Box(i * size, j * size, size, size)

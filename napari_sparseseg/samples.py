@@ -1,4 +1,4 @@
-"""The sample slide that ships with the package, its truth and its scribbles (``python -m sample_data.make_sample``)."""
+"""The bundled sample slide, its ground truth and its scribbles (made by ``python -m sample_data.make_sample``)."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ CLASS_NAMES = ("tumour glands", "stroma", "lymphoid", "necrosis", "background")
 
 
 def sample_slide() -> Path:
-    """4,096 x 4,096 px OME-TIFF at 0.5 um per px, H&E-like, five levels."""
+    """Path of an H&E-like OME-TIFF: 4,096 x 4,096 px at 0.5 um per px, five levels."""
     return _find("sample.ome.tif")
 
 
 def sample_truth() -> Path:
-    """PNG of class ids 1..5 at every fourth pixel, in the slide's frame."""
+    """Path of a PNG of class ids 1..5, one per 4 x 4 level-0 pixels."""
     return _find("truth.png")
 
 
 def sample_scribbles() -> Path:
-    """A few strokes per class, as QuPath exports them."""
+    """Path of a GeoJSON with a few strokes per class, in QuPath's form."""
     return _find("scribbles.geojson")
 
 
 def score(labels: NDArray[Any], truth: Path) -> dict[str, float]:
-    """Dice of each class of the sample.
+    """Dice coefficient of each class of the sample.
 
     Parameters
     ----------
     labels
         Class ids (h, w) over the whole slide, at any resolution; ids in the order of `CLASS_NAMES`.
     truth
-        What `sample_truth` names.
+        Path returned by `sample_truth`.
     """
     import imagecodecs
 
     expected = imagecodecs.png_decode(truth.read_bytes())
     h, w = expected.shape
-    # The label whose pixel covers the centre of each truth pixel.
+    # the label pixel that covers the centre of each truth pixel
     rows = np.minimum(((np.arange(h) + 0.5) * labels.shape[0] / h).astype(int), labels.shape[0] - 1)
     columns = np.minimum(((np.arange(w) + 0.5) * labels.shape[1] / w).astype(int), labels.shape[1] - 1)
     found = labels[np.ix_(rows, columns)]
@@ -56,7 +56,7 @@ def score(labels: NDArray[Any], truth: Path) -> dict[str, float]:
 
 
 def _find(name: str) -> Path:
-    """In a wheel the samples lie inside the package, in a checkout beside it."""
+    """Find a sample file: inside the package (wheel) or beside it (checkout)."""
     package = Path(__file__).resolve().parent
     for folder in (package / "sample_data", package.parent / "sample_data"):
         if (folder / name).exists():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.settings import get_settings
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
+from napari_sparseseg.geometry import Box, tiles
 from napari_sparseseg.slides import ArraySlide, Slide, open_slide
-from napari_sparseseg.slides.colour import RGB
-from napari_sparseseg.slides.opening import OPENSLIDE_SUFFIXES, ZARR_FILES
-from napari_sparseseg.slides.overview import check_overview, read_overview
+from napari_sparseseg.slides.backends.opening import OPENSLIDE_SUFFIXES, ZARR_FILES
+from napari_sparseseg.slides.level import RGB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +29,9 @@ SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".qptiff", *(s for s in OPENSLIDE_SUF
 LARGE = 2**24
 """Pixels from which a TIFF without levels is better read lazily."""
 SHOWN_CHANNELS = 6
+MAX_OVERVIEW = 2**29
+"""Most pixels to decode before the whole slide can be shown: 23,000 x 23,000, about 5 s on one core."""
+_PART = 512
 _COLOURS = ("#0000ff", "#00ff00", "#ff0000", "#00ffff", "#ff00ff", "#ffff00", "#ffffff")
 _MICROMETRE = ("micrometer", "um", "µm", "micron")
 
@@ -84,8 +88,8 @@ def read_slide(path: str | Sequence[str]) -> list[LayerData]:
     """
     slide = open_slide(path if isinstance(path, str) else path[0])
     try:
-        check_overview(slide)
-        read_overview(slide)
+        _check_overview(slide)
+        _read_overview(slide)
         return layer_data(slide)
     except SlideError:
         slide.close()
@@ -101,8 +105,8 @@ def open_in(session: Session, path: str | PathLike[str]) -> None:
         Where it cannot be opened, or not shown without minutes of work.
     """
     with open_slide(path) as slide:
-        check_overview(slide)
-    read_overview(session.open(path))
+        _check_overview(slide)
+    _read_overview(session.open(path))
 
 
 def layer_data(slide: Slide) -> list[LayerData]:
@@ -236,7 +240,7 @@ def _slide_of_file(layer: Image, channels: Sequence[Any]) -> Slide | None:
     try:
         slide = open_slide(path)
         try:
-            check_overview(slide)
+            _check_overview(slide)
             if _same_pixels(slide, channels):
                 if slide.mpp is None:
                     slide.mpp = _mpp(layer)
@@ -266,3 +270,32 @@ def _mpp(layer: Image) -> tuple[float, float] | None:
         return None
     y, x = (abs(float(v)) for v in layer.scale)
     return y, x
+
+
+def _check_overview(slide: Slide) -> None:
+    """Refuse a slide that would keep the viewer busy for minutes.
+
+    Raises
+    ------
+    SlideOpenError
+        If the coarsest level that the file stores is larger than `MAX_OVERVIEW`.
+    """
+    coarsest = next(level for level in reversed(slide.pyramid.levels) if not level.added)
+    cost = coarsest.shape[0] * coarsest.shape[1]
+    if cost > MAX_OVERVIEW:
+        raise SlideOpenError(
+            slide.path,
+            f"its smallest level has {cost / 1e9:.1f} billion px, all to be decoded before the whole slide is seen",
+            "Convert it to a pyramid, for instance: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg",
+        )
+
+
+def _read_overview(slide: Slide) -> None:
+    """Decode the coarsest level on all cores, so that a viewer finds it in the cache."""
+    pyramid = slide.pyramid
+    levels, last = pyramid.levels, len(pyramid.levels) - 1
+    k = last - 1 if last and levels[last - 1].added else last
+    if levels[k].cached:
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="slide-overview") as pool:
+            list(pool.map(lambda box: pyramid.read(k, box), tiles(Box(0, 0, *levels[k].shape[:2]), _PART)))
+    pyramid.read(last, Box(0, 0, *levels[last].shape[:2]))

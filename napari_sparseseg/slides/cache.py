@@ -1,11 +1,13 @@
-"""One cache of decoded tiles for all open slides: bounded in bytes, least recently used goes first, thread-safe."""
+"""One cache of decoded tiles for all open slides."""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -18,30 +20,28 @@ DEFAULT_BYTES = 512 * 2**20
 
 
 class TileCache:
-    """Decoded tiles by (owner, key), at most `max_bytes` of them.
+    """Decoded tiles by (owner, key); evicts the least recently used beyond `max_bytes`. Thread-safe.
 
     Parameters
     ----------
     max_bytes
-        Limit on the sum of the tiles' sizes. A tile larger than the limit is not kept.
+        Limit on the sum of the tiles' sizes in bytes. A tile larger than the limit is not cached.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._tiles: OrderedDict[tuple[int, Hashable], Tile] = OrderedDict()
-        self._bytes = 0
+        # Unbounded, because LRUCache cannot change its size later; `_evict` applies the limit.
+        self._tiles: LRUCache[tuple[int, Hashable], Tile] = LRUCache(math.inf, getsizeof=lambda tile: tile.nbytes)
         self._lock = threading.Lock()
-        self.hits = 0
-        self.misses = 0
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tiles held now."""
-        return self._bytes
+        """Size of the cached tiles in bytes."""
+        return int(self._tiles.currsize)
 
     @property
     def max_bytes(self) -> int:
-        """The limit; setting a lower one evicts at once."""
+        """The limit in bytes; setting a lower one evicts at once."""
         return self._max_bytes
 
     @max_bytes.setter
@@ -52,7 +52,7 @@ class TileCache:
 
     @contextmanager
     def limited(self, max_bytes: int) -> Iterator[None]:
-        """A lower limit for a while: work that passes over a slide once gains nothing from more."""
+        """Lower the limit within a ``with`` block, for work that reads each tile once."""
         before = self._max_bytes
         self.max_bytes = min(before, max_bytes)
         try:
@@ -61,38 +61,27 @@ class TileCache:
             self.max_bytes = before
 
     def get(self, owner: int, key: Hashable) -> Tile | None:
-        """The tile, now the most recently used, or None."""
+        """The tile, now the most recently used; None if it is not cached."""
         with self._lock:
-            tile = self._tiles.get((owner, key))
-            if tile is None:
-                self.misses += 1
-                return None
-            self._tiles.move_to_end((owner, key))
-            self.hits += 1
-            return tile
+            return self._tiles.get((owner, key))
 
     def put(self, owner: int, key: Hashable, tile: Tile) -> None:
-        """Keep a tile; it must own its memory (a view would keep alive what it is a view of) and not change again."""
+        """Cache a tile. It must own its memory (a view would retain its base array) and must not change later."""
         with self._lock:
-            old = self._tiles.pop((owner, key), None)
-            if old is not None:
-                self._bytes -= old.nbytes
-            if tile.nbytes > self._max_bytes:
-                return
-            self._tiles[owner, key] = tile
-            self._bytes += tile.nbytes
-            self._evict()
+            self._tiles.pop((owner, key), None)
+            if tile.nbytes <= self._max_bytes:
+                self._tiles[owner, key] = tile
+                self._evict()
 
     def forget(self, owner: int) -> None:
-        """Drop every tile of an owner (a slide that was closed)."""
+        """Drop all tiles of an owner (a closed slide)."""
         with self._lock:
             for key in [k for k in self._tiles if k[0] == owner]:
-                self._bytes -= self._tiles.pop(key).nbytes
+                del self._tiles[key]
 
     def _evict(self) -> None:
-        while self._bytes > self._max_bytes:
-            _, tile = self._tiles.popitem(last=False)
-            self._bytes -= tile.nbytes
+        while self._tiles.currsize > self._max_bytes:
+            self._tiles.popitem()
 
 
 TILES = TileCache()

@@ -1,7 +1,8 @@
-"""Which slide is open, and whether its file still holds it: files are overwritten while somebody looks at them."""
+"""Which slide is open, and whether its file on disk is still the same: files are overwritten while they are open."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -10,37 +11,61 @@ from napari_sparseseg.errors import SlideChangedError, SlideError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from napari_sparseseg.slides.slide import Contents
+    from napari_sparseseg.slides.slide import SlideContents
 
 Stamp = tuple[tuple[int, ...], ...]
+_SAMPLE = 65536
+_SAMPLES = 8
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """SHA-256 (hex digits) of the size and of ten samples of 64 kB: head, tail and eight in between.
+
+    Raises
+    ------
+    SlideError
+        If the file can no longer be read.
+    """
+    try:
+        size = os.stat(path).st_size
+        digest = hashlib.sha256(str(size).encode())
+        starts = {0, max(0, size - _SAMPLE), *(size * k // (_SAMPLES + 1) for k in range(1, _SAMPLES + 1))}
+        with open(path, "rb") as file:
+            for start in sorted(starts):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise SlideError(f"cannot read slide {path}: {error.strerror or error}. Is it still there?") from error
+    return digest.hexdigest()
 
 
 def file_stamp(paths: Sequence[str]) -> Stamp:
-    """Size, times and inode of each file.
+    """Size, modification and change time (ns) and inode of each file.
 
     Raises
     ------
     OSError
-        Where one of them is away.
+        If one of them does not exist.
     """
     found = [os.stat(path) for path in paths]
     return tuple((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in found)
 
 
 class Identity:
-    """The fingerprint of an open slide, and a check that costs one question to the file system.
+    """The fingerprint of an open slide, and a check for changes that costs one ``stat``.
 
-    A file with another stamp is hashed again: one that was only touched, or copied over by itself, is the same slide. A
-    slide that was found changed stays so: what was decoded of it since cannot be told apart.
+    A file with a new stamp is hashed again; if only its times changed, it is the same slide. A changed slide stays
+    changed, because tiles decoded in the meantime may come from either file.
 
     Parameters
     ----------
     contents
-        What was opened; its `watched` files are looked at, if it has any.
+        The opened slide; the files in `watched` are checked.
     """
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: SlideContents) -> None:
         self._contents, self._stamp = contents, contents.stamp
         self._fingerprint = ""
         self._changed = False
@@ -48,7 +73,7 @@ class Identity:
 
     @property
     def fingerprint(self) -> str:
-        """See `Slide.fingerprint`; of the slide that was opened, whatever lies there now."""
+        """See `Slide.fingerprint`: of the slide as it was opened, even if the file has changed since."""
         if not self._fingerprint:
             found = self._contents.fingerprint()
             self.check()
@@ -56,36 +81,36 @@ class Identity:
         return self._fingerprint
 
     def check(self) -> None:
-        """Ask for the file; not on a GUI's thread, for a network share may let one wait.
+        """Compare the file with the one that was opened. Not for the GUI thread: stat() on a network share can block.
 
-        A file that is away is not another one: reads say what is wrong, and it may come back.
+        A missing file does not count as changed: reads report the error, and the file may come back.
 
         Raises
         ------
         SlideChangedError
-            When another slide lies there than the one that was opened.
+            If the path now holds another slide.
         """
-        if not self._changed and self._look() != self._stamp:
+        if not self._changed and self._current_stamp() != self._stamp:
             with self._lock:
-                self._changed = self._changed or self._is_another()
+                self._changed = self._changed or self._was_replaced()
         if self._changed:
             raise SlideChangedError(self._contents.path)
 
-    def _look(self) -> Stamp:
+    def _current_stamp(self) -> Stamp:
         try:
             return file_stamp(self._contents.watched)
         except OSError:
             return self._stamp
 
-    def _is_another(self) -> bool:
-        """Hash the file, and take over its stamp where it is the same."""
-        stamp = self._look()
+    def _was_replaced(self) -> bool:
+        """Hash the file again; if it is the same, remember its new stamp."""
+        stamp = self._current_stamp()
         if stamp == self._stamp:
             return False
         try:
-            another = not self._fingerprint or self._contents.fingerprint() != self._fingerprint
+            replaced = not self._fingerprint or self._contents.fingerprint() != self._fingerprint
         except (OSError, SlideError):
             return False
-        if not another:
+        if not replaced:
             self._stamp = stamp
-        return another
+        return replaced

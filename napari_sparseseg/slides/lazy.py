@@ -1,13 +1,4 @@
-"""Levels as dask arrays, in the one form that costs nothing to build and little to slice.
-
-Measured on a 100,000 x 100,000 slide: `from_array(inline_array=True)` builds in 1 ms and slices a screen in 12 ms with
-chunks of 768 to 1024; not inline, each slice walks the whole graph (178 ms with the file's own tiles). So a channel
-gets arrays of its own too, instead of slices of the arrays of all channels.
-
-A window of a level that is wanted as numpy, which is all a viewer does, needs no graph at all: its rows of tiles are
-read by some threads straight into the result (90 pans and zooms in napari took 1.6 times the CPU time of a bare array
-through dask's graph, and take 1.0 times so).
-"""
+"""Levels as dask arrays that build in constant time and read windows without a graph (see D40)."""
 
 from __future__ import annotations
 
@@ -35,7 +26,7 @@ if TYPE_CHECKING:
 
 _THREADS = "slide-window"
 CHUNK = 768
-"""Smaller chunks cost dask more per screen, larger ones decode more tiles beside it."""
+"""Target side of a dask chunk in pixels. Smaller chunks cost dask more per view, larger ones decode tiles in excess."""
 
 
 @cache
@@ -44,18 +35,20 @@ def _readers() -> ThreadPoolExecutor:
 
 
 class LevelSource:
-    """A window of one level as dask wants it: shape, dtype, and slices that read.
+    """A window of one level as dask expects an array: shape, dtype, and slices that read.
 
     Parameters
     ----------
     pyramid, k
         The level.
     window
-        In its pixels; the whole level unless given.
+        Box in pixels of that level.
     channels
-        First and one past the last; with `flat`, one channel as (h, w), else (h, w, C).
+        First channel, and one past the last.
+    flat
+        Whether a single channel has shape (h, w) instead of (h, w, 1).
     shown
-        Only looked at: of what cannot be read, `read` gives grey and a `SlideWarning`.
+        Whether the window is only displayed: `read` then returns grey and issues a `SlideWarning` instead of raising.
     """
 
     def __init__(
@@ -67,7 +60,7 @@ class LevelSource:
         self.ndim, self.dtype = len(self.shape), pyramid.levels[k].dtype
 
     def part(self, index: tuple[slice, ...]) -> LevelSource:
-        """A smaller window; reads nothing. Slices have steps of 1."""
+        """A smaller window; reads nothing. Slices must have a step of 1."""
         (y0, y1, _), (x0, x1, _), *rest = (s.indices(n) for s, n in zip(index, self.shape, strict=True))
         first = self._channels[0]
         channels = (first + rest[0][0], first + rest[0][1]) if rest else self._channels
@@ -75,7 +68,7 @@ class LevelSource:
         return LevelSource(self._pyramid, self._k, window, channels, flat=self._flat, shown=self._shown)
 
     def to_show(self) -> LevelSource:
-        """The same with `shown`."""
+        """The same window with `shown`."""
         return LevelSource(self._pyramid, self._k, self._window, self._channels, flat=self._flat, shown=True)
 
     def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray[Any, np.dtype[Any]]:
@@ -90,20 +83,20 @@ class LevelSource:
         return (pixels[..., 0] if self._flat else pixels)[steps]
 
     def read(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """All of the window, its rows of tiles by several threads, none of which waits for another.
+        """The whole window, its rows of tiles decoded by several threads.
 
         Raises
         ------
         SlideError
-            Where it cannot be read and is not only `shown`.
+            If the window cannot be read and is not `shown`.
         """
         try:
             return self._read()
         except SlideError as error:
             if not self._shown:
                 raise
-            # An exception here would reach napari's drawing: a traceback at every move, and the view would stand still.
-            warnings.warn(f"{error} Meanwhile it is shown grey.", SlideWarning, stacklevel=3)
+            # an exception here would reach napari's drawing: a traceback at every move, and a frozen view
+            warnings.warn(f"{error} Showing a grey placeholder.", SlideWarning, stacklevel=3)
             return np.full(self.shape, grey(self.dtype), self.dtype)
 
     def _read(self) -> np.ndarray[Any, np.dtype[Any]]:
@@ -115,13 +108,14 @@ class LevelSource:
         def band(y0: int, y1: int) -> None:
             self._pyramid.read(self._k, Box(y0, left, y1 - y0, width), first, last - first, out[y0 - top : y1 - top])
 
+        # a reader thread must not wait for other reader threads
         each = map if threading.current_thread().name.startswith(_THREADS) else _readers().map
         list(each(band, edges[:-1], edges[1:]))
         return out[..., 0] if self._flat else out
 
 
 class LevelArray(da.Array):  # type: ignore[misc]  # dask has no types
-    """A dask array over a `LevelSource`; plain slices of it are such again, and numpy gets its pixels without dask."""
+    """A dask array over a `LevelSource`. Plain slices stay `LevelArray`s, and numpy conversion bypasses the graph."""
 
     source: LevelSource
 
@@ -132,8 +126,8 @@ class LevelArray(da.Array):  # type: ignore[misc]  # dask has no types
             if len(key) == self.ndim:
                 part = self.source.part(key)
                 if min(part.shape) > 0:
-                    chunks = tuple(_cut(sizes, s) for sizes, s in zip(self.chunks, key, strict=True))
-                    return _array(part, chunks, f"slide-{uuid.uuid4().hex}")
+                    chunks = tuple(_clipped(sizes, s) for sizes, s in zip(self.chunks, key, strict=True))
+                    return _array(part, chunks)
         return super().__getitem__(index)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None, **_: Any) -> np.ndarray[Any, np.dtype[Any]]:
@@ -146,54 +140,46 @@ def _chunks(level: Level) -> tuple[int, int]:
     return min(max(1, CHUNK // th) * th, h), min(max(1, CHUNK // tw) * tw, w)
 
 
-def _cut(sizes: tuple[int, ...], part: slice) -> tuple[int, ...]:
-    """Sizes of the chunks of a part: cut where those of the whole are."""
+def _clipped(sizes: tuple[int, ...], part: slice) -> tuple[int, ...]:
+    """Chunk sizes along an axis, clipped to a part of it."""
     ends = list(accumulate(sizes))
     start, stop, _ = part.indices(ends[-1])
     edges = [start, *(e for e in ends if start < e < stop), stop]
     return tuple(b - a for a, b in pairwise(edges))
 
 
-def _array(source: LevelSource, chunks: tuple[Any, ...], name: str) -> LevelArray:
-    meta = np.empty((0,) * source.ndim, source.dtype)
+def _array(source: LevelSource, chunks: tuple[Any, ...]) -> LevelArray:
+    meta, name = np.empty((0,) * source.ndim, source.dtype), f"slide-{uuid.uuid4().hex}"
+    # inline_array: dask would otherwise walk the graph of the whole level for each slice
     plain = da.from_array(source, chunks=chunks, name=name, asarray=False, fancy=False, inline_array=True, meta=meta)
     array: LevelArray = LevelArray(plain.dask, plain.name, plain.chunks, meta=meta)
     array.source = source
     return array
 
 
-def _whole(pyramid: Pyramid, k: int, channel: int | None = None) -> LevelSource:
-    h, w, count = pyramid.levels[k].shape
-    channels = (0, count) if channel is None else (channel, channel + 1)
-    return LevelSource(pyramid, k, Box(0, 0, h, w), channels, flat=channel is not None)
-
-
-def dask_levels(pyramid: Pyramid, *, interleaved: bool) -> tuple[Any, ...]:
-    """One dask array (h, w, C) per level.
+def dask_levels(pyramid: Pyramid, *, interleaved: bool = False, channel: int | None = None) -> tuple[Any, ...]:
+    """One dask array per level: (h, w, C), or (h, w) of a single `channel`.
 
     Parameters
     ----------
     pyramid
         The levels.
     interleaved
-        Whether all channels are shown together (RGB); otherwise each channel is a chunk of its own.
+        Whether all channels share a chunk (RGB); otherwise each channel has its own.
+    channel
+        The only channel to read; the others are not decoded if the file stores them separately.
     """
-    token = uuid.uuid4().hex
-    return tuple(
-        _array(_whole(pyramid, k), (*_chunks(v), v.shape[2] if interleaved else 1), f"slide-{token}-{k}")
-        for k, v in enumerate(pyramid.levels)
-    )
+    flat = channel is not None
+    arrays = []
+    for k, level in enumerate(pyramid.levels):
+        h, w, count = level.shape
+        source = LevelSource(
+            pyramid, k, Box(0, 0, h, w), (0, count) if channel is None else (channel, channel + 1), flat=flat
+        )
+        arrays.append(_array(source, (*_chunks(level), *([] if flat else [count if interleaved else 1]))))
+    return tuple(arrays)
 
 
 def shown_levels(levels: Sequence[LevelArray]) -> tuple[Any, ...]:
-    """The same levels for a viewer: a plain window that cannot be read is grey, with a `SlideWarning`."""
-    return tuple(_array(v.source.to_show(), v.chunks, f"shown-{uuid.uuid4().hex}") for v in levels)
-
-
-def dask_channel(pyramid: Pyramid, channel: int) -> tuple[Any, ...]:
-    """One dask array (h, w) per level for one channel."""
-    token = uuid.uuid4().hex
-    return tuple(
-        _array(_whole(pyramid, k, channel), _chunks(v), f"slide-{token}-{channel}-{k}")
-        for k, v in enumerate(pyramid.levels)
-    )
+    """The same levels for display: a window that cannot be read is grey, with a `SlideWarning`."""
+    return tuple(_array(v.source.to_show(), v.chunks) for v in levels)

@@ -1,4 +1,4 @@
-"""One resolution of a slide as a grid of tiles that are decoded one at a time."""
+"""One resolution of a slide: a grid of tiles that are decoded one at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
+RGB = ("R", "G", "B")
+RGB_COLOURS = ("#ff0000", "#00ff00", "#0000ff")
+WHITE = (255.0, 255.0, 255.0)
 
 
 class TileError(Exception):
-    """One tile cannot be decoded; the rest of the slide still can be."""
+    """A single tile cannot be decoded; other tiles of the slide are unaffected."""
 
 
 class Level(ABC):
@@ -31,17 +34,16 @@ class Level(ABC):
     dtype
         Of the decoded pixels, native byte order.
     tile
-        (height, width) of a tile; those at the lower and right edge may be cut.
+        (height, width) of a tile in pixels; tiles at the lower and right edge may be smaller.
     samples
-        Channels that one decoded tile holds: C where they are interleaved (RGB), 1 where every channel has tiles of its
-        own. Divides C.
+        Channels per decoded tile: C if they are interleaved (RGB), 1 if each channel has its own tiles. Divides C.
 
     Attributes
     ----------
     cached : bool
-        Whether decoded tiles are worth keeping; False for arrays that already lie in memory.
+        Whether to cache decoded tiles; False for arrays that are already in memory.
     added : bool
-        Whether the level was computed here from a finer one instead of being stored in the file.
+        Whether the level is computed from a finer one instead of read from the file.
     """
 
     cached = True
@@ -52,25 +54,25 @@ class Level(ABC):
 
     @abstractmethod
     def decode(self, plane: int, row: int, column: int) -> Pixels:
-        """Tile of channels ``plane * samples ... (plane + 1) * samples``, (<= height, <= width, samples).
+        """Tile of channels [plane * samples, (plane + 1) * samples): (<= height, <= width, samples).
 
         Raises
         ------
         TileError
-            Where the tile is damaged or missing.
+            If the tile is damaged or missing.
         OSError
-            Where the file cannot be read any more.
+            If the file can no longer be read.
         """
 
     def extent(self, row: int, column: int) -> Box:
-        """The pixels of a tile, cut at the edges of the level."""
+        """Box of a tile in pixels of this level, clipped to the level."""
         (height, width), (h, w, _) = self.tile, self.shape
         y, x = row * height, column * width
         return Box(y, x, min(height, h - y), min(width, w - x))
 
 
 class ArrayLevel(Level):
-    """A level over an array of (h, w, C): numpy in memory, or anything lazy that reads where it is sliced."""
+    """A level over an (h, w, C) array: numpy, or a lazy array that reads when it is sliced."""
 
     def __init__(self, array: Any, tile: tuple[int, int] = (512, 512)) -> None:
         h, w, c = (int(n) for n in array.shape)
@@ -83,16 +85,8 @@ class ArrayLevel(Level):
         return np.ascontiguousarray(np.asarray(self._array[self.extent(row, column).slices()]), dtype=self.dtype)
 
 
-class PromisedLevel(Level):
-    """A level in memory whose pixels are made by `load` when they are first wanted.
-
-    Parameters
-    ----------
-    shape, dtype
-        Known from the file's header.
-    load
-        Returns the level's pixels; called at least once, kept by whoever made it.
-    """
+class _PromisedLevel(Level):
+    """A level in memory that `load` decodes or computes when it is first read."""
 
     cached = False
 
@@ -106,14 +100,14 @@ class PromisedLevel(Level):
 
 
 class ReducedLevel(Level):
-    """A level that the file does not store: the finer one averaged 2 x 2, tile by tile, when it is looked at.
+    """A level that the file does not store: 2 x 2 means of the finer level, computed tile by tile on demand.
 
     Parameters
     ----------
     finer
-        The level below.
+        The next finer level.
     read
-        Reads pixels of that level through the cache: (box in its pixels, first channel, channels) -> (h, w, channels).
+        Reads that level through the cache: (box in its pixels, first channel, channel count) -> (h, w, channels).
     """
 
     added = True
@@ -131,7 +125,7 @@ class ReducedLevel(Level):
 
 
 _SUM: dict[str, Any] = {"u1": np.uint16, "u2": np.uint32}
-"""The narrowest type that holds the sum of four."""
+"""The narrowest type that can represent the sum of four pixels."""
 
 
 def halve(pixels: Pixels) -> Pixels:
@@ -153,12 +147,12 @@ def halve(pixels: Pixels) -> Pixels:
 
 
 class LazyPyramid:
-    """The levels of an image in memory, decoded at the first read and halved once; thread-safe.
+    """Levels of an image that is decoded into memory at the first read. Thread-safe.
 
     Parameters
     ----------
     shape, dtype
-        Of the full image (h, w, C), known from its header.
+        Of the full image (h, w, C), from its header.
     load
         Decodes the full image.
     smallest
@@ -172,7 +166,7 @@ class LazyPyramid:
         while max(shapes[-1][:2]) > smallest:
             h, w, c = shapes[-1]
             shapes.append(((h + 1) // 2, (w + 1) // 2, c))
-        self.levels: Sequence[Level] = [PromisedLevel(s, dtype, partial(self._level, k)) for k, s in enumerate(shapes)]
+        self.levels: Sequence[Level] = [_PromisedLevel(s, dtype, partial(self._level, k)) for k, s in enumerate(shapes)]
         for level in self.levels[1:]:
             level.added = True
 
@@ -185,6 +179,20 @@ class LazyPyramid:
             return self._pixels[k]
 
     def drop(self) -> None:
-        """Free the pixels."""
+        """Free the memory."""
         with self._lock:
             self._pixels.clear()
+
+
+def over(rgba: Pixels, background: tuple[float, ...]) -> Pixels:
+    """Composite uint8 (h, w, 4) with straight alpha over a background colour: uint8 (h, w, 3)."""
+    alpha = rgba[..., 3:].astype(np.uint16)
+    if (alpha == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    under = np.asarray(background[:3], np.uint16)
+    return ((rgba[..., :3] * alpha + under * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def hex_colour(red: int, green: int, blue: int) -> str:
+    """Format three values 0..255 as ``#rrggbb``."""
+    return f"#{red & 255:02x}{green & 255:02x}{blue & 255:02x}"

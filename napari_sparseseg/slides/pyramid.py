@@ -1,4 +1,4 @@
-"""Boxes of pixels out of a stack of levels: tiles through the cache, damage counted, safe to close at any time."""
+"""Reads boxes of pixels from a stack of levels through the tile cache; counts damaged tiles; safe to close anytime."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 SMALLEST = 1024
-"""Levels are added until the longer side is at most this: napari reads the coarsest level whole."""
+"""Levels are added until the longer side is at most this many pixels: napari reads the coarsest level whole."""
 LARGEST_STEP = 4.5
-"""Levels are added between two that lie further apart: a view just finer than a level 16 times smaller would hold 500
-million pixels."""
+"""Levels are added between two that are further apart: a view just finer than a level 16 times smaller would otherwise
+read 500 million pixels."""
 _OWNERS = itertools.count()
 
 
 class SlideWarning(UserWarning):
-    """Part of a slide cannot be shown as it is in the file."""
+    """Part of a slide cannot be displayed as stored."""
 
 
 def scales(levels: Sequence[Level]) -> tuple[tuple[float, float], ...]:
     """Level-0 pixels per pixel of each level, (y, x).
 
-    A level of floor(n / f) or ceil(n / f) pixels was made by the whole factor f, with a cut or a filled last pixel; the
-    quotient of the sizes (64.1026 for 312 of 20,000) would shift its far end by half a pixel of its own.
+    A level of floor(n / f) or ceil(n / f) pixels was made by the integer factor f with a cropped or padded last pixel;
+    the ratio of the sizes (64.1026 for 312 of 20,000) would shift its far end by half a pixel.
     """
     out: list[tuple[float, float]] = []
     for level in levels:
@@ -53,7 +53,7 @@ def _scale(full: int, part: int) -> float:
 
 
 def grey(dtype: np.dtype[Any]) -> float:
-    """The value shown for a tile that cannot be decoded: the middle of the type's range, 0.5 for floats."""
+    """Fill value of a tile that cannot be decoded: the middle of the type's range, 0.5 for floats."""
     return 0.5 if dtype.kind == "f" else (int(np.iinfo(dtype).max) + 1) // 2
 
 
@@ -63,22 +63,22 @@ class Pyramid:
     Parameters
     ----------
     name
-        How warnings and errors call the slide.
+        Name of the slide in warnings and errors.
     levels
-        Finest first; every one smaller than the one before. More are added here where they stop early or leave a gap.
+        Finest first, each smaller than the one before. Levels are added at the coarse end and in large gaps.
     background
         Colour outside the slide, one value per channel.
     close
         Releases the file.
     cache
-        Where decoded tiles are kept; shared by all slides unless given.
+        Cache of decoded tiles; by default shared by all slides. Its key for this pyramid is `owner`.
     verify
-        Called after each tile that is decoded; raises where the file is another one by now, so that none of it is used.
+        Called after each decoded tile; raises if the file has been replaced, so that its pixels are not used.
 
     Raises
     ------
     SlideError
-        Where a level is empty or does not shrink.
+        If a level is empty or not smaller than the one before.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Pyramid:
                 self.levels.append(ReducedLevel(self.levels[-1], self._reader(len(self.levels) - 1)))
         self.scales = scales(self.levels)
         self.bad_tiles: dict[tuple[int, int, int, int], str] = {}
-        self._close, self._verify, self._owner = close, verify, next(_OWNERS)
+        self._close, self._verify, self.owner = close, verify, next(_OWNERS)
         self._state, self._closed, self._active = threading.Condition(), False, 0
 
     @property
@@ -114,17 +114,17 @@ class Pyramid:
         return self._closed
 
     def close(self) -> None:
-        """Wait for reads under way, then release the file and the tiles; again: nothing."""
+        """Wait for active reads, then release the file and its cached tiles. Further calls do nothing."""
         with self._state:
             if self._closed:
                 return
             self._closed = True
             self._state.wait_for(lambda: self._active == 0)
         self._close()
-        self.cache.forget(self._owner)
+        self.cache.forget(self.owner)
 
     def damage(self) -> list[str]:
-        """A sentence on the tiles met so far that could not be decoded; empty where there is none."""
+        """A sentence about the tiles that could not be decoded so far; empty if there are none."""
         bad = dict(self.bad_tiles)
         if not bad:
             return []
@@ -133,12 +133,12 @@ class Pyramid:
         return [f"{tiles} cannot be decoded and shown grey; the first: ({row}, {column}) of level {k}: {reason}."]
 
     def read(self, k: int, box: Box, first: int = 0, count: int | None = None, out: Pixels | None = None) -> Pixels:
-        """Channels `first` ... `first + count` of a box of level `k`, into `out` if given; background outside.
+        """Channels [first, first + count) of a box in pixels of level `k`, into `out` if given; background outside.
 
         Raises
         ------
         SlideError
-            After `close`, or where the file cannot be read any more.
+            After `close`, or if the file can no longer be read.
         """
         with self._reading():
             try:
@@ -192,7 +192,7 @@ class Pyramid:
     def _tile(self, k: int, plane: int, row: int, column: int) -> Pixels:
         level, key = self.levels[k], (k, plane, row, column)
         if level.cached:
-            tile = self.cache.get(self._owner, key)
+            tile = self.cache.get(self.owner, key)
             if tile is not None:
                 return tile
         try:
@@ -203,11 +203,11 @@ class Pyramid:
         except TileError as error:
             return self._bad_tile(key, error)
         if level.cached:
-            self.cache.put(self._owner, key, tile)
+            self.cache.put(self.owner, key, tile)
         return tile
 
     def _decoded(self, level: Level, plane: int, row: int, column: int) -> Pixels:
-        """A tile of the file that was opened: an older one could be told from a newer one only before it was read."""
+        """Decode a tile, then verify that it came from the file that was opened; checking before would leave a race."""
         try:
             return level.decode(plane, row, column)
         finally:

@@ -1,4 +1,4 @@
-"""`Slide`: a lazily read image pyramid in level-0 coordinates, whatever file it comes from."""
+"""`Slide`: a lazily read image pyramid in level-0 coordinates, independent of the file format."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sparseseg.errors import SlideClosedError, SlideError
+from napari_sparseseg.errors import SlideError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.slides.identity import Identity
 from napari_sparseseg.slides.pyramid import Pyramid
-from napari_sparseseg.slides.regions import read_mirrored, read_region
+from napari_sparseseg.slides.resample import read_mirrored, read_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 Pixels = np.ndarray[Any, np.dtype[Any]]
 Mpp = tuple[float, float]
 MAX_READ = 2**32
-"""Bytes that one read may return; more is a mistake in the call."""
+"""Largest result of one read in bytes; a larger request is taken for a mistake."""
 
 BY_USER = "set by the user"
-"""The `Slide.mpp_source` of a resolution that was assigned."""
+"""`Slide.mpp_source` of a resolution that was assigned to `Slide.mpp`."""
 
 
 @dataclass
-class Contents:
-    """What a backend found in a file: everything a `Slide` is made from."""
+class SlideContents:
+    """What a backend found in a file: everything that a `Slide` is built from."""
 
     path: str
     format: str
-    """What the file is, for people: ``Aperio SVS``."""
+    """Name of the format for display: ``Aperio SVS``."""
     backend: str
-    """What decodes it: ``tifffile``, ``openslide``, ``zarr``, ``image`` or ``array``."""
+    """The decoder: ``tifffile``, ``openslide``, ``zarr``, ``image`` or ``array``."""
     levels: Sequence[Level]
     channels: tuple[str, ...]
     is_rgb: bool
@@ -46,21 +46,22 @@ class Contents:
     fingerprint: Callable[[], str]
     close: Callable[[], None]
     colours: tuple[str | None, ...] = ()
-    """``#rrggbb`` per channel where the file says one."""
+    """``#rrggbb`` per channel, None if the file does not specify one."""
     contrast: tuple[tuple[float, float] | None, ...] = ()
-    """Display range per channel where the file says one."""
+    """Display range per channel, None if the file does not specify one."""
     mpp: Mpp | None = None
     mpp_source: str = ""
-    """Where `mpp` was found: ``Aperio MPP``."""
+    """Source of `mpp`: ``Aperio MPP``."""
     metadata: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    associated: dict[str, Callable[[], Pixels]] = field(default_factory=dict)
-    """Label, macro and thumbnail images: read only when asked for, they may show patient data."""
+    associated: tuple[str, ...] = ()
+    """Names of the label, macro and thumbnail images. They are never read: they may show patient data."""
     bytes: int = 0
+    """Size of the file."""
     watched: Sequence[str] = ()
-    """Files that tell by size and times that the slide was changed on disk."""
+    """Files whose size and times change when the slide is changed on disk."""
     stamp: Stamp = ()
-    """Of these, from before anything was read."""
+    """`file_stamp` of these from before anything was read."""
 
 
 class Slide:
@@ -70,21 +71,48 @@ class Slide:
     ----------
     contents
         What a backend found.
+
+    Attributes
+    ----------
+    contents : SlideContents
+        What the backend found: format, colours, contrast limits, size of the file.
+    identity : Identity
+        The slide's fingerprint; `identity.check` detects a file that was changed on disk.
+    pyramid : Pyramid
+        The levels as grids of tiles.
+    path : str
+        File, folder or address; for arrays, their name.
+    channels : tuple of str
+        Channel names; ``("R", "G", "B")`` for colour slides.
+    is_rgb : bool
+        Whether the channels are red, green and blue of 8 bits.
+    background : tuple of float
+        Colour outside the slide, one value per channel: white for brightfield and 0 for fluorescence by default.
+    metadata : dict
+        Further facts from the file: objective power, scan date, size of the ICC profile, ...
+
+    Examples
+    --------
+    >>> from napari_sparseseg import open_slide
+    >>> from napari_sparseseg.samples import sample_slide
+    >>> with open_slide(sample_slide()) as slide:
+    ...     slide.shape, slide.mpp, slide.read((0, 0, 1000, 500), mpp=1.0).shape
+    ((4096, 4096), (0.5, 0.5), (500, 250, 3))
     """
 
-    def __init__(self, contents: Contents) -> None:
-        self._contents = contents
-        self.identity = Identity(contents)
-        """Which slide it is; `check` finds out whether its file was changed."""
-        self._pyramid = Pyramid(
+    def __init__(self, contents: SlideContents) -> None:
+        self.contents, self.identity = contents, Identity(contents)
+        self.pyramid = Pyramid(
             contents.path, contents.levels, contents.background, contents.close, verify=self.identity.check
         )
+        self.path, self.channels, self.is_rgb = contents.path, contents.channels, contents.is_rgb
+        self.background, self.metadata = contents.background, contents.metadata
         self._mpp, self._mpp_source = contents.mpp, contents.mpp_source
         self._levels: tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
         h, w = self.shape
-        return f"<Slide {self.path!r} {w} x {h} px, {self._contents.format}>"
+        return f"<Slide {self.path!r} {w} x {h} px, {self.contents.format}>"
 
     def __enter__(self) -> Slide:
         return self
@@ -95,77 +123,45 @@ class Slide:
         self.close()
 
     @property
-    def path(self) -> str:
-        """File, folder or address; for arrays the name they were given."""
-        return self._contents.path
-
-    @property
-    def contents(self) -> Contents:
-        """What the backend found: format, colours, contrast limits, size of the file."""
-        return self._contents
-
-    @property
-    def pyramid(self) -> Pyramid:
-        """The levels as grids of tiles."""
-        return self._pyramid
-
-    @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of level 0 in pixels."""
-        h, w, _ = self._pyramid.levels[0].shape
+        h, w, _ = self.pyramid.levels[0].shape
         return h, w
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the pixels."""
-        dtype: np.dtype[Any] = self._pyramid.levels[0].dtype
+        """Type of the pixels."""
+        dtype: np.dtype[Any] = self.pyramid.levels[0].dtype
         return dtype
 
     @property
-    def channels(self) -> tuple[str, ...]:
-        """Names; ``("R", "G", "B")`` for colour slides."""
-        return self._contents.channels
-
-    @property
-    def is_rgb(self) -> bool:
-        """Whether the channels are red, green and blue of 8 bits."""
-        return self._contents.is_rgb
-
-    @property
-    def background(self) -> tuple[float, ...]:
-        """Colour outside the slide: white for brightfield, 0 for fluorescence, unless the file says another."""
-        return self._contents.background
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What else the file says: vendor, objective power, scan date, ICC profile present, ..."""
-        return self._contents.metadata
-
-    @property
     def downsamples(self) -> tuple[float, ...]:
-        """Level-0 pixels per pixel of each level, mean of both axes; the first is 1."""
-        return tuple((y + x) / 2 for y, x in self._pyramid.scales)
+        """Level-0 pixels per pixel of each level, mean of both axes (OpenSlide's `level_downsamples`)."""
+        return tuple((y + x) / 2 for y, x in self.pyramid.scales)
 
     @property
     def levels(self) -> tuple[Any, ...]:
-        """One dask array (h, w, C) per level, finest first; nothing is read until it is computed."""
+        """One lazy dask array (h, w, C) per level, finest first."""
         if self._levels is None:
             from napari_sparseseg.slides.lazy import dask_levels
 
-            self._levels = dask_levels(self._pyramid, interleaved=self.is_rgb)
+            self._levels = dask_levels(self.pyramid, interleaved=self.is_rgb)
         return self._levels
 
     def channel_levels(self, channel: int) -> tuple[Any, ...]:
-        """One dask array (h, w) per level for one channel; of the others nothing is decoded where they are apart."""
-        from napari_sparseseg.slides.lazy import dask_channel
+        """One lazy dask array (h, w) per level for one channel; others are not decoded if stored separately."""
+        from napari_sparseseg.slides.lazy import dask_levels
 
-        return dask_channel(self._pyramid, channel)
+        return dask_levels(self.pyramid, channel=channel)
 
     @property
     def mpp(self) -> Mpp | None:
-        """Micrometres per level-0 pixel (y, x), or None where the file does not say.
+        """Micrometres per level-0 pixel (y, x); None if unknown. Can be set to a number, a pair (y, x) or None.
 
-        Can be set to a number, a pair (y, x) or None.
+        Raises
+        ------
+        SlideError
+            If it is set to something else.
         """
         return self._mpp
 
@@ -178,56 +174,46 @@ class Slide:
 
     @property
     def mpp_source(self) -> str:
-        """Where `mpp` comes from; empty where it is not known."""
+        """Source of `mpp`: ``Aperio MPP``, ``set by the user``, ...; empty if it is unknown."""
         return self._mpp_source
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the size and of samples of the content: survives a move, changes with the pixels. Hex digits."""
+        """Hash (hex digits) of the size and of samples of the content: survives a move, changes with the pixels."""
         return self.identity.fingerprint
 
     @property
     def bad_tiles(self) -> int:
-        """Tiles met so far that could not be decoded; they are shown grey."""
-        return len(self._pyramid.bad_tiles)
+        """Number of tiles so far that could not be decoded; they are grey."""
+        return len(self.pyramid.bad_tiles)
 
     @property
-    def warnings(self) -> list[str]:
-        """What is wrong with the slide, as sentences; grows when damaged tiles are met."""
-        return [*self._contents.warnings, *self._pyramid.damage()]
+    def warnings(self) -> tuple[str, ...]:
+        """Problems of the slide as sentences; grows when damaged tiles are read."""
+        return (*self.contents.warnings, *self.pyramid.damage())
 
     @property
     def associated(self) -> tuple[str, ...]:
-        """Names of further images in the file (label, macro, thumbnail)."""
-        return tuple(self._contents.associated)
-
-    def associated_image(self, name: str) -> Pixels:
-        """One of the further images, (h, w, C). The label may show the patient's name.
-
-        Raises
-        ------
-        SlideError
-            Where there is none of that name, or after `close`.
-        """
-        if self.closed:
-            raise SlideClosedError(f"slide {self.path} is closed; open it again to read it.")
-        if name not in self._contents.associated:
-            raise SlideError(
-                f"slide {self.path} has no image {name!r}; it has: {', '.join(self.associated) or 'none'}."
-            )
-        return self._contents.associated[name]()
+        """Names of other images in the file (label, macro, thumbnail)."""
+        return self.contents.associated
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._pyramid.closed
+        return self.pyramid.closed
 
     def close(self) -> None:
-        """Release the file and its tiles; waits for reads under way."""
-        self._pyramid.close()
+        """Wait for active reads, then release the file and its cached tiles."""
+        self.pyramid.close()
 
     def frame(self, mpp: float | None) -> Frame:
-        """The slide at `mpp` um per pixel; at its own pixels where `mpp` or the slide's mpp is not known."""
+        """Frame of the slide at `mpp` um per pixel; the level-0 frame if `mpp` or the slide's mpp is None.
+
+        Raises
+        ------
+        SlideError
+            If `mpp` is not positive and finite.
+        """
         if mpp is None or self._mpp is None:
             return Frame()
         if not (math.isfinite(mpp) and mpp > 0):
@@ -240,20 +226,20 @@ class Slide:
         Parameters
         ----------
         box
-            (y, x, height, width) in level-0 pixels; may stick out of the slide.
+            (y, x, height, width) in level-0 pixels; may extend past the slide.
         mpp
-            Resolution of the result in um per pixel. The size of the result is the box's, divided and rounded.
+            Resolution of the result in um per pixel. Its size is the size of the box, divided and rounded.
         level
             Index into `levels`; not together with `mpp`.
 
         Returns
         -------
-        (h, w, C) of the slide's dtype, background outside the slide.
+        Array (h, w, C) of the slide's dtype; background outside the slide.
 
         Raises
         ------
         SlideError
-            After `close`, for a bad box or level, and for `mpp` on a slide whose mpp is not known.
+            After `close`, for a bad box or level, and for `mpp` if the mpp of the slide is unknown.
         """
         box = Box(*(int(v) for v in box))
         if level is None:
@@ -263,43 +249,43 @@ class Slide:
             return self.read_region(frame.region(box) if mpp is not None else box, frame)
         if mpp is not None:
             raise SlideError("read() takes mpp or level, not both.")
-        if not 0 <= level < len(self._pyramid.levels):
-            raise SlideError(f"slide {self.path} has no level {level}; it has 0 to {len(self._pyramid.levels) - 1}.")
-        region = Frame(self._pyramid.scales[level]).region(box)
+        if not 0 <= level < len(self.pyramid.levels):
+            raise SlideError(f"slide {self.path} has no level {level}; it has 0 to {len(self.pyramid.levels) - 1}.")
+        region = Frame(self.pyramid.scales[level]).region(box)
         _check_box(self, region)
-        return self._pyramid.read(level, region)
+        return self.pyramid.read(level, region)
 
     def read_region(self, region: Box | tuple[int, int, int, int], frame: Frame, *, mirrored: bool = False) -> Pixels:
-        """Pixels of a region of a frame, from the best level, resampled in absolute coordinates.
+        """Pixels of a region of a frame, resampled from the best level.
 
-        Regions that overlap agree pixel for pixel. A frame pixel is the mean of the area it covers (interpolated
-        linearly where the frame is finer than level 0); it is background where its centre lies outside the slide.
+        Overlapping regions agree pixel for pixel. A frame pixel is the mean of the area it covers (linear interpolation
+        if the frame is finer than level 0), and background if its centre lies outside the slide.
 
         Parameters
         ----------
         region
             (y, x, height, width) in pixels of the frame.
         frame
-            From `frame`.
+            Coordinate frame, from `Slide.frame`.
         mirrored
-            Beyond its edges the slide goes on in its mirror image, for a network: where tissue is cut off by the edge
-            of the picture, a border against the background looks to it like one between tissues.
+            Continue the slide as its mirror image beyond its edges. To a network, tissue that is cut off by the edge of
+            the image would otherwise look like tissue that borders on background.
 
         Returns
         -------
-        (height, width, C) of the slide's dtype.
+        Array (height, width, C) of the slide's dtype.
 
         Raises
         ------
         SlideError
-            After `close`, and for a region of negative size or more than 4 GB.
+            After `close`, and for a region of negative size or of more than 4 GB.
         """
         region = Box(*region)
         _check_box(self, region)
-        return (read_mirrored if mirrored else read_region)(self._pyramid, region, frame)
+        return (read_mirrored if mirrored else read_region)(self.pyramid, region, frame)
 
     def thumbnail(self, max_side: int = 1024) -> tuple[Pixels, Frame]:
-        """The whole slide, at most `max_side` pixels on its longer side, and its frame."""
+        """The whole slide with at most `max_side` pixels on the longer side: array (h, w, C), and its frame."""
         frame = Frame((max(1.0, max(self.shape) / max_side),) * 2)
         return self.read_region(Box(0, 0, *frame.shape(self.shape)), frame), frame
 

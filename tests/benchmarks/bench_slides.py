@@ -118,7 +118,7 @@ def viewports(path: Path) -> dict[str, float]:
     openslide_dask = da.from_array(Lazy(), chunks=(512, 512, 3), inline_array=True, asarray=False)
 
     def fresh():
-        TILES.forget(slide.pyramid._owner)
+        TILES.forget(slide.pyramid.owner)
 
     def ours(k):
         fresh()
@@ -160,7 +160,7 @@ def two_threads(path: Path) -> dict[str, float]:
     places = positions(slide.shape, 150, (512, 512))
 
     def run(threads: int) -> float:
-        TILES.forget(slide.pyramid._owner)
+        TILES.forget(slide.pyramid.owner)
         start = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda p: slide.read((*p, 512, 512)), places))

@@ -109,7 +109,7 @@ class SlideContract:
         h, w = slide.shape
         rng = np.random.default_rng(0)
         boxes = [Box(int(rng.integers(0, h - 60)), int(rng.integers(0, w - 60)), 60, 60) for _ in range(64)]
-        slide.pyramid.cache.forget(slide.pyramid._owner)
+        slide.pyramid.cache.forget(slide.pyramid.owner)
         with ThreadPoolExecutor(8) as pool:
             for box, got in zip(boxes, pool.map(slide.read, boxes), strict=True):
                 self.same(got, reference[box.slices()])
@@ -131,7 +131,7 @@ class SlideContract:
             try:
                 for k in range(200):
                     slide.read((k % 7, k % 5, 100, 100))
-                    slide.pyramid.cache.forget(slide.pyramid._owner)
+                    slide.pyramid.cache.forget(slide.pyramid.owner)
             except SlideError as error:
                 if "closed" not in str(error):
                     unexpected.append(error)

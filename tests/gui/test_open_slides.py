@@ -299,7 +299,7 @@ def test_a_slide_overwritten_while_it_is_shown(viewer, panel, mouse, tmp_path, m
     look_at(viewer, 500, 500, 1)
     pump(0.3)
     overwrite(path, other.read_bytes())
-    with TILES.limited(0), pytest.warns(SlideWarning, match=r"open it again\. Meanwhile it is shown grey") as told:
+    with TILES.limited(0), pytest.warns(SlideWarning, match=r"open it again\. Showing a grey placeholder") as told:
         _look_around_in_grey(viewer)
     assert len({str(w.message) for w in told}) == 1  # napari shows a text once
     assert raised == []

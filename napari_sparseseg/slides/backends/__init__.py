@@ -1,1 +1,1 @@
-"""One module per way to read pixels."""
+"""One module per decoder; `opening` chooses between them."""

@@ -1,4 +1,4 @@
-"""A slide over arrays that are open already: numpy, dask, zarr, or what another napari reader made."""
+"""A slide over arrays: numpy, dask, zarr, or the layers of another napari reader."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_sparseseg.errors import SlideOpenError
-from napari_sparseseg.slides.colour import RGB, WHITE, over
-from napari_sparseseg.slides.level import ArrayLevel, Level, Pixels
-from napari_sparseseg.slides.slide import Contents, Slide
+from napari_sparseseg.slides.level import RGB, WHITE, ArrayLevel, Level, Pixels, over
+from napari_sparseseg.slides.slide import Slide, SlideContents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +18,7 @@ _SAMPLE = 256
 
 
 class _Interleaved:
-    """(h, w) or (h, w, C) arrays side by side as one (h, w, C); RGBA laid over white. Reads where it is sliced."""
+    """Concatenates (h, w) or (h, w, C) arrays to one (h, w, C); RGBA is composited over white. Lazy."""
 
     def __init__(self, parts: Sequence[Any], *, alpha: bool) -> None:
         self._parts, self._alpha = parts, alpha
@@ -39,18 +38,18 @@ class ArraySlide(Slide):
     Parameters
     ----------
     levels
-        Finest first, or one array. Each (h, w), (h, w, C), or a sequence of such arrays: channels side by side.
+        One array, or several, finest first. Each is (h, w), (h, w, C), or a sequence of such arrays to concatenate.
     mpp
-        um per level-0 pixel, a number or (y, x).
+        um per level-0 pixel: a number or (y, x).
     name
-        Stands for the path.
+        Used in place of a path.
     channels
-        Names; R, G, B for uint8 arrays of 3 or 4 channels (the 4th is alpha over white), otherwise numbered.
+        Names. Default: R, G, B for uint8 arrays of 3 or 4 channels (the 4th is alpha over white), else numbered.
 
     Raises
     ------
     SlideOpenError
-        Where an array is not an image of those shapes.
+        If an array does not have one of these shapes, or does not hold numbers.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class ArraySlide(Slide):
             raise SlideOpenError(name, f"{len(names)} channel names for {count} channels", "Give one name per channel.")
         built: list[Level] = [ArrayLevel(w) for w in wrapped]
         super().__init__(
-            Contents(
+            SlideContents(
                 path=name,
                 format="arrays",
                 backend="array",
@@ -91,7 +90,7 @@ class ArraySlide(Slide):
         for part in parts:
             if not hasattr(part, "shape") or not 2 <= len(part.shape) <= 3 or part.shape[:2] != parts[0].shape[:2]:
                 raise SlideOpenError(
-                    name, f"a level of shape {getattr(part, 'shape', None)} is no (h, w) or (h, w, C) image",
+                    name, f"a level of shape {getattr(part, 'shape', None)} is not an (h, w) or (h, w, C) image",
                     "Pass a single 2-D plane per channel.",
                 )  # fmt: skip
             if np.dtype(part.dtype).kind not in "uif":

@@ -1,4 +1,4 @@
-"""PNG, JPEG and other plain images: the size from the header, the pixels when first wanted, a pyramid in memory."""
+"""PNG, JPEG and other plain images: decoded into memory at the first read, with a pyramid."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from PIL import Image, UnidentifiedImageError
 
 from napari_sparseseg.errors import SlideOpenError
 from napari_sparseseg.slides.backends.tiff_metadata import COARSEST, FINEST
-from napari_sparseseg.slides.colour import RGB, WHITE, over
-from napari_sparseseg.slides.files import file_fingerprint
-from napari_sparseseg.slides.level import LazyPyramid, Pixels
+from napari_sparseseg.slides.identity import file_fingerprint
+from napari_sparseseg.slides.level import RGB, WHITE, LazyPyramid, Pixels, over
 from napari_sparseseg.slides.pyramid import SMALLEST
-from napari_sparseseg.slides.slide import Contents
+from napari_sparseseg.slides.slide import SlideContents
 
 CONVERT = (
     "Convert it to a tiled pyramid, for instance: vips tiffsave in.png out.tif --tile --pyramid --compression jpeg"
@@ -25,16 +24,16 @@ DAMAGED = "The file is damaged; copy or export it again."
 _FAST = {"PNG": imagecodecs.png_decode, "JPEG": imagecodecs.jpeg8_decode}
 _GREY = {"L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}
 _ERRORS = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError)
-"""What Pillow and the codecs raise on damaged data."""
+"""Raised by Pillow and the codecs on damaged data."""
 
 
-def open_image(path: str) -> Contents:
-    """Open a plain image; it is decoded at the first read.
+def open_image(path: str) -> SlideContents:
+    """Open a plain image. It is decoded at the first read.
 
     Raises
     ------
     SlideOpenError
-        Where it is no image, its header makes no sense, or it has more pixels (178 million) than Pillow opens.
+        If it is not an image, its header is invalid, or it has more pixels (178 million) than Pillow opens.
     """
     try:
         with warnings.catch_warnings():
@@ -42,16 +41,16 @@ def open_image(path: str) -> Contents:
             with Image.open(path) as image:
                 kind, mode, (w, h), info = image.format or "image", image.mode, image.size, dict(image.info)
     except UnidentifiedImageError as error:
-        raise SlideOpenError(path, "it is no image that Pillow knows", "Is it a slide at all?") from error
+        raise SlideOpenError(path, "Pillow does not recognise it as an image", "Is it a slide?") from error
     except Image.DecompressionBombError as error:
         raise SlideOpenError(path, f"it is too large to be decoded at once ({error})", CONVERT) from error
     except _ERRORS as error:
-        raise SlideOpenError(path, f"its header makes no sense ({error})", DAMAGED) from error
+        raise SlideOpenError(path, f"its header is invalid ({error})", DAMAGED) from error
     grey = mode in _GREY
     dtype = np.dtype(_GREY.get(mode, np.uint8))
     shape = (h, w, 1 if grey else 3)
     pyramid = LazyPyramid(shape, dtype, lambda: _decode(path, kind, shape, dtype), SMALLEST)
-    contents = Contents(
+    contents = SlideContents(
         path=path,
         format=kind,
         backend="image",

@@ -1,38 +1,52 @@
-"""OME-Zarr 0.4 and 0.5, sharded or not, in a folder or behind an address."""
+"""OME-Zarr 0.4 and 0.5, with or without shards, in a folder or at an address."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import hashlib
+import lzma
 import math
 import os
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import imagecodecs
 import numpy as np
 import zarr
+from numcodecs.abc import Codec
 
 from napari_sparseseg.errors import SlideOpenError
-from napari_sparseseg.slides.backends.chunk_codecs import bound_chunks
 from napari_sparseseg.slides.backends.tiff_metadata import UNITS_UM
-from napari_sparseseg.slides.colour import RGB, RGB_COLOURS, WHITE, over
-from napari_sparseseg.slides.level import Level, Pixels, TileError
-from napari_sparseseg.slides.slide import Contents
+from napari_sparseseg.slides.level import RGB, RGB_COLOURS, WHITE, Level, Pixels, TileError, over
+from napari_sparseseg.slides.slide import SlideContents
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 MAX_CHUNK_BYTES = 256 * 2**20
 _TILE = 512
 _READ_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, EOFError)
-"""What zarr and its codecs raise on damaged chunks."""
+"""Raised by zarr and its codecs on damaged chunks."""
 _OPEN_ERRORS = (*_READ_ERRORS, OSError, AttributeError, ImportError, AssertionError)
 _EXPORT = "Export it again as OME-Zarr 0.4 or 0.5."
+_SLACK = 65536
+"""Bytes allowed for checksums and the index of a shard."""
+_INNER = ("_zstd_codec", "_blosc_codec", "_gzip_codec", "_codec")
+"""Attributes in which zarr's codecs store the numcodecs codec."""
+_STREAMS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(31),
+    "zlib": zlib.decompressobj,
+    "bz2": bz2.BZ2Decompressor,
+    "lzma": lzma.LZMADecompressor,
+}
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where y, x and c are in the arrays, and which index the other axes are shown at."""
+    """Order of the axes, and the index at which axes other than y, x and c are fixed."""
 
     names: tuple[str, ...]
     fixed: dict[int, int]
@@ -43,7 +57,7 @@ class _Axes:
 
 
 class ZarrLevel(Level):
-    """Chunks of one array; tiles are whole chunks, several where they are small."""
+    """Chunks of one array. A tile is one chunk, or several if they are small."""
 
     def __init__(self, array: Any, axes: _Axes, folder: str, *, interleaved: bool, alpha: bool) -> None:
         h, w = array.shape[axes.at("y")], array.shape[axes.at("x")]
@@ -69,25 +83,25 @@ class ZarrLevel(Level):
         except _READ_ERRORS as error:
             raise TileError(f"{type(error).__name__}: {error}") from error
         if self._folder and (read == self._array.fill_value).all() and not os.path.isdir(self._folder):
-            raise OSError(f"{self._folder} is gone")  # zarr takes it for chunks that were never written
+            raise OSError(f"{self._folder} is gone")  # zarr treats missing chunks as unwritten
         pixels = np.transpose(read if "c" in order else read[..., None], [(*order, "c").index(n) for n in "yxc"])
         if self._alpha:
             return over(pixels, WHITE)
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
 
-def open_omezarr(path: str) -> Contents:
+def open_omezarr(path: str) -> SlideContents:
     """Open an OME-Zarr image.
 
     Parameters
     ----------
     path
-        Folder or address. Addresses are only read when one is given: nothing else here touches the network.
+        Folder or address. The network is used only for an address.
 
     Raises
     ------
     SlideOpenError
-        Where it is no OME-Zarr image, its metadata make no sense, or it cannot be reached.
+        If it is not an OME-Zarr image, its metadata are invalid, or it cannot be reached.
     """
     try:
         group = zarr.open_group(path, mode="r")
@@ -114,7 +128,7 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> Contents:
+def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> SlideContents:
     multiscale = ome["multiscales"][0]
     arrays = [group[d["path"]] for d in multiscale["datasets"]]
     axes = _axes(path, multiscale, arrays[0])
@@ -126,7 +140,7 @@ def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> Contents:
     alpha = rgb and channels == 4
     names, colours, contrast = _channels(ome, 3 if rgb else channels, rgb=rgb)
     mpp = _mpp(multiscale, axes)
-    contents = Contents(
+    contents = SlideContents(
         path=path,
         format=f"OME-Zarr {multiscale.get('version') or ome.get('version') or ''}".strip(),
         backend="zarr",
@@ -173,7 +187,7 @@ def _check(path: str, arrays: Sequence[Any], axes: _Axes) -> None:
 
 
 def _shown_as_rgb(ome: Mapping[str, Any], channels: int) -> bool:
-    """3 channels of uint8 are a colour image unless their omero colours are other than red, green, blue."""
+    """Whether 3 channels of uint8 are a colour image: unless their omero colours are not red, green and blue."""
     listed = ome.get("omero", {}).get("channels") or []
     colours = tuple(str(c.get("color", "")).lower() for c in listed)
     return len(colours) != channels or colours[:3] in {("ff0000", "00ff00", "0000ff"), ("",) * 3, ("ffffff",) * 3}
@@ -198,7 +212,7 @@ def _channels(
 
 
 def _mpp(multiscale: Mapping[str, Any], axes: _Axes) -> tuple[float, float] | None:
-    """Scale of level 0 times the scale of the whole multiscale, in the axes' unit; None without a unit of length."""
+    """Scale of level 0 times the scale of the multiscale, in um; None without a unit of length."""
     scale = [1.0] * len(axes.names)
     found = False
     for source in (multiscale["datasets"][0], multiscale):
@@ -212,7 +226,7 @@ def _mpp(multiscale: Mapping[str, Any], axes: _Axes) -> tuple[float, float] | No
 
 
 def _stored_bytes(path: str) -> int:
-    """Bytes of the folder's top level files; 0 for addresses. Walking a million chunks would take minutes."""
+    """Bytes of the metadata files; 0 for addresses. Walking a million chunks would take minutes."""
     if "://" in path:
         return 0
     with os.scandir(path) as entries:
@@ -220,10 +234,67 @@ def _stored_bytes(path: str) -> int:
 
 
 def _fingerprint(ome: Mapping[str, Any], arrays: Sequence[Any]) -> str:
-    """SHA-256 over the shapes and the coarsest level (its middle 512 px); of a damaged one over the shapes alone."""
+    """SHA-256 of the shapes and of the middle 512 px of the coarsest level (of the shapes alone if it is damaged)."""
     digest = hashlib.sha256(repr([(a.shape, str(a.dtype)) for a in arrays]).encode())
     last = arrays[-1]
     middle = tuple(slice(max(0, n // 2 - 256), n // 2 + 256) for n in last.shape)
     with contextlib.suppress(*_READ_ERRORS):
         digest.update(np.ascontiguousarray(last[middle]).tobytes())
     return digest.hexdigest()
+
+
+class BoundedCodec(Codec):  # type: ignore[misc]  # numcodecs has no types
+    """A numcodecs codec that raises ValueError instead of decoding to more than `limit` bytes.
+
+    numcodecs allocates whatever size the compressed bytes claim: 16 kB of zstd can become 512 MB.
+    """
+
+    def __init__(self, inner: Any, limit: int) -> None:
+        self.inner, self.limit, self.codec_id = inner, limit, inner.codec_id
+
+    def encode(self, buf: Any) -> Any:
+        """Encode with the wrapped codec."""
+        return self.inner.encode(buf)
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decoded bytes, at most `limit`."""
+        data = bytes(buf)
+        if self.codec_id in _STREAMS and not getattr(self.inner, "filters", None):
+            decoded = _STREAMS[self.codec_id]().decompress(data, self.limit + 1)
+            self._check(len(decoded))
+            return decoded
+        if self.codec_id == "zstd":
+            decoded = imagecodecs.zstd_decode(data, out=self.limit + 1)
+            self._check(len(decoded))
+            return decoded
+        if self.codec_id in ("blosc", "lz4") and len(data) >= 8:  # both state the size before the data
+            self._check(struct.unpack_from("<I", data, 4 if self.codec_id == "blosc" else 0)[0])
+        return self.inner.decode(buf, out)
+
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise ValueError(f"a chunk decompresses to more than the {self.limit} bytes that its array declares")
+
+
+def bound_chunks(array: Any) -> None:
+    """Make an open zarr array refuse chunks that decompress to more bytes than its metadata declare."""
+    itemsize = array.dtype.itemsize
+    limit = math.prod(array.shards or array.chunks) * itemsize + _SLACK
+    pipeline = array.async_array.codec_pipeline
+    first = pipeline.array_bytes_codec
+    if array.metadata.zarr_format == 2:
+        object.__setattr__(first, "compressor", first.compressor and BoundedCodec(first.compressor, limit))
+        object.__setattr__(first, "filters", tuple(BoundedCodec(f, limit) for f in first.filters or ()) or None)
+    else:
+        _bound(pipeline, limit, itemsize)
+
+
+def _bound(codecs: Iterable[Any], limit: int, itemsize: int) -> None:
+    for codec in codecs:
+        inner: Sequence[Any] = getattr(codec, "codecs", ())
+        if inner:  # shards
+            _bound(inner, math.prod(codec.chunk_shape) * itemsize + _SLACK, itemsize)
+            _bound(codec.index_codecs, limit, itemsize)
+        for name in _INNER:
+            if hasattr(type(codec), name):
+                codec.__dict__[name] = BoundedCodec(getattr(codec, name), limit)

@@ -1,4 +1,4 @@
-"""OpenSlide for what tifffile does not read: MRXS, VMS, DICOM, BIF, and TIFF variants it refuses."""
+"""OpenSlide, for formats that tifffile does not read: MRXS, VMS, DICOM, BIF, and unusual TIFFs."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ import numpy as np
 import openslide
 
 from napari_sparseseg.errors import SlideOpenError
-from napari_sparseseg.slides.colour import RGB, over
-from napari_sparseseg.slides.files import file_fingerprint
-from napari_sparseseg.slides.level import Level, Pixels, TileError
-from napari_sparseseg.slides.slide import Contents
+from napari_sparseseg.slides.identity import file_fingerprint
+from napari_sparseseg.slides.level import RGB, Level, Pixels, TileError, over
+from napari_sparseseg.slides.slide import SlideContents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BLOCK = 512
-"""Pixels per side read at once: OpenSlide costs 1 ms per call and 20 ms per million pixels, however they are cut."""
+"""Side of a block in pixels: OpenSlide costs 1 ms per call and 20 ms per million pixels."""
 
 
 class _Handle:
-    """An OpenSlide handle that is opened again after an error: one failed read makes the old one useless for good."""
+    """An OpenSlide handle that is reopened after an error, because one failed read makes a handle unusable."""
 
     def __init__(self, path: str) -> None:
         self.path, self._lock = path, threading.Lock()
         self._slide = openslide.OpenSlide(path)
         self.properties: dict[str, str] = {}
         for name in self._slide.properties:
-            with contextlib.suppress(KeyError):  # damaged files list names that OpenSlide itself does not find
+            with contextlib.suppress(KeyError):  # damaged files list names that OpenSlide does not find
                 self.properties[name] = self._slide.properties[name]
 
     @property
@@ -68,7 +67,7 @@ class OpenSlideLevel(Level):
         return over(self._handle.read(location, self._k, (w, h)), self._background)
 
 
-def open_openslide(path: str, first: SlideOpenError | None = None) -> Contents:
+def open_openslide(path: str, first: SlideOpenError | None = None) -> SlideContents:
     """Open with OpenSlide.
 
     Parameters
@@ -76,25 +75,25 @@ def open_openslide(path: str, first: SlideOpenError | None = None) -> Contents:
     path
         The file.
     first
-        Why another backend refused it; raised again where OpenSlide refuses too.
+        Why another backend refused it; raised again if OpenSlide refuses it too.
 
     Raises
     ------
     SlideOpenError
-        Where OpenSlide does not know the format or the file is damaged.
+        If OpenSlide does not support the format, or the file is damaged.
     """
     try:
         handle = _Handle(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise first or SlideOpenError(
-            path, "it is in no slide format known here", "Slides are SVS, TIFF, OME-Zarr, MRXS, DICOM, PNG, JPEG, ..."
+            path, "its format is not supported", "Slides are SVS, TIFF, OME-Zarr, MRXS, DICOM, PNG, JPEG, ..."
         ) from error
     except openslide.OpenSlideError as error:
         raise first or SlideOpenError(path, f"OpenSlide says: {error}", "Copy or export it again.") from error
     said = handle.properties
     colour = said.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
     background = tuple(float(int(colour[i : i + 2], 16)) for i in (0, 2, 4))
-    contents = Contents(
+    contents = SlideContents(
         path=path,
         format=f"OpenSlide {said.get(openslide.PROPERTY_NAME_VENDOR, 'unknown vendor')}",
         backend="openslide",
@@ -105,13 +104,13 @@ def open_openslide(path: str, first: SlideOpenError | None = None) -> Contents:
         fingerprint=lambda: file_fingerprint(path),
         close=handle.close,
         bytes=os.path.getsize(path),
-        associated={name: _associated(handle, name, background) for name in handle.slide.associated_images},
+        associated=tuple(handle.slide.associated_images),
     )
     _describe(contents, said)
     return contents
 
 
-def _describe(contents: Contents, said: Mapping[str, str]) -> None:
+def _describe(contents: SlideContents, said: Mapping[str, str]) -> None:
     mpp = [_number(said.get(key)) for key in (openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X)]
     if mpp[0] and mpp[1]:
         contents.mpp, contents.mpp_source = (mpp[0], mpp[1]), "openslide.mpp-y, openslide.mpp-x"
@@ -139,7 +138,3 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if value > 0 else None
-
-
-def _associated(handle: _Handle, name: str, background: tuple[float, ...]) -> Any:
-    return lambda: over(np.asarray(handle.slide.associated_images[name]), background)

@@ -1,7 +1,6 @@
-"""TIFF slides (Aperio, generic and OME pyramids, QPTIFF, NDPI, SCN, Philips): tifffile finds the tiles, we decode them.
+"""TIFF slides (Aperio, generic and OME pyramids, QPTIFF, NDPI, SCN, Philips), parsed by tifffile.
 
-Decoding tiles here instead of through tifffile's zarr store takes two thirds of the time and lets two threads decode at
-once; everything a file can claim is checked before it is believed.
+Tiles are decoded here instead of through tifffile's zarr store (see D41). Every claim of a file is checked before use.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import tifffile
 
 from napari_sparseseg.errors import SlideOpenError
 from napari_sparseseg.slides.backends import tiff_metadata as tiff_meta
-from napari_sparseseg.slides.backends.tiff_guard import CUT_OFF, DAMAGED, Walker
+from napari_sparseseg.slides.backends.tiff_guard import CUT_OFF, DAMAGED, PositionedFile, Walker
 from napari_sparseseg.slides.backends.tiff_level import (
     BYTE_CODECS,
     DECODE_ERRORS,
@@ -27,11 +26,10 @@ from napari_sparseseg.slides.backends.tiff_level import (
     MAX_TILE_BYTES,
     TiffLevel,
 )
-from napari_sparseseg.slides.colour import RGB, RGB_COLOURS, WHITE, over
-from napari_sparseseg.slides.files import PositionedFile, file_fingerprint
-from napari_sparseseg.slides.level import LazyPyramid, Level, Pixels
+from napari_sparseseg.slides.identity import file_fingerprint
+from napari_sparseseg.slides.level import RGB, RGB_COLOURS, WHITE, LazyPyramid, Level, Pixels, over
 from napari_sparseseg.slides.pyramid import SMALLEST
-from napari_sparseseg.slides.slide import Contents
+from napari_sparseseg.slides.slide import SlideContents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +37,10 @@ if TYPE_CHECKING:
 MAX_SIDE = 2**20
 MAX_TILE_SIDE = 4096
 MAX_IN_MEMORY = 200_000_000
-"""Pixels of an image without tiles; it is decoded whole."""
+"""Pixels of an image without tiles, which is decoded as a whole."""
 MAX_UNPROVED = 64 * 2**20
 MAX_RATIO = 2000
-"""Bytes of an image without tiles above which it must not be that much smaller in the file; deflate reaches 1032."""
+"""Largest plausible compression of an image without tiles of more than `MAX_UNPROVED` bytes; deflate reaches 1032."""
 CONVERT = (
     "Convert it to a tiled pyramid, for instance: vips tiffsave in.tif out.tif --tile --pyramid --compression jpeg"
 )
@@ -52,18 +50,18 @@ PARSE_ERRORS = (*DECODE_ERRORS, AssertionError, AttributeError, MemoryError, Syn
 
 
 class UnsupportedTiffError(SlideOpenError):
-    """A sound TIFF that this backend does not read; another one may."""
+    """A valid TIFF that this backend does not read; another may."""
 
 
-def open_tiff(path: str) -> Contents:
+def open_tiff(path: str) -> SlideContents:
     """Open a TIFF file.
 
     Raises
     ------
     UnsupportedTiffError
-        Where the file is sound but of a kind not read here.
+        If the file is valid but of an unsupported kind.
     SlideOpenError
-        Where it is damaged or claims what cannot be.
+        If it is damaged, or its tags contradict each other.
     """
     size = os.path.getsize(path)
     file = PositionedFile(path)
@@ -78,23 +76,23 @@ def open_tiff(path: str) -> Contents:
         raise
 
 
-def _open_with_tifffile(path: str, file: PositionedFile, size: int) -> Contents:
+def _open_with_tifffile(path: str, file: PositionedFile, size: int) -> SlideContents:
     with tifffile.TiffFile(path, _multifile=False) as tif:
         return _read_directory(path, file, size, tif)
 
 
-def _parsed(path: str, parse: Callable[[], Contents]) -> Contents:
-    """What `parse` finds; whatever it trips over means damage, for tifffile parses tags when they are asked for."""
+def _parsed(path: str, parse: Callable[[], SlideContents]) -> SlideContents:
+    """The result of `parse`. tifffile parses tags on access, so each of `PARSE_ERRORS` means a damaged file."""
     try:
         return parse()
     except PARSE_ERRORS as error:
-        reason = f"its directories make no sense ({type(error).__name__}: {error})"
+        reason = f"its image directories are invalid ({type(error).__name__}: {error})"
         raise SlideOpenError(path, reason, DAMAGED) from error
 
 
 @contextmanager
 def _captured_log() -> Iterator[list[str]]:
-    """What tifffile logs in this thread, instead of lines on the user's terminal."""
+    """Collect what tifffile logs in this thread, instead of printing it on the user's terminal."""
     messages: list[str] = []
     thread = threading.get_ident()
 
@@ -112,16 +110,16 @@ def _captured_log() -> Iterator[list[str]]:
         logger.removeFilter(keep)
 
 
-def _read_directory(path: str, file: PositionedFile, size: int, tif: Any) -> Contents:
+def _read_directory(path: str, file: PositionedFile, size: int, tif: Any) -> SlideContents:
     tiff_meta.refuse_foreign_files(path, tif)
     all_series: list[Any] = list(tif.series)
     if not all_series:
-        raise UnsupportedTiffError(path, "it holds no image", "")
+        raise UnsupportedTiffError(path, "it contains no image", "")
     series = max(all_series, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
     page = series.keyframe
     _check_page(path, page)
     facts = tiff_meta.facts(tif, series)
-    contents = Contents(
+    contents = SlideContents(
         path=path,
         format=facts.format,
         backend="tifffile",
@@ -143,9 +141,7 @@ def _read_directory(path: str, file: PositionedFile, size: int, tif: Any) -> Con
         contents.levels = _tiled_levels(path, file, size, contents, series, all_series)
     else:
         contents.levels = _in_memory(path, contents, page, pages)
-    contents.associated = {
-        s.name.lower() or f"image {i}": _associated(path, i) for i, s in enumerate(all_series) if s is not series
-    }
+    contents.associated = tuple(s.name.lower() or f"image {i}" for i, s in enumerate(all_series) if s is not series)
     return contents
 
 
@@ -172,13 +168,13 @@ def _check_page(path: str, page: Any) -> None:
 
 
 def _planes_of(path: str, series: Any, notes: list[str]) -> tuple[list[Any], int]:
-    """The pages that are shown, and how many channels they are: first time point, middle of the focal planes."""
+    """The pages to show (first time point, middle focal plane), and how many channels they form."""
     sizes = [
         (axis, n) for axis, n in zip(series.get_axes(False), series.get_shape(False), strict=True) if axis not in "YXS"
     ]
     if math.prod(n for _, n in sizes) != len(series.pages):
         if len(series.pages) == 1 and not series.keyframe.is_tiled:
-            raise UnsupportedTiffError(path, f"its {series.axes} planes follow each other without pages", CONVERT)
+            raise UnsupportedTiffError(path, f"its {series.axes} planes are not stored as separate pages", CONVERT)
         sizes = [("C", len(series.pages))]
     if "C" in series.get_axes(False):
         spread = {"C"}
@@ -201,7 +197,7 @@ def _planes_of(path: str, series: Any, notes: list[str]) -> tuple[list[Any], int
     return pages, len(pages)
 
 
-def _describe_channels(contents: Contents, page: Any, leading: int, facts: tiff_meta.Facts) -> None:
+def _describe_channels(contents: SlideContents, page: Any, leading: int, facts: tiff_meta.Facts) -> None:
     samples = page.samplesperpixel
     contents.is_rgb = (
         leading == 1 and samples in (3, 4) and page.photometric in _RGB_PHOTOMETRIC and page.dtype == np.uint8
@@ -219,10 +215,10 @@ def _describe_channels(contents: Contents, page: Any, leading: int, facts: tiff_
 
 
 def _tiled_levels(
-    path: str, file: PositionedFile, size: int, contents: Contents, series: Any, all_series: Sequence[Any]
+    path: str, file: PositionedFile, size: int, contents: SlideContents, series: Any, all_series: Sequence[Any]
 ) -> list[Level]:
     found = [series, *series.levels[1:], *_loose_levels(series, all_series)]
-    found.sort(key=lambda part: -part.keyframe.imagelength)  # stable: equals stay in the file's order
+    found.sort(key=lambda part: -part.keyframe.imagelength)  # stable: equal sizes stay in file order
     levels: list[Level] = []
     first, missing = series.keyframe, 0
     for k, part in enumerate(found):
@@ -242,19 +238,19 @@ def _tiled_levels(
             raise SlideOpenError(path, problem, DAMAGED)
         bad, total = level.beyond(size)
         if bad == total:
-            raise SlideOpenError(path, f"all tiles of level {k} lie behind the end of the file", CUT_OFF)
+            raise SlideOpenError(path, f"all tiles of level {k} lie beyond the end of the file", CUT_OFF)
         missing += bad
         levels.append(level)
     if missing:
-        contents.warnings.append(f"{missing} tiles lie behind the end of the file; they are shown grey. {CUT_OFF}")
+        contents.warnings.append(f"{missing} tiles lie beyond the end of the file; they are shown grey. {CUT_OFF}")
     return levels
 
 
 def _loose_levels(series: Any, all_series: Sequence[Any]) -> list[Any]:
-    """Smaller tiled images of the same shape, in files that do not mark them as levels.
+    """Smaller tiled images of the same shape that the file does not mark as levels.
 
-    In an OME-TIFF every series is an image of its own, and other files that mark levels mark all of them; only of an
-    SVS tifffile takes the second image for the thumbnail, whatever it is.
+    Each series of an OME-TIFF is a separate image, and other files mark either all levels or none. In an SVS tifffile
+    takes the second image for the thumbnail even if it is a level.
     """
     if series.kind == "ome" or (len(series.levels) > 1 and series.kind != "svs"):
         return []
@@ -275,7 +271,7 @@ def _loose_levels(series: Any, all_series: Sequence[Any]) -> list[Any]:
     return out
 
 
-def _tiff_level(file: PositionedFile, contents: Contents, pages: Sequence[Any]) -> TiffLevel:
+def _tiff_level(file: PositionedFile, contents: SlideContents, pages: Sequence[Any]) -> TiffLevel:
     page = pages[0].keyframe
     planar = page.planarconfig == 2
     channels = len(contents.channels)
@@ -285,7 +281,7 @@ def _tiff_level(file: PositionedFile, contents: Contents, pages: Sequence[Any]) 
     return TiffLevel(file, pages, shape, samples, _finisher(contents, page), sparse)
 
 
-def _finisher(contents: Contents, page: Any) -> Callable[[Pixels], Pixels] | None:
+def _finisher(contents: SlideContents, page: Any) -> Callable[[Pixels], Pixels] | None:
     if contents.is_rgb and page.samplesperpixel == 4 and page.planarconfig != 2:
         return lambda pixels: over(pixels, WHITE)
     if page.photometric == 0 and page.dtype.kind == "u":
@@ -294,7 +290,7 @@ def _finisher(contents: Contents, page: Any) -> Callable[[Pixels], Pixels] | Non
     return None
 
 
-def _in_memory(path: str, contents: Contents, page: Any, pages: Sequence[Any]) -> Sequence[Level]:
+def _in_memory(path: str, contents: SlideContents, page: Any, pages: Sequence[Any]) -> Sequence[Level]:
     h, w = page.imagelength, page.imagewidth
     channels = len(contents.channels)
     if h * w * channels > 3 * MAX_IN_MEMORY:
@@ -305,7 +301,7 @@ def _in_memory(path: str, contents: Contents, page: Any, pages: Sequence[Any]) -
     stored = sum(int(n) for n in page.databytecounts) * len(pages)
     claimed = h * w * channels * page.dtype.itemsize
     if claimed > MAX_UNPROVED and claimed > MAX_RATIO * stored:
-        raise SlideOpenError(path, f"its {w} x {h} px are said to lie in {stored} bytes, which cannot be", DAMAGED)
+        raise SlideOpenError(path, f"its {w} x {h} px cannot be stored in {stored} bytes", DAMAGED)
     numbers = [p.index for p in pages]
     finish, dtype = _finisher(contents, page), page.dtype.newbyteorder("=")
 
@@ -321,18 +317,3 @@ def _in_memory(path: str, contents: Contents, page: Any, pages: Sequence[Any]) -
         return np.ascontiguousarray((finish(pixels) if finish else pixels)[..., :channels], dtype)
 
     return LazyPyramid((h, w, channels), dtype, load, SMALLEST).levels
-
-
-def _associated(path: str, index: int) -> Callable[[], Pixels]:
-    def load() -> Pixels:
-        try:
-            with _captured_log(), tifffile.TiffFile(path, _multifile=False) as tif:
-                page = tif.series[index].keyframe
-                if page.imagelength * page.imagewidth > MAX_IN_MEMORY:
-                    raise SlideOpenError(path, "its further image is too large to show", "")
-                pixels = np.asarray(page.asarray(maxworkers=1))
-                return pixels if pixels.ndim == 3 else pixels[..., None]
-        except PARSE_ERRORS as error:
-            raise SlideOpenError(path, f"its further image cannot be decoded ({error})", DAMAGED) from error
-
-    return load

@@ -1,4 +1,4 @@
-"""One resolution of a TIFF file: its tables of tiles, and the decoding of one tile with every claim checked first."""
+"""One resolution of a TIFF file: its tile tables, and the decoding of a tile after checking its header."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tifffile
 
-from napari_sparseseg.slides.backends.headers import coded_size
 from napari_sparseseg.slides.level import Level, Pixels, TileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from napari_sparseseg.slides.files import PositionedFile
+    from napari_sparseseg.slides.backends.tiff_guard import PositionedFile
 
 JPEG = (6, 7, 34892, 33007)
-"""Compressions whose tiles share tables."""
+"""JPEG compressions, whose tiles may share tables."""
 IMAGE_CODECS = (33003, 33004, 33005, 34712, 34933, 50001, 50002, 52546)
-"""JPEG 2000, PNG, WebP, JPEG XL: a tile says its own size, which is checked before it is decoded."""
+"""JPEG 2000, PNG, WebP, JPEG XL: a tile states its own size, which is checked before it is decoded."""
 BYTE_CODECS = (1, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013)
-"""None, LZW, deflate, PackBits, LZMA, zstd: decoded into a buffer of the tile's size, whatever they hold."""
+"""None, LZW, deflate, PackBits, LZMA, zstd: decoded into a buffer of the tile's size, so no tile can exceed it."""
 MAX_TILE_BYTES = 256 * 2**20
 DECODE_ERRORS = (
     tifffile.TiffFileError,
@@ -34,7 +33,10 @@ DECODE_ERRORS = (
     ArithmeticError,
     struct.error,
 )
-"""What tifffile and its codecs raise on damaged data; they have no common base."""
+"""Raised by tifffile and its codecs on damaged data; they have no common base."""
+_NO_LENGTH = {0x01, 0xD8, *range(0xD0, 0xD8)}
+_MAX_PLANES = 64
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 class TiffLevel(Level):
@@ -43,15 +45,15 @@ class TiffLevel(Level):
     Parameters
     ----------
     file
-        Where the tiles are read.
+        The file that stores the tiles.
     pages
-        One per channel, or one that holds all channels.
+        One per channel, or a single one for all channels.
     finish
-        Turns a decoded tile (h, w, samples) into the pixels of the level: alpha, inverted grey.
-    shape, dtype, samples
-        Of the finished pixels.
+        Converts a decoded tile (h, w, samples) to pixels of the level: alpha, inverted grey.
+    shape, samples
+        Of the converted pixels.
     sparse
-        Whether tiles may be missing on purpose; they are then background instead of an error.
+        Fill value of missing tiles, one per channel; None if a missing tile is an error.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class TiffLevel(Level):
         self._counts = [np.asarray(p.databytecounts, np.uint64) for p in pages]
 
     def table_problem(self) -> str:
-        """Why the tables of tiles do not fit the size of the image; empty where they do."""
+        """Why the tile tables do not match the size of the image; empty if they do."""
         expected = self._grid[0] * self._grid[1] * self._planes
         for offsets, counts in zip(self._offsets, self._counts, strict=True):
             if len(offsets) != expected or len(counts) != expected:
@@ -89,7 +91,7 @@ class TiffLevel(Level):
         return ""
 
     def beyond(self, size: int) -> tuple[int, int]:
-        """Tiles that cannot lie in a file of `size` bytes, and tiles in all."""
+        """Number of tiles that extend past the end of a file of `size` bytes, and number of all tiles."""
         end, bad, total = np.uint64(size), 0, 0
         for offsets, counts in zip(self._offsets, self._counts, strict=True):
             room = np.where(offsets < end, end - np.minimum(offsets, end), np.uint64(0))
@@ -107,10 +109,10 @@ class TiffLevel(Level):
             raise TileError(f"it claims {count} bytes at byte {offset}")
         data = self._file.read(offset, count)
         if len(data) < count:
-            raise TileError(f"it ends behind the end of the file, {count - len(data)} bytes are missing")
+            raise TileError(f"it extends past the end of the file, {count - len(data)} bytes are missing")
         claimed = coded_size(data) if self._sized else self.tile
         if claimed is None and not self._headless:
-            raise TileError("it does not say its size")
+            raise TileError("it does not state its size")
         if claimed and (claimed[0] > 2 * self.tile[0] or claimed[1] > 2 * self.tile[1]):
             raise TileError(f"it claims {claimed[1]} x {claimed[0]} px in a tile of {self.tile[1]} x {self.tile[0]}")
         try:
@@ -127,3 +129,87 @@ class TiffLevel(Level):
             raise TileError("it is missing in the file")
         _, _, h, w = self.extent(row, column)
         return np.broadcast_to(np.asarray(self._sparse[: self.samples]).astype(self.dtype), (h, w, self.samples)).copy()
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG stream; None for other data."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF or marker in _NO_LENGTH:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+        at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
+    return None
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG 2000 codestream, bare or in a box; None for other data and for too many planes."""
+    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at < 0 or len(data) < at + 42:
+        return None
+    x1, y1, x0, y0 = struct.unpack_from(">4I", data, at + 8)
+    (planes,) = struct.unpack_from(">H", data, at + 40)
+    return (y1 - y0, x1 - x0) if planes <= _MAX_PLANES else None
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a PNG; None for other data."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        return None
+    width, height = struct.unpack_from(">2I", data, 16)
+    return height, width
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a WebP image; None for other data."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[27:30], "little"), 1 + int.from_bytes(data[24:27], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    width, height = struct.unpack_from("<2H", data, 26)
+    return (height & 0x3FFF, width & 0x3FFF) if kind == b"VP8 " else None
+
+
+def jpegxl_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG XL codestream, bare or in a box (ISO/IEC 18181-1, SizeHeader); None for other data."""
+    at = 0
+    if data[4:8] == b"JXL ":
+        box = max(data.find(b"jxlc", 0, 4096), data.find(b"jxlp", 0, 4096))
+        at = data.find(b"\xff\x0a", box, box + 10) if box >= 0 else -1
+    if at < 0 or data[at : at + 2] != b"\xff\x0a":
+        return None
+    bits, used = int.from_bytes(data[at + 2 : at + 14], "little"), 0
+
+    def take(n: int) -> int:
+        nonlocal used
+        used += n
+        return bits >> (used - n) & ((1 << n) - 1)
+
+    small = take(1)
+
+    def side() -> int:
+        return 8 * (1 + take(5)) if small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    height = side()
+    ratio = take(3)
+    if ratio:
+        top, bottom = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+        return height, height * top // bottom
+    return height, side()
+
+
+def coded_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) in the header of a JPEG, JPEG 2000, PNG, WebP or JPEG XL stream; None for other data."""
+    return jpeg_size(data) or png_size(data) or webp_size(data) or jpegxl_size(data) or jpeg2000_size(data)

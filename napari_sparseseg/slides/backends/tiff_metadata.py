@@ -1,4 +1,4 @@
-"""What a TIFF file says about itself: vendor, micrometres per pixel and where they were found, channels, colours."""
+"""Metadata of a TIFF file: vendor, micrometres per pixel and their source, channels, colours."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from napari_sparseseg.errors import SlideOpenError
-from napari_sparseseg.slides.colour import hex_colour
+from napari_sparseseg.slides.level import hex_colour
 
 Mpp = tuple[float, float]
 FINEST, COARSEST = 0.005, 20.0
-"""um per pixel that a resolution tag is believed; 72 or 96 dots per inch (350, 260 um) are a program's default."""
+"""Plausible um per pixel; 72 or 96 dots per inch (350 or 260 um) are the defaults of programs."""
 UNITS_UM = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "micrometer": 1.0, "micrometre": 1.0, "nm": 1e-3, "nanometer": 1e-3,
     "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "inch": 25400.0, "in": 25400.0,
@@ -23,7 +23,7 @@ _ICC = 34675
 
 @dataclass
 class Facts:
-    """What the metadata of a TIFF say."""
+    """The metadata of a TIFF file."""
 
     format: str = "TIFF"
     mpp: Mpp | None = None
@@ -35,12 +35,12 @@ class Facts:
 
 
 def refuse_foreign_files(path: str, tif: Any) -> None:
-    """Refuse an OME-TIFF whose pixels lie in other folders.
+    """Refuse an OME-TIFF whose pixels are in another folder.
 
     Raises
     ------
     SlideOpenError
-        Where a file name in the OME-XML has a folder in it.
+        If a file name in the OME-XML contains a folder.
     """
     if not tif.is_ome:
         return
@@ -50,7 +50,7 @@ def refuse_foreign_files(path: str, tif: Any) -> None:
 
 
 def facts(tif: Any, series: Any) -> Facts:
-    """Read the metadata of the series that is shown."""
+    """Read the metadata of a series."""
     page = series.keyframe
     out = Facts()
     if page.tags.get(_ICC) is not None:
@@ -58,7 +58,7 @@ def facts(tif: Any, series: Any) -> Facts:
     try:
         _vendor(out, tif, series)
     except (ValueError, OverflowError) as error:
-        out.warnings.append(f"its {out.format} metadata make no sense ({error}) and were not all read")
+        out.warnings.append(f"its {out.format} metadata are invalid ({error}) and were only partly read")
     if out.mpp is None:
         _resolution_tags(out, tif, page)
     return out
@@ -107,9 +107,9 @@ def _aperio(out: Facts, page: Any) -> None:
 
 
 def parse_xml(text: str) -> ElementTree.Element | None:
-    """The root of an XML text, None where it is not well-formed. Texts with entities were refused before."""
+    """The root of an XML text; None if it is not well-formed."""
     try:
-        return ElementTree.fromstring(text)  # noqa: S314  (the guard refuses DOCTYPE and ENTITY)
+        return ElementTree.fromstring(text)  # noqa: S314  (tiff_guard refuses DOCTYPE and ENTITY)
     except (ElementTree.ParseError, ValueError):
         return None
 
@@ -147,7 +147,7 @@ def _ome_length(pixels: ElementTree.Element, axis: str) -> float | None:
 
 
 def _ome_colour(value: str | None) -> str | None:
-    """OME colours are signed 32-bit RGBA."""
+    """``#rrggbb`` of an OME colour, a signed 32-bit RGBA value."""
     if value is None:
         return None
     rgba = int(value) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""`open_slide`: looks at the first bytes and hands the file to the backend that reads it best."""
+"""`open_slide`: chooses the backend for a file by its first bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.slides.identity import file_stamp
-from napari_sparseseg.slides.slide import Contents, Slide
+from napari_sparseseg.slides.slide import Slide, SlideContents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,24 +20,33 @@ ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 OPENSLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".bif", ".dcm", ".svslide", ".czi")
-"""Formats that only OpenSlide knows, or that another backend would take for something else (an .mrxs is a JPEG)."""
+"""Formats that only OpenSlide reads, or that look like another format (an .mrxs file is a JPEG)."""
 
 MAX_CHANNELS = 1024
-"""Multiplex slides have a hundred; a changed byte of a TIFF can claim 65,000, and a small tile of those is 300 MB."""
+"""Multiplex slides have about a hundred; a damaged TIFF can claim 65,000, and a small tile of those takes 300 MB."""
 
 
 def open_slide(path: str | PathLike[str]) -> Slide:
-    """Open a slide lazily: no pixel is read.
+    """Open a slide lazily: no pixels are read.
 
     Parameters
     ----------
     path
-        A slide file, a folder of OME-Zarr, or an address of one (``https://``, ``s3://``, ``gs://``).
+        A slide file, an OME-Zarr folder, or the address of one (``https://``, ``s3://``, ``gs://``).
 
     Raises
     ------
     SlideOpenError
-        Where it cannot be opened, with the reason and what to do.
+        If it cannot be opened; the message gives the reason and what to do.
+
+    Examples
+    --------
+    >>> from napari_sparseseg import open_slide
+    >>> from napari_sparseseg.samples import sample_slide
+    >>> slide = open_slide(sample_slide())
+    >>> slide.channels, slide.mpp_source
+    (('R', 'G', 'B'), 'OME PhysicalSize')
+    >>> slide.close()
     """
     name = os.fspath(path)
     if "://" in name:
@@ -58,15 +67,15 @@ def open_slide(path: str | PathLike[str]) -> Slide:
 
 
 def _head(name: str) -> tuple[bytes, Stamp]:
-    """The first bytes of a file, and its stamp from before they were read."""
+    """The first bytes of a file, and its stamp taken before they were read."""
     try:
-        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe waits for ever
-            raise SlideOpenError(name, "it is no ordinary file", "Give the slide file.")
+        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe would block
+            raise SlideOpenError(name, "it is not a regular file", "Give the slide file.")
         stamp = file_stamp([name])
         with open(name, "rb") as file:
             return file.read(16), stamp
     except ValueError as error:
-        raise SlideOpenError(name, "there cannot be such a file", "Check the path.") from error
+        raise SlideOpenError(name, "no file can have that name", "Check the path.") from error
     except FileNotFoundError as error:
         raise SlideOpenError(name, "there is no such file", "Check the path; has it been moved?") from error
     except PermissionError as error:
@@ -77,7 +86,7 @@ def _head(name: str) -> tuple[bytes, Stamp]:
         ) from error
 
 
-def _make(contents: Contents, watched: Sequence[str] = (), stamp: Stamp = ()) -> Slide:
+def _make(contents: SlideContents, watched: Sequence[str] = (), stamp: Stamp = ()) -> Slide:
     contents.watched, contents.stamp = watched, stamp
     try:
         count = contents.levels[0].shape[2] if contents.levels else 1
@@ -89,7 +98,7 @@ def _make(contents: Contents, watched: Sequence[str] = (), stamp: Stamp = ()) ->
         raise SlideOpenError(contents.path, str(error).rstrip("."), "The file is damaged; export it again.") from error
 
 
-def _dispatch(name: str, head: bytes) -> Contents:
+def _dispatch(name: str, head: bytes) -> SlideContents:
     if name.lower().endswith(OPENSLIDE_SUFFIXES):
         return _openslide(name)
     if head.startswith(_TIFF):
@@ -106,13 +115,13 @@ def _dispatch(name: str, head: bytes) -> Contents:
     return _openslide(name)
 
 
-def _zarr(name: str) -> Contents:
+def _zarr(name: str) -> SlideContents:
     from napari_sparseseg.slides.backends.omezarr import open_omezarr
 
     return open_omezarr(name)
 
 
-def _openslide(name: str, first: SlideOpenError | None = None) -> Contents:
+def _openslide(name: str, first: SlideOpenError | None = None) -> SlideContents:
     from napari_sparseseg.slides.backends.openslide import open_openslide
 
     return open_openslide(name, first)
