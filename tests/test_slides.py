@@ -6,7 +6,7 @@ import functools
 import http.server
 import json
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import dask.array as da
 import numpy as np
@@ -25,6 +25,7 @@ from napari_sparseseg.slides.backends.tiff_level import coded_size
 from napari_sparseseg.slides.cache import TileCache
 from napari_sparseseg.slides.level import halve
 from tests.helpers.slide_files import mean2, texture, write_svs, write_zarr
+from tests.helpers.waiting import wait_until
 
 
 def test_cache_is_bounded_and_forgets_the_oldest():

@@ -128,7 +128,7 @@ def test_circle_of_directories(svs):
         last, first = tif.pages[-1], tif.pages[0].offset
         end = last.offset + 2 + 12 * len(last.tags)
     patch(svs, end, struct.pack("<I", first))
-    refused(svs, "circle")
+    refused(svs, "circular")
 
 
 @pytest.mark.parametrize("side", [10**6, 4 * 10**9])

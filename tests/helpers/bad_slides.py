@@ -246,7 +246,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "head cut off": (cut(8, 1), "not supported"),
     "tail cut off": (cut(0, 0.9), "ends at byte|beyond the end"),
     "only the head": (cut(0, 0.01), "ends at byte|beyond the end"),
-    "circle": (circle, "circle"),
+    "circle": (circle, "circular"),
     "10^6 px in tiles": (claims(10**6, tiled=True), "tiles"),
     "10^6 px in strips": (claims(10**6, tiled=False), "not in tiles|strips"),
     "4 10^9 px": (claims(4 * 10**9, tiled=True), "is the limit"),
@@ -303,7 +303,7 @@ GREY: dict[str, tuple[Callable[[Path], Path], str]] = {
         for version in versions
     },
     "Zarr 3, shard": (zarr_bomb("zstd", 3, lambda: imagecodecs.zstd_encode(bytes(2**29)), shards=True), "shown grey"),
-    "no image at all": (tile_bomb("jpeg", lambda: b"garbage" * 100), "does not say its size"),
+    "no image at all": (tile_bomb("jpeg", lambda: b"garbage" * 100), "does not state its size"),
 }
 """Files of one tile that cannot be decoded: shown grey, told with this reason; exit code 0. Without a reason the codec
 stops where the tile is full."""
