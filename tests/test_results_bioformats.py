@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_sparseseg.prediction.slide import predict_slide
+from napari_sparseseg.prediction.slide import run_prediction
 from tests.helpers.smooth_model import SmoothModel, patches_slide
 
 JAR = os.environ.get("BIOFORMATS_JAR", "")
@@ -33,7 +33,7 @@ def bioformats(tool, *args):
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("bioformats") / "a.ome.tif"
     slide = patches_slide((2100, 1500))
-    predict_slide(slide, SmoothModel(mpp=0.5, radius=0), path, uncertainty=True)
+    run_prediction(slide, SmoothModel(mpp=0.5, radius=0), path, uncertainty=True)
     return path, slide
 
 

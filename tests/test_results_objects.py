@@ -11,11 +11,9 @@ import shapely
 from scipy import ndimage
 
 from napari_sparseseg.config import make_classes
-from napari_sparseseg.geometry import Frame
+from napari_sparseseg.geometry import Frame, Placement
 from napari_sparseseg.io.contours import Region, RegionTracer
-from napari_sparseseg.io.objects import GeoJsonWriter, polygons_of
-from napari_sparseseg.io.placement import Placement
-from napari_sparseseg.prediction.slide.measuring import Measurement
+from napari_sparseseg.io.measurements import GeoJsonWriter, Measurement, polygons_of
 
 CLASSES = make_classes([("tumour", "#e6194b"), ("stroma", "#3cb44b")])
 

@@ -7,10 +7,9 @@ import pytest
 import tifffile
 
 from napari_sparseseg.config import make_classes
-from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.geometry import Box, Frame, Placement
 from napari_sparseseg.io.ome_tiff import label_bands, read_record, write_ome_tiff
 from napari_sparseseg.io.ome_zarr import PredictionStore, StoreLayout, create_store
-from napari_sparseseg.io.placement import Placement
 from napari_sparseseg.slides import open_slide
 
 CLASSES = make_classes([("tumour", "#e6194b"), ("stroma", "#3cb44b")])

@@ -10,9 +10,8 @@ from ome_zarr.reader import Reader
 
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import PredictionError
-from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.geometry import Box, Frame, Placement
 from napari_sparseseg.io.ome_zarr import PredictionStore, StoreLayout, create_store, majority, mean
-from napari_sparseseg.io.placement import Placement
 
 CLASSES = (ClassDef(2, "tumour", "#e6194b"), ClassDef(7, "stroma", "#3cb44b"))
 SHAPE = (2500, 2301)

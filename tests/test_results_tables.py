@@ -10,10 +10,9 @@ import shapely
 from skimage.draw import polygon2mask
 
 from napari_sparseseg.config import make_classes
-from napari_sparseseg.geometry import Frame
+from napari_sparseseg.geometry import Frame, Placement
 from napari_sparseseg.io.contours import Region
-from napari_sparseseg.io.placement import Placement
-from napari_sparseseg.io.tables import AreaTable, write_csv
+from napari_sparseseg.io.measurements import AreaTable, write_csv
 
 CLASSES = make_classes(["tumour", "stroma", "fat"])
 PLACEMENT = Placement(Frame((4.0, 2.0)), (0.25, 0.5))  # label pixels of 1 x 1 um

@@ -22,9 +22,9 @@ from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.learning.model_file import ModelMetadata
-from napari_sparseseg.prediction.slide import predict_slide
-from napari_sparseseg.prediction.slide.journal import Journal
-from napari_sparseseg.prediction.slide.tile_size import default_tile
+from napari_sparseseg.prediction.slide import run_prediction
+from napari_sparseseg.prediction.slide.shards import default_tile
+from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import PredictionStopped, predict_region
 from napari_sparseseg.slides import ArraySlide, open_slide
 from tests.helpers.smooth_model import CLASSES, SmoothModel, level0, patches_slide, write_tall_slide
@@ -45,7 +45,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_label_image_is_the_slides_frame_at_the_asked_resolution(cmu_svs, tmp_path):
     model = SmoothModel()
     with open_slide(cmu_svs) as slide:
-        result = predict_slide(slide, model, tmp_path / "a.ome.zarr", mpp=1.3)
+        result = run_prediction(slide, model, tmp_path / "a.ome.zarr", mpp=1.3)
         frame = slide.frame(1.3)
         assert result.shape == frame.shape(slide.shape) == (1139, 853)
         expected, _ = predict_region(model, slide, Box(0, 0, *result.shape), frame, tile=4096)
@@ -62,7 +62,7 @@ def test_the_label_image_is_the_slides_frame_at_the_asked_resolution(cmu_svs, tm
 
 def test_known_blocks_come_out_as_drawn(tmp_path):
     slide = patches_slide()
-    result = predict_slide(slide, SmoothModel(), tmp_path / "a.ome.zarr")
+    result = run_prediction(slide, SmoothModel(), tmp_path / "a.ome.zarr")
     labels = level0(tmp_path / "a.ome.zarr")
     inner = np.kron(np.ones((9, 13), bool), np.pad(np.ones((60, 60), bool), 20))
     np.testing.assert_array_equal(labels[inner], slide.truth[inner])
@@ -76,19 +76,19 @@ def test_known_blocks_come_out_as_drawn(tmp_path):
 def test_a_coarser_label_image_is_made_by_the_model_at_its_own_resolution(tmp_path, mpp, step):
     """Pixels of 100 / step a side: the model, which was trained at 0.5 um per px, is right about all of them."""
     slide = patches_slide((1000, 1200))
-    result = predict_slide(slide, SmoothModel(mpp=0.5, radius=0), tmp_path / "a.ome.zarr", mpp=mpp)
+    result = run_prediction(slide, SmoothModel(mpp=0.5, radius=0), tmp_path / "a.ome.zarr", mpp=mpp)
     assert result.shape == (1000 // step, 1200 // step)
     labels = level0(tmp_path / "a.ome.zarr")
     np.testing.assert_array_equal(labels, slide.truth[step // 2 :: step, step // 2 :: step])
-    again = predict_slide(slide, SmoothModel(mpp=0.5, radius=0), tmp_path / "b.ome.zarr", mpp=mpp, tile=64, workers=2)
+    again = run_prediction(slide, SmoothModel(mpp=0.5, radius=0), tmp_path / "b.ome.zarr", mpp=mpp, tile=64, workers=2)
     assert again.shape == result.shape
     np.testing.assert_array_equal(level0(tmp_path / "b.ome.zarr"), labels)
 
 
 def test_both_formats_hold_the_same_image_and_scale(tmp_path):
     slide = patches_slide()
-    predict_slide(slide, SmoothModel(), tmp_path / "a.ome.zarr", mpp=0.8, uncertainty=True)
-    predict_slide(slide, SmoothModel(), tmp_path / "a.ome.tif", mpp=0.8, uncertainty=True)
+    run_prediction(slide, SmoothModel(), tmp_path / "a.ome.zarr", mpp=0.8, uncertainty=True)
+    run_prediction(slide, SmoothModel(), tmp_path / "a.ome.tif", mpp=0.8, uncertainty=True)
     with tifffile.TiffFile(tmp_path / "a.ome.tif") as tiff:
         np.testing.assert_array_equal(tiff.series[0].asarray(), level0(tmp_path / "a.ome.zarr"))
         stored = PredictionStore(tmp_path / "a.ome.zarr", "r")
@@ -100,7 +100,7 @@ def test_both_formats_hold_the_same_image_and_scale(tmp_path):
 def test_the_result_does_not_depend_on_tiles_or_workers(cmu_svs, tmp_path):
     with open_slide(cmu_svs) as slide:
         for name, workers, tile in (("a", 1, 700), ("b", 3, 700), ("c", 2, 2048)):
-            predict_slide(
+            run_prediction(
                 slide, SmoothModel(), tmp_path / f"{name}.ome.zarr", workers=workers, tile=tile, uncertainty=True
             )
     assert files(tmp_path / "a.ome.zarr") == files(tmp_path / "b.ome.zarr")
@@ -110,12 +110,12 @@ def test_the_result_does_not_depend_on_tiles_or_workers(cmu_svs, tmp_path):
 def test_glass_is_skipped_unless_asked_for_and_has_the_label_of_a_class_so_called(cmu_svs, tmp_path):
     model = SmoothModel(classes=make_classes("abc"))
     with open_slide(cmu_svs) as slide:
-        predict_slide(slide, model, tmp_path / "all.ome.zarr", mpp=2, tile=64, tissue_only=False)
+        run_prediction(slide, model, tmp_path / "all.ome.zarr", mpp=2, tile=64, tissue_only=False)
         everywhere = model.calls
-        result = predict_slide(slide, model, tmp_path / "tissue.ome.zarr", mpp=2, tile=64)
+        result = run_prediction(slide, model, tmp_path / "tissue.ome.zarr", mpp=2, tile=64)
         assert model.calls - everywhere < everywhere
         named = SmoothModel(classes=make_classes(["a", "b", "Glass"]))
-        other = predict_slide(slide, named, tmp_path / "named.ome.zarr", mpp=2, tile=64)
+        other = run_prediction(slide, named, tmp_path / "named.ome.zarr", mpp=2, tile=64)
     whole, tissue = level0(tmp_path / "all.ome.zarr"), level0(tmp_path / "tissue.ome.zarr")
     assert (whole > 0).all()
     np.testing.assert_array_equal(tissue[tissue > 0], whole[tissue > 0])
@@ -128,15 +128,15 @@ def test_glass_is_skipped_unless_asked_for_and_has_the_label_of_a_class_so_calle
 
 def test_flips_are_undone(tmp_path):
     slide = patches_slide()
-    predict_slide(slide, SmoothModel(), tmp_path / "a.ome.zarr")
-    predict_slide(slide, SmoothModel(), tmp_path / "b.ome.zarr", flips=True)
+    run_prediction(slide, SmoothModel(), tmp_path / "a.ome.zarr")
+    run_prediction(slide, SmoothModel(), tmp_path / "b.ome.zarr", flips=True)
     np.testing.assert_array_equal(level0(tmp_path / "a.ome.zarr"), level0(tmp_path / "b.ome.zarr"))
 
 
 def test_objects_and_table_agree_with_the_labels(tmp_path):
     slide = patches_slide()
     region = shapely.box(100, 200, 500, 600)
-    result = predict_slide(
+    result = run_prediction(
         slide, SmoothModel(), tmp_path / "a.ome.zarr", geojson=tmp_path / "a.geojson", csv=tmp_path / "a.csv",
         min_area_um2=0, regions={"part": region},
     )  # fmt: skip
@@ -161,13 +161,13 @@ RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from napari_sparseseg.prediction.slide import predict_slide
+from napari_sparseseg.prediction.slide import run_prediction
 from napari_sparseseg.slides import open_slide
 from tests.helpers.smooth_model import SmoothModel
 with open_slide(sys.argv[2]) as slide:
     out = Path(sys.argv[3])
     model = SmoothModel(delay=float(sys.argv[4]))
-    predict_slide(slide, model, out, geojson=out.with_suffix(".json"), tile=256, workers=2, resume=True)
+    run_prediction(slide, model, out, geojson=out.with_suffix(".json"), tile=256, workers=2, resume=True)
 """
 
 
@@ -192,11 +192,11 @@ def test_a_killed_run_goes_on_and_ends_the_same(tall_slide, tmp_path):
     assert 1 <= done < 4
     with open_slide(tall_slide) as slide:
         model = SmoothModel()
-        result = predict_slide(slide, model, out, geojson=out.with_suffix(".json"), tile=256, workers=2, resume=True)
+        result = run_prediction(slide, model, out, geojson=out.with_suffix(".json"), tile=256, workers=2, resume=True)
         assert result.shards_resumed == done
         again = tmp_path / "b.ome.zarr"
         fresh = SmoothModel()
-        predict_slide(slide, fresh, again, geojson=again.with_suffix(".json"), tile=256)
+        run_prediction(slide, fresh, again, geojson=again.with_suffix(".json"), tile=256)
     assert 0 < model.calls < fresh.calls
     assert files(out) == files(again)
     assert out.with_suffix(".json").read_bytes() == again.with_suffix(".json").read_bytes()
@@ -212,7 +212,7 @@ def stopped_run(slide, out, **options) -> None:
             stop.set()
 
     with pytest.raises(PredictionStopped):
-        predict_slide(slide, SmoothModel(delay=0.03), out, stop=stop, progress=watch, tile=256, **options)
+        run_prediction(slide, SmoothModel(delay=0.03), out, stop=stop, progress=watch, tile=256, **options)
 
 
 def test_stop_keeps_what_is_done(tall_slide, tmp_path):
@@ -220,9 +220,9 @@ def test_stop_keeps_what_is_done(tall_slide, tmp_path):
     with open_slide(tall_slide) as slide:
         stopped_run(slide, out)
         assert not out.exists()
-        result = predict_slide(slide, SmoothModel(), out, tile=256, resume=True)
+        result = run_prediction(slide, SmoothModel(), out, tile=256, resume=True)
         assert 1 <= result.shards_resumed < result.shards == 4
-        predict_slide(slide, SmoothModel(), tmp_path / "b.ome.zarr", tile=256)
+        run_prediction(slide, SmoothModel(), tmp_path / "b.ome.zarr", tile=256)
     assert files(out) == files(tmp_path / "b.ome.zarr")
 
 
@@ -235,7 +235,7 @@ def test_another_model_or_setting_starts_afresh(tall_slide, tmp_path, colours, o
     other = SmoothModel(colours=colours) if colours else SmoothModel()
     with open_slide(tall_slide) as slide:
         stopped_run(slide, out)
-        result = predict_slide(slide, other, out, tile=256, resume=True, **options)
+        result = run_prediction(slide, other, out, tile=256, resume=True, **options)
     assert result.shards_resumed == 0
     assert any("thrown away" in w for w in result.warnings)
 
@@ -257,9 +257,9 @@ def test_a_torn_journal_line_costs_its_shard_only(tmp_path):
 def test_a_finished_output_is_not_made_again_but_missing_tables_are(tmp_path):
     slide, model = patches_slide(), SmoothModel()
     for name in ("a.ome.zarr", "a.ome.tif"):
-        first = predict_slide(slide, model, tmp_path / name, geojson=tmp_path / "1.geojson", overwrite=True)
+        first = run_prediction(slide, model, tmp_path / name, geojson=tmp_path / "1.geojson", overwrite=True)
         calls = model.calls
-        second = predict_slide(
+        second = run_prediction(
             slide,
             model,
             tmp_path / name,
@@ -278,19 +278,19 @@ def test_a_finished_output_is_not_made_again_but_missing_tables_are(tmp_path):
 def test_nothing_is_overwritten_unasked(tmp_path):
     slide, model = patches_slide((200, 200)), SmoothModel()
     out, table = tmp_path / "a.ome.zarr", tmp_path / "a.csv"
-    predict_slide(slide, model, out)
+    run_prediction(slide, model, out)
     table.write_text("mine")
     before = files(out)
     with pytest.raises(PredictionError, match=r"a\.ome\.zarr exists"):
-        predict_slide(slide, model, out)
+        run_prediction(slide, model, out)
     with pytest.raises(PredictionError, match=r"a\.csv exists"):
-        predict_slide(slide, model, tmp_path / "b.ome.zarr", csv=table)
+        run_prediction(slide, model, tmp_path / "b.ome.zarr", csv=table)
     with pytest.raises(PredictionError, match=r"a\.ome\.zarr exists"):
-        predict_slide(slide, SmoothModel(radius=1), out, resume=True)
+        run_prediction(slide, SmoothModel(radius=1), out, resume=True)
     assert table.read_text() == "mine"
     assert files(out) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.ome.zarr"]
-    predict_slide(slide, SmoothModel(radius=1), out, csv=table, overwrite=True)
+    run_prediction(slide, SmoothModel(radius=1), out, csv=table, overwrite=True)
     assert table.read_text() != "mine"
     assert files(out) != before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.ome.zarr"]
@@ -302,7 +302,7 @@ def test_two_processes_cannot_write_the_same_output(tall_slide, tmp_path):
     try:
         wait_for_shard(tmp_path / "a.ome.zarr.partial" / "journal.jsonl", process)
         with open_slide(tall_slide) as slide, pytest.raises(PredictionError, match="another process"):
-            predict_slide(slide, SmoothModel(), out)
+            run_prediction(slide, SmoothModel(), out)
     finally:
         process.kill()
         process.wait()
@@ -315,7 +315,7 @@ def test_pause_holds_and_progress_rises(tmp_path):
     threading.Timer(0.5, pause.clear).start()
     model = SmoothModel()
     started = time.monotonic()
-    predict_slide(slide, model, tmp_path / "a.ome.zarr", pause=pause, progress=seen.append, tile=128)
+    run_prediction(slide, model, tmp_path / "a.ome.zarr", pause=pause, progress=seen.append, tile=128)
     assert time.monotonic() - started >= 0.5
     fractions = [p.fraction for p in seen]
     assert fractions == sorted(fractions)
@@ -335,9 +335,9 @@ def test_an_error_in_a_worker_reaches_the_caller_and_leaves_a_resumable_run(tmp_
 
     slide, out = patches_slide(), tmp_path / "a.ome.zarr"
     with pytest.raises(PredictionError, match="out of memory"):
-        predict_slide(slide, Failing(), out, tile=256, workers=2)
+        run_prediction(slide, Failing(), out, tile=256, workers=2)
     assert not out.exists()
-    predict_slide(slide, SmoothModel(), out, tile=256, resume=True)
+    run_prediction(slide, SmoothModel(), out, tile=256, resume=True)
     assert (level0(out) > 0).all()
 
 
@@ -347,7 +347,7 @@ def test_an_error_in_the_progress_callback_ends_the_run(tmp_path):
 
     model = SmoothModel()
     with pytest.raises(KeyError, match="panel"):
-        predict_slide(patches_slide(), model, tmp_path / "a.ome.zarr", progress=broken, tile=128)
+        run_prediction(patches_slide(), model, tmp_path / "a.ome.zarr", progress=broken, tile=128)
     assert model.calls < 70
 
 
@@ -362,19 +362,19 @@ def test_refusals_say_what_to_do(tmp_path):
     ]
     for out, options, message in cases:
         with pytest.raises(PredictionError, match=message):
-            predict_slide(slide, model, out, **options)
+            run_prediction(slide, model, out, **options)
     unknown = ArraySlide(np.zeros((50, 50, 3), np.uint8))
     with pytest.raises(PredictionError, match="does not say its mpp"):
-        predict_slide(unknown, model, tmp_path / "a.ome.zarr", mpp=2.0)
+        run_prediction(unknown, model, tmp_path / "a.ome.zarr", mpp=2.0)
     four = ArraySlide(np.zeros((50, 50, 4), np.uint16))
     with pytest.raises(PredictionError, match="3 channels"):
-        predict_slide(four, model, tmp_path / "a.ome.zarr")
+        run_prediction(four, model, tmp_path / "a.ome.zarr")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_slide_without_mpp_is_predicted_at_level_0_with_a_warning(tmp_path):
     slide = ArraySlide(np.full((70, 90, 3), 240, np.uint8))
-    result = predict_slide(slide, SmoothModel(mpp=2.0), tmp_path / "a.ome.zarr", csv=tmp_path / "a.csv")
+    result = run_prediction(slide, SmoothModel(mpp=2.0), tmp_path / "a.ome.zarr", csv=tmp_path / "a.csv")
     assert result.shape == (70, 90)
     assert result.mpp is None
     assert any("level 0" in w for w in result.warnings)
@@ -387,11 +387,11 @@ def test_class_ids_with_gaps_reach_the_file(tmp_path):
     classes = tuple(type(c)(i, c.name, c.colour) for c, i in zip(CLASSES, (3, 77, 255), strict=True))
     model.metadata = ModelMetadata(classes=classes, mpp=None, encoder="smooth")
     slide = patches_slide((300, 300))
-    predict_slide(slide, model, tmp_path / "a.ome.zarr")
+    run_prediction(slide, model, tmp_path / "a.ome.zarr")
     assert set(np.unique(level0(tmp_path / "a.ome.zarr"))) <= {3, 77, 255}
     model.metadata = ModelMetadata(classes=make_classes(["x", "y", "z"]), mpp=None, encoder="smooth")
     with pytest.raises(PredictionError, match="exists"):
-        predict_slide(slide, model, tmp_path / "a.ome.zarr", resume=True)
+        run_prediction(slide, model, tmp_path / "a.ome.zarr", resume=True)
 
 
 def test_the_tile_fits_halo_and_shard():

@@ -18,10 +18,10 @@ import pytest
 import tifffile
 
 from napari_sparseseg.cli import main
+from napari_sparseseg.cli.progress_line import ProgressLine, time_left
 from napari_sparseseg.errors import PredictionError, SlideError
 from napari_sparseseg.io.ome_zarr import PredictionStore
-from napari_sparseseg.prediction.slide.options import Progress
-from napari_sparseseg.prediction.slide.progress_line import ProgressLine, time_left
+from napari_sparseseg.prediction.slide import Progress
 from napari_sparseseg.session.session import Session
 from napari_sparseseg.slides import ArraySlide
 from tests.helpers.networks import network

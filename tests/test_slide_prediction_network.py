@@ -14,9 +14,9 @@ import torch
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.io.ome_zarr import PredictionStore
-from napari_sparseseg.prediction.slide import predict_slide
-from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.slide import run_prediction
 from napari_sparseseg.prediction.slide.shards import ShardTask, close_task, run_shard
+from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.prediction.tissue import detect_tissue
 from napari_sparseseg.slides import open_slide
@@ -56,7 +56,7 @@ def test_seams_of_a_network_do_not_show(cmu_svs, model):
 def test_shards_of_a_worker_process_equal_those_of_threads(tall_slide, model, tmp_path):
     with open_slide(tall_slide) as slide:
         for name, workers in (("a", 1), ("b", 2)):
-            predict_slide(slide, model, tmp_path / f"{name}.ome.zarr", mpp=1.0, tile=512, workers=workers)
+            run_prediction(slide, model, tmp_path / f"{name}.ome.zarr", mpp=1.0, tile=512, workers=workers)
         assert files(tmp_path / "a.ome.zarr") == files(tmp_path / "b.ome.zarr")
         model.save(tmp_path / "m.safetensors")
         detect_tissue(slide).save(tmp_path / "tissue.npz")
@@ -86,7 +86,7 @@ def test_a_worker_says_in_words_what_is_wrong(tmp_path, model):
 def test_a_scheduler_that_does_not_answer_is_named(tall_slide, model, tmp_path, monkeypatch):
     monkeypatch.setattr("napari_sparseseg.prediction.slide.cluster._CONNECT_S", 1)
     with open_slide(tall_slide) as slide, pytest.raises(PredictionError, match=r"127\.0\.0\.1:9"):
-        predict_slide(slide, model, tmp_path / "a.ome.zarr", scheduler="tcp://127.0.0.1:9")
+        run_prediction(slide, model, tmp_path / "a.ome.zarr", scheduler="tcp://127.0.0.1:9")
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_cluster_of_two_processes_one_of_them_killed(tall_slide, model, tmp_pa
                 os.kill(pids[0], signal.SIGKILL)
                 killed.set()
 
-        result = predict_slide(
+        result = run_prediction(
             slide, model, out, tile=512, scheduler=cluster.scheduler_address, progress=kill_one, uncertainty=True
         )
         assert killed.is_set()
@@ -114,7 +114,7 @@ def test_a_cluster_of_two_processes_one_of_them_killed(tall_slide, model, tmp_pa
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as the workers: with another number torch sums in another order
         try:
-            predict_slide(slide, model, tmp_path / "b.ome.zarr", tile=512, uncertainty=True)
+            run_prediction(slide, model, tmp_path / "b.ome.zarr", tile=512, uncertainty=True)
         finally:
             torch.set_num_threads(threads)
     assert files(out) == files(tmp_path / "b.ome.zarr")

@@ -54,8 +54,8 @@ def add_predict(commands: Any) -> None:
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.cli.progress_line import ProgressLine
     from napari_sparseseg.learning.torch_runtime import lean_process
-    from napari_sparseseg.prediction.slide.progress_line import ProgressLine
     from napari_sparseseg.session.project import SUFFIX
     from napari_sparseseg.session.session import Session
 
@@ -115,7 +115,7 @@ def _open_all(session: Session, paths: Sequence[Path]) -> list[tuple[str, str]]:
 def _predict_batch(
     session: Session, args: argparse.Namespace, unreadable: list[tuple[str, str]], options: dict[str, Any]
 ) -> dict[str, Any]:
-    from napari_sparseseg.prediction.slide.progress_line import ProgressLine
+    from napari_sparseseg.cli.progress_line import ProgressLine
 
     if not session.slides:
         raise SparseSegError("; ".join(["none of the slides can be opened", *(why for _, why in unreadable)]) + ".")

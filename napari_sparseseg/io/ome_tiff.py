@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from napari_sparseseg.config import ClassDef
-    from napari_sparseseg.io.placement import Placement
+    from napari_sparseseg.geometry import Placement
 
 _BUFFER = 16 << 20
 """Bytes of tiles that are compressed at a time; bounds the memory."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from napari_sparseseg.config import ClassDef
-    from napari_sparseseg.io.placement import Placement
+    from napari_sparseseg.geometry import Placement
 
 Version = Literal["0.4", "0.5"]
 CHUNK = 512

@@ -187,7 +187,7 @@ class Predictor:
 
     def predict_slide(self, out: Path, *, slide: Slide | None = None, **options: Any) -> SlideResult:
         """A whole slide, by default the active one, into a file while training and the live view hold still."""
-        from napari_sparseseg.prediction.slide import predict_slide
+        from napari_sparseseg.prediction.slide import run_prediction
 
         model, slide = self.model(), slide or self._slides.active.slide
         report = options.pop("progress", None)
@@ -204,7 +204,7 @@ class Predictor:
         self._live.held = True
         self._set(0.0)
         try:
-            return predict_slide(slide, model, out, progress=progress, **options)
+            return run_prediction(slide, model, out, progress=progress, **options)
         finally:
             self._live.held = False
             if run is not None and hold:

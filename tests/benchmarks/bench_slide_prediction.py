@@ -32,9 +32,9 @@ from scipy import ndimage
 from napari_sparseseg import Session
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.prediction.slide import predict_slide
-from napari_sparseseg.prediction.slide.journal import Journal
-from napari_sparseseg.prediction.slide.tile_size import default_tile
+from napari_sparseseg.prediction.slide import run_prediction
+from napari_sparseseg.prediction.slide.shards import default_tile
+from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import input_region
 from napari_sparseseg.slides import open_slide
 from tests.helpers.data import DATA
@@ -157,7 +157,7 @@ def run(slide_path: Path, model_path: Path, out: Path, megapixels: float, schedu
     with open_slide(slide_path) as slide:
         cpu = time.process_time()
         try:
-            result = predict_slide(
+            result = run_prediction(
                 slide, model, out, progress=progress, stop=stop, scheduler=scheduler,
                 geojson=out.with_suffix(".geojson"), csv=out.with_suffix(".csv"), tissue_only=False,
             )  # fmt: skip
@@ -192,10 +192,10 @@ def cluster_speed(slide_path: Path, model_path: Path, out: Path) -> float:
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         model = load_model(model_path)
         with open_slide(slide_path) as slide:
-            predict_slide(
+            run_prediction(
                 slide, model, out.with_name("warm.ome.zarr"), scheduler=cluster.scheduler_address, tissue_only=False
             )
-            result = predict_slide(slide, model, out, scheduler=cluster.scheduler_address, tissue_only=False)
+            result = run_prediction(slide, model, out, scheduler=cluster.scheduler_address, tissue_only=False)
     return result.megapixels_per_second
 
 
@@ -214,7 +214,7 @@ def redone_after_kill(slide_path: Path, model_path: Path, out: Path) -> int:
     from napari_sparseseg.learning.model import load_model
 
     with open_slide(slide_path) as slide:
-        result = predict_slide(slide, load_model(model_path), out, resume=True, tissue_only=False)
+        result = run_prediction(slide, load_model(model_path), out, resume=True, tissue_only=False)
     kept = result.shards_resumed
     return done - kept + 1  # and the one under way when it was killed
 

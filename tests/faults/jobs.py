@@ -110,7 +110,7 @@ def save(folder: Path, seed: int) -> None:
 
 def predict(folder: Path, seed: int) -> None:
     """Predict a slide, or go on with it."""
-    from napari_sparseseg.prediction.slide import predict_slide
+    from napari_sparseseg.prediction.slide import run_prediction
     from napari_sparseseg.slides import open_slide
     from tests.helpers.smooth_model import SmoothModel
 
@@ -118,7 +118,7 @@ def predict(folder: Path, seed: int) -> None:
     out = folder / ("a.ome.zarr" if seed % 2 else "a.ome.tif")
     with open_slide(folder.parent / "tall.tif") as slide:
         tell("ready")
-        result = predict_slide(
+        result = run_prediction(
             slide, SmoothModel(), out, geojson=folder / "a.geojson", csv=folder / "a.csv", tile=256, workers=2,
             resume=True,
         )  # fmt: skip

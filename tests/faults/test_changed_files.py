@@ -14,9 +14,9 @@ import tifffile
 from napari_sparseseg import Session
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import PredictionError, SlideChangedError
-from napari_sparseseg.prediction.slide import predict_slide
-from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.slide import run_prediction
 from napari_sparseseg.prediction.slide.shards import ShardTask, run_shard
+from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.cache import TILES
 from tests.helpers.data import two_textures, write_slide
@@ -233,21 +233,21 @@ def test_a_prediction_is_of_one_slide_whatever_happens_to_the_file(tall, upside_
                 overwrite(tall, upside_down)
 
         with pytest.raises(SlideChangedError, match="open it again"):
-            predict_slide(slide, SmoothModel(delay=0.02), out, tile=256, progress=replace_file)
+            run_prediction(slide, SmoothModel(delay=0.02), out, tile=256, progress=replace_file)
         with pytest.raises(SlideChangedError):
-            predict_slide(slide, SmoothModel(), tmp_path / "b.ome.zarr", tile=256)
+            run_prediction(slide, SmoothModel(), tmp_path / "b.ome.zarr", tile=256)
     done = Journal(journal).done
     assert 1 <= len(done) < 4 if room == 0 else len(done) == 4
     assert not out.exists()
     if back:
         overwrite(tall, old)
     with open_slide(tall) as slide:
-        result = predict_slide(slide, SmoothModel(), out, tile=256, resume=True)
+        result = run_prediction(slide, SmoothModel(), out, tile=256, resume=True)
         assert result.shards_resumed == (len(done) if back else 0)
     (tmp_path / "alone").mkdir()
     copy = shutil.copy(tall, tmp_path / "alone" / "tall.tif")
     with open_slide(copy) as slide:
-        predict_slide(slide, SmoothModel(), tmp_path / "alone.ome.zarr", tile=256)
+        run_prediction(slide, SmoothModel(), tmp_path / "alone.ome.zarr", tile=256)
     np.testing.assert_array_equal(level0(out), level0(tmp_path / "alone.ome.zarr"))
 
 

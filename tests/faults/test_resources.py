@@ -84,7 +84,7 @@ def test_full_disk_while_predicting(tmp_path):
         import sys
         from pathlib import Path
         from napari_sparseseg.errors import PredictionError
-        from napari_sparseseg.prediction.slide import predict_slide
+        from napari_sparseseg.prediction.slide import run_prediction
         from napari_sparseseg.slides import open_slide
         from tests.helpers.limits import limit_file_size
         from tests.helpers.smooth_model import SmoothModel
@@ -92,13 +92,13 @@ def test_full_disk_while_predicting(tmp_path):
         with open_slide(folder / "tall.tif") as slide:
             limit_file_size(5000)
             try:
-                predict_slide(slide, SmoothModel(), folder / "a.ome.tif", tile=256)
+                run_prediction(slide, SmoothModel(), folder / "a.ome.tif", tile=256)
             except (PredictionError, OSError) as error:
                 print(type(error).__name__, error)
             print((folder / "a.ome.tif").exists())
             limit_file_size(1 << 30)
-            predict_slide(slide, SmoothModel(), folder / "a.ome.tif", tile=256, resume=True)
-            predict_slide(slide, SmoothModel(), folder / "b.ome.tif", tile=256)
+            run_prediction(slide, SmoothModel(), folder / "a.ome.tif", tile=256, resume=True)
+            run_prediction(slide, SmoothModel(), folder / "b.ome.tif", tile=256)
         """,
         tmp_path,
     )

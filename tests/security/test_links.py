@@ -14,8 +14,8 @@ from napari_sparseseg.cli import main
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import AnnotationError, PredictionError, ProjectError, TrainingError
 from napari_sparseseg.io.label_images import write_labels
-from napari_sparseseg.prediction.slide import predict_slide
-from napari_sparseseg.prediction.slide.journal import Journal
+from napari_sparseseg.prediction.slide import run_prediction
+from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import PredictionStopped
 from napari_sparseseg.slides import open_slide
 from tests.helpers.data import two_textures, write_slide
@@ -122,7 +122,7 @@ def test_no_prediction_is_written_through_a_link(slide, project, elsewhere, name
     (folder / name).parent.mkdir(exist_ok=True)
     linked(folder / name, elsewhere / "secret" if name.endswith("csv.partial") else elsewhere)
     with open_slide(slide) as opened, pytest.raises(PredictionError, match="link"):
-        predict_slide(opened, SmoothModel(), folder / "a.ome.tif", csv=folder / "a.csv", tile=128)
+        run_prediction(opened, SmoothModel(), folder / "a.ome.tif", csv=folder / "a.csv", tile=128)
     assert contents(elsewhere) == before
 
 
@@ -160,7 +160,7 @@ def stopped(slide, out, **options):
             stop.set()
 
     with open_slide(slide) as opened, pytest.raises(PredictionStopped):
-        predict_slide(opened, SmoothModel(delay=0.02), out, tile=256, stop=stop, progress=watch, **options)
+        run_prediction(opened, SmoothModel(delay=0.02), out, tile=256, stop=stop, progress=watch, **options)
     return out.with_name(out.name + ".partial")
 
 
@@ -187,11 +187,11 @@ def test_no_unfinished_prediction_goes_on_through_a_link_in_it(elsewhere, tmp_pa
     linked(link, elsewhere / "secret" if link.is_file() else elsewhere)
     for resume in (True, False):
         with open_slide(tall) as opened, pytest.raises(PredictionError, match=rf"{name} is a link to elsewhere"):
-            predict_slide(opened, SmoothModel(), out, tile=256, ome_zarr=version, resume=resume)
+            run_prediction(opened, SmoothModel(), out, tile=256, ome_zarr=version, resume=resume)
     assert contents(elsewhere) == before
     link.unlink()
     with open_slide(tall) as opened:
-        result = predict_slide(opened, SmoothModel(), out, tile=256, ome_zarr=version)
+        result = run_prediction(opened, SmoothModel(), out, tile=256, ome_zarr=version)
     assert result.shards_resumed == 0
     assert contents(elsewhere) == before
 
@@ -223,5 +223,5 @@ def test_no_unfinished_prediction_names_arrays_outside_of_it(tmp_path):
         said["multiscales"][0]["datasets"][0]["path"] = path
         attributes.write_text(json.dumps(said))
         with open_slide(tall) as opened, pytest.raises(PredictionError, match="not a prediction of this program"):
-            predict_slide(opened, SmoothModel(), out, tile=256, resume=True)
+            run_prediction(opened, SmoothModel(), out, tile=256, resume=True)
     assert contents(victim) == before

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError, SparseSegError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.io.tables import write_csv
+from napari_sparseseg.io.measurements import write_csv
 from napari_sparseseg.prediction.tiles import PredictionStopped
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""What can be asked of a whole-slide prediction, and what it answers."""
+"""Settings, progress and result of a whole-slide prediction."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from napari_sparseseg.errors import PredictionError
 
@@ -13,56 +13,86 @@ if TYPE_CHECKING:
 
     import shapely
 
-    from napari_sparseseg.io.tables import AreaRow
+    from napari_sparseseg.io.measurements import AreaRow
 
 Stage = Literal["predict", "pyramid", "measure", "write"]
-# How much of a run's time each stage takes, for one bar over all of them; measured, roughly, with a network on a CPU.
+# (start, share) of each stage in one progress bar over all of them: a network on a CPU takes roughly so long. See D30.
 _SHARE: dict[Stage, tuple[float, float]] = {
     "predict": (0.0, 0.92),
     "pyramid": (0.92, 0.03),
     "measure": (0.95, 0.04),
     "write": (0.99, 0.01),
 }
-OME_ZARR, OME_TIFF = (".ome.zarr",), (".ome.tif", ".ome.tiff")
+
+
+class PredictSettings(TypedDict, total=False):
+    """The fields of `PredictOptions` as keyword arguments."""
+
+    mpp: float | None
+    geojson: Path | None
+    csv: Path | None
+    uncertainty: bool
+    tissue_only: bool
+    resume: bool
+    workers: int | None
+    scheduler: str | None
+    overwrite: bool
+    min_area_um2: float
+    regions: Mapping[str, shapely.Geometry] | None
+    flips: bool
+    ome_zarr: Literal["0.4", "0.5"]
+    tile: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Keywords of `predict_slide`."""
+class PredictOptions:
+    """Settings of a whole-slide prediction.
+
+    Raises
+    ------
+    PredictionError
+        For a value outside its range.
+
+    Examples
+    --------
+    >>> options = PredictOptions(mpp=1.0, workers=2)
+    >>> options.min_area_um2
+    100.0
+    """
 
     mpp: float | None = None
-    """Resolution of the label image in um per pixel; the model's own if not given. The model itself always sees the
-    slide at the resolution it was trained at, where it knows one; its answer is averaged or interpolated."""
+    """Resolution of the label image in um per pixel; None: the model's own. The model always sees the slide at the
+    resolution it was trained at, where that is known; its probabilities are averaged or interpolated."""
     geojson: Path | None = None
-    """Where to write objects for QuPath, in level-0 (x, y)."""
+    """File to write objects to, for QuPath, in level-0 (x, y)."""
     csv: Path | None = None
-    """Where to write pixels, mm2, percent and objects per class and region."""
+    """File to write pixels, mm2, percent and objects per class and region to."""
     uncertainty: bool = False
-    """Store the entropy (0 certain .. 255) as a second image."""
+    """Save the entropy (0 certain .. 255) as a second image."""
     tissue_only: bool = True
-    """Predict only where a thumbnail shows tissue. Glass is labelled with the class called ``background``, ``glass`` or
-    alike (`tissue.GLASS_NAMES`), else it stays 0, unlabelled, and a row of its own in the table. Where no glass can be
-    told from tissue, everything is predicted."""
+    """Predict only where a thumbnail shows tissue. Glass gets the class named ``background``, ``glass`` or similar
+    (`tissue.GLASS_NAMES`); without such a class it is 0, unlabelled, and has its own row in the table. Where glass and
+    tissue cannot be told apart, everything is predicted."""
     resume: bool = False
-    """Go on where an earlier run of the same slide, model and parameters ended; any other run is thrown away. Where the
-    output is complete already, only missing tables are written."""
+    """Continue an interrupted run of the same slide, model and settings; any other unfinished run is discarded. Where
+    the output is complete, only missing tables are written."""
     workers: int | None = None
-    """Threads that predict; 1 if not given."""
+    """Threads that predict; None: 1."""
     scheduler: str | None = None
-    """Address of a dask.distributed scheduler, ``tcp://host:port``; its workers then predict instead of threads."""
+    """Address of a dask.distributed scheduler, ``tcp://host:port``, whose workers predict instead of local threads."""
     overwrite: bool = False
     """Replace existing files."""
     min_area_um2: float = 100.0
     """Smaller objects are neither counted nor written; level-0 px^2 where the slide's mpp is unknown."""
     regions: Mapping[str, shapely.Geometry] | None = None
-    """Name to shapely polygon in level-0 (x, y), to be measured besides the whole slide."""
+    """Polygons in level-0 (x, y) by name, measured in addition to the whole slide."""
     flips: bool = False
-    """Average over the eight flips and turns of each tile: eight times slower."""
+    """Average over the eight flips and quarter turns of each tile: eight times slower."""
     ome_zarr: Literal["0.4", "0.5"] = "0.4"
-    """0.4 is what most readers know; 0.5 is sharded and makes far fewer files."""
+    """0.4 is read by most programs; 0.5 is sharded and makes far fewer files."""
     tile: int | None = None
-    """Pixels a side that the network gets at once, without halo; chosen for little memory if not given. 2048 wastes
-    less on halos where there are gigabytes to spare."""
+    """Side in pixels of what the network gets at once, without halo; None: chosen to need little memory. 2048 spends
+    less time on halos, and takes gigabytes."""
 
     def __post_init__(self) -> None:
         for name in ("geojson", "csv"):
@@ -70,18 +100,23 @@ class Options:
             if value is not None:
                 object.__setattr__(self, name, Path(value))
         if self.workers is not None and self.workers < 1:
-            raise PredictionError(f"workers is {self.workers}; give 1 or more, or nothing to let the program choose.")
+            raise PredictionError(f"workers is {self.workers}; give 1 or more, or leave it out.")
         if self.ome_zarr not in ("0.4", "0.5"):
             raise PredictionError(f"OME-Zarr version {self.ome_zarr!r} is not one of 0.4, 0.5.")
         if not self.min_area_um2 >= 0:
-            raise PredictionError(f"the minimum area {self.min_area_um2} is not 0 or more um^2.")
+            raise PredictionError(f"the minimum area is {self.min_area_um2} um^2; give 0 or more.")
         if self.tile is not None and self.tile < 64:
             raise PredictionError(f"tiles of {self.tile} px are too small; give 64 or more.")
+
+    @property
+    def tables(self) -> list[Path]:
+        """Files to write beside the label image."""
+        return [path for path in (self.geojson, self.csv) if path is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """Progress of a run."""
 
     stage: Stage
     done: int
@@ -92,7 +127,7 @@ class Progress:
     megapixels_per_second: float = 0.0
     """Of the prediction resolution, in this run."""
     seconds_left: float | None = None
-    """Of the stage; None while nothing is known."""
+    """Of the stage; None while it cannot be estimated."""
 
     @property
     def fraction(self) -> float:
@@ -103,7 +138,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class SlideResult:
-    """What a run made."""
+    """Files and figures of a complete run."""
 
     output: Path
     shape: tuple[int, int]
@@ -117,16 +152,16 @@ class SlideResult:
     """Connected regions of at least the minimum area, all classes."""
     shards: int = 0
     shards_resumed: int = 0
-    """Shards that an earlier run had done."""
+    """Shards taken over from an interrupted run."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by stage in this run, and ``wait``: how long of ``predict`` the network waited for pixels and files."""
+    """Time by stage in this run; ``wait`` is how long the network waited for pixels and files during ``predict``."""
     megapixels_per_second: float = 0.0
     tissue_share: float | None = None
-    """Part of the slide that was taken for tissue, where only tissue was predicted."""
+    """Share of the slide found to be tissue, where only tissue was predicted."""
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; paths as text."""
+        """Values that JSON can hold; paths become strings."""
         data = asdict(self)
         data["table"] = [asdict(row) for row in self.table]
         for name in ("output", "geojson", "csv"):

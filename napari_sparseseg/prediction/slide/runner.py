@@ -2,202 +2,272 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.errors import PredictionError
-from napari_sparseseg.geometry import Box
-from napari_sparseseg.io.ome_tiff import label_bands, read_record, write_ome_tiff
-from napari_sparseseg.io.ome_zarr import PredictionStore, StoreLayout, create_store
-from napari_sparseseg.io.placement import Placement
-from napari_sparseseg.prediction.slide.cluster import run_on_cluster
-from napari_sparseseg.prediction.slide.local import run_in_threads
-from napari_sparseseg.prediction.slide.measuring import Measurement
-from napari_sparseseg.prediction.slide.options import Options, Progress, SlideResult, Stage
-from napari_sparseseg.prediction.slide.shards import READ_CACHE, Control, ShardPredictor, ShardTask, shard_grid
-from napari_sparseseg.prediction.slide.tile_size import fitting_tile
-from napari_sparseseg.prediction.slide.workspace import Workspace, model_hash
-from napari_sparseseg.prediction.tiles import model_frame
+from napari_sparseseg.errors import PredictionError, SparseSegError
+from napari_sparseseg.geometry import Box, Placement
+from napari_sparseseg.io.measurements import Measurement
+from napari_sparseseg.io.ome_tiff import label_bands, write_ome_tiff
+from napari_sparseseg.io.ome_zarr import PredictionStore, StoreLayout
+from napari_sparseseg.prediction.slide.executors import run_in_threads, run_on_cluster
+from napari_sparseseg.prediction.slide.options import PredictOptions, Progress, SlideResult, Stage
+from napari_sparseseg.prediction.slide.shards import (
+    READ_CACHE,
+    Control,
+    ShardPredictor,
+    ShardTask,
+    TilePlan,
+    fitting_tile,
+    shard_grid,
+)
+from napari_sparseseg.prediction.slide.workspace import Workspace
+from napari_sparseseg.prediction.tiles import PredictionStopped, model_frame
 from napari_sparseseg.prediction.tissue import TissueMask, detect_tissue
 from napari_sparseseg.slides.cache import TILES
 
 if TYPE_CHECKING:
+    import os
+    import threading
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Unpack
 
     import numpy as np
 
-    from napari_sparseseg.io.tables import AreaRow
+    from napari_sparseseg.io.measurements import AreaRow
     from napari_sparseseg.learning.model_file import ModelMetadata
+    from napari_sparseseg.prediction.slide.options import PredictSettings
     from napari_sparseseg.prediction.tiles import SavableSegmenter
     from napari_sparseseg.slides import Slide
 
+    OnBlock = Callable[[int, int], None]
+
 _REPORT_S = 0.1
+logger = logging.getLogger(__name__)
 
 
-@dataclass
-class _Counter:
-    """Pixels of the prediction stage: those of the slide, those of this run, those done."""
+def run_prediction(
+    slide: Slide,
+    model: SavableSegmenter,
+    out: str | os.PathLike[str],
+    options: PredictOptions | None = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    **settings: Unpack[PredictSettings],
+) -> SlideResult:
+    """Predict a whole slide into ``OUT.ome.zarr`` or ``OUT.ome.tif``.
 
-    whole: int
-    todo: int
-    done: int = 0
+    The label image is the slide's level-0 frame scaled to the prediction resolution, uint8 class ids. It is made in
+    shards; a run that was killed or stopped leaves ``OUT.partial`` and can be resumed. The result does not depend on
+    the number of workers. Memory does not grow with the slide.
 
-    def progress(self, seconds: float) -> Progress:
-        speed = self.done / seconds if seconds > 0 else 0.0
-        left = (self.todo - self.done) / speed if speed > 0 else None
-        return Progress("predict", self.whole - self.todo + self.done, self.whole, seconds, speed / 1e6, left)
+    Parameters
+    ----------
+    slide
+        An open slide.
+    model
+        From `learning.load_model` or a session.
+    out
+        File or folder to make; its suffix chooses the format.
+    options
+        How to predict; None: the defaults.
+    progress
+        Called on this thread, at most ten times a second.
+    stop
+        Set it from another thread to end the run after the tile in progress.
+    **settings
+        Fields of `options` to override.
+
+    Raises
+    ------
+    PredictionStopped
+        When `stop` was set; finished shards are saved for `resume`.
+    PredictionError
+        For an output that exists, a slide that does not fit the model, a failed worker, a full disk.
+    SlideError
+        Where the slide cannot be read.
+    """
+    logger.info("predicting %s into %s", slide.path, out)
+    try:
+        run = SlideRun(
+            slide, model, replace(options or PredictOptions(), **settings), Reporter(progress, Control(stop))
+        )
+        with Workspace(Path(out), chosen.tables) as files:
+            result = run.execute(files)
+    except PredictionStopped:
+        logger.info("prediction of %s was stopped", slide.path)
+        raise
+    except OSError as error:
+        logger.exception("prediction of %s failed", slide.path)
+        raise PredictionError(f"cannot write {out}: {error}. Fix this and resume; finished tiles are saved.") from error
+    except SparseSegError as error:
+        logger.error("prediction of %s failed: %s", slide.path, error)
+        raise
+    logger.info("predicted %s in %s s", slide.path, result.seconds)
+    return result
+
+
+class Reporter:
+    """Times the stages of a run and passes its progress on, at most ten reports a second and the last of each stage.
+
+    Parameters
+    ----------
+    progress
+        Gets the reports.
+    control
+        Ends the run from inside a stage.
+    """
+
+    def __init__(self, progress: Callable[[Progress], None] | None, control: Control) -> None:
+        self.control = control
+        self.seconds: dict[str, float] = {}
+        self.speed = 0.0
+        """Megapixels per second of the prediction."""
+        self._progress = progress
+        self._stage: Stage = "predict"
+        self._start = self._last = time.monotonic()
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[OnBlock]:
+        """Time a stage; gives the function that reports (done, total) blocks of it."""
+        self.control.check()
+        self._stage, self._start = stage, time.monotonic()
+        yield self._blocks
+        self.seconds[stage] = time.monotonic() - self._start
+
+    def pixels(self, done: int, todo: int, whole: int) -> None:
+        """Report predicted pixels: `done` of the `todo` pixels of this run, of `whole` in all."""
+        seconds = time.monotonic() - self._start
+        speed = done / seconds if seconds > 0 else 0.0
+        left = (todo - done) / speed if speed > 0 else None
+        self._send(Progress("predict", whole - todo + done, whole, seconds, speed / 1e6, left))
+
+    def end(self) -> None:
+        """Report that the run is complete."""
+        self._send(Progress("write", 1, 1, self.seconds.get("write", 0.0), self.speed, 0.0))
+
+    def _blocks(self, done: int, total: int) -> None:
+        self.control.check()
+        seconds = time.monotonic() - self._start
+        left = seconds / done * (total - done) if done else None
+        self._send(Progress(self._stage, done, total, seconds, self.speed, left))
+
+    def _send(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self._progress is not None and (progress.done >= progress.total or now - self._last >= _REPORT_S):
+            self._last = now
+            self._progress(progress)
 
 
 class SlideRun:
-    """The state of one call of `predict_slide`."""
+    """One call of `run_prediction`: what is fixed by slide, model and options, and the stages in order."""
 
-    def __init__(
-        self,
-        slide: Slide,
-        model: SavableSegmenter,
-        out: Path,
-        options: Options,
-        control: Control,
-        report: Callable[[Progress], None] | None,
-    ) -> None:
-        self._slide, self._model, self._options, self._control = slide, model, options, control
-        self._report = report
+    def __init__(self, slide: Slide, model: SavableSegmenter, options: PredictOptions, reporter: Reporter) -> None:
+        self._options = options
+        self._slide, self._model, self._reporter = slide, model, reporter
         self._warnings: list[str] = []
-        self._classes = model.metadata.classes
-        mpp = _resolution(model.metadata, slide, options.mpp, self._warnings)
-        self._placement = Placement(slide.frame(mpp), slide.mpp)
-        self._shape = self._placement.frame.shape(slide.shape)
-        self._read_frame = model_frame(model.metadata, slide, self._placement.frame)
-        self._tile = options.tile or fitting_tile(model, self._placement.frame, self._read_frame)
-        self._shards = list(enumerate(shard_grid(self._shape)))
-        self._files = Workspace(out, [path for path in (options.geojson, options.csv) if path is not None])
+        self._placement = Placement(
+            slide.frame(_resolution(model.metadata, slide, options.mpp, self._warnings)), slide.mpp
+        )
+        frame = self._placement.frame
+        self._shape = frame.shape(slide.shape)
+        read_frame = model_frame(model.metadata, slide, frame)
+        self._plan = TilePlan(frame, read_frame, options.tile or fitting_tile(model, frame, read_frame), options.flips)
+        self._shards = shard_grid(self._shape)
         self._tissue: TissueMask | None = None
-        self._seconds: dict[str, float] = {}
-        self._speed = 0.0
-        self._resumed = 0
-        self._objects = 0
-        self._stage_start = self._last_report = time.monotonic()
 
-    def execute(self) -> SlideResult:
-        """Do what is still to be done and answer with what there is then."""
-        options = self._options
-        with self._files as files:
-            header = self._header()
-            if options.resume and files.out.exists() and not options.overwrite and self._record() == header:
-                return self._complete_tables()
-            files.check_free(overwrite=options.overwrite, resume=options.resume)
-            self._prepare(header)
-            self._predict()
-            store = PredictionStore(files.store)
-            self._timed("pyramid", lambda: store.build_pyramid(self._block_reporter("pyramid")))
-            table = self._timed("measure", lambda: self._measure(store.bands(), files.tables))
-            self._timed("write", lambda: self._write_image(store))
-            self._slide.identity.check()
-            files.place(files.tables)
-        return self._result(table)
-
-    def _header(self) -> dict[str, Any]:
-        """What decides the answer: a run with the same header may go on with this one's shards."""
-        files, options = self._files, self._options
+    def execute(self, files: Workspace) -> SlideResult:
+        """Do what is still missing."""
+        options, reporter = self._options, self._reporter
         self._slide.identity.check()
-        self._model.save(files.model)
-        metadata = self._model.metadata.to_json()
+        header = self._header(files.save_model(self._model))
+        if options.resume and not options.overwrite and files.is_complete(header):
+            return self._complete_tables(files)
+        files.check_free(overwrite=options.overwrite, resume=options.resume)
+        resumed = self._prepare(files, header)
+        self._predict(files)
+        store = PredictionStore(files.store)
+        with reporter.stage("pyramid") as on_block:
+            store.build_pyramid(on_block)
+        table, objects = self._measure(files, store.bands(), files.tables)
+        with reporter.stage("write") as on_block:
+            if files.is_tiff:
+                write_ome_tiff(files.tiff, store, self._placement, self._model.metadata.classes, on_block)
+        self._slide.identity.check()
+        files.publish(files.tables)
+        reporter.end()
+        return self._result(files.out, table, objects, resumed)
+
+    def _header(self, model_hash: str) -> dict[str, Any]:
+        """What decides the answer: a run with the same header may continue with this one's shards."""
+        options, plan = self._options, self._plan
         return {
             "format": 1,
             "slide": self._slide.fingerprint,
-            "model": model_hash(files.model, metadata),
+            "model": model_hash,
             "shape": list(self._shape),
-            "downsample": list(self._placement.frame.downsample),
-            "read_downsample": list(self._read_frame.downsample),
+            "downsample": list(plan.frame.downsample),
+            "read_downsample": list(plan.read_frame.downsample),
             "mpp": None if self._slide.mpp is None else list(self._slide.mpp),
-            "tile": self._tile,
+            "tile": plan.side,
             "tissue_only": options.tissue_only,
             "uncertainty": options.uncertainty,
             "flips": options.flips,
             "ome_zarr": options.ome_zarr,
         }
 
-    def _record(self) -> dict[str, Any]:
-        """How the existing output was made; empty where it is not ours."""
-        out = self._files.out
-        if self._files.is_tiff:
-            return read_record(out)
-        try:
-            return PredictionStore(out, "r").record
-        except PredictionError:
-            return {}
+    def _prepare(self, files: Workspace, header: dict[str, Any]) -> int:
+        """Continue an unfinished run with the same header, or start a new one; returns how many shards are done."""
+        if self._options.resume and files.can_resume(header):
+            return len(files.journal.done)
+        if self._options.resume and files.journal.header is not None:
+            self._warnings.append("an unfinished run with another slide, model or settings was discarded.")
+        options, name = self._options, Path(self._slide.path).name
+        classes = self._model.metadata.classes
+        layout = StoreLayout(self._shape, self._placement, classes, options.uncertainty, options.ome_zarr, name)
+        files.begin(header, layout)
+        return 0
 
-    def _prepare(self, header: dict[str, Any]) -> None:
-        """Go on with an unfinished run of the same header, or start a new one."""
-        files = self._files
-        journal = files.journal
-        if self._options.resume and journal.header == header and files.store.exists():
-            self._resumed = len(journal.done)
-            return
-        if self._options.resume and journal.header is not None:
-            self._warnings.append("an unfinished run with another slide, model or parameters was thrown away.")
-        files.clear()
-        name = Path(self._slide.path).name
-        layout = StoreLayout(
-            self._shape, self._placement, self._classes, self._options.uncertainty, self._options.ome_zarr, name
-        )
-        create_store(files.store, layout, header)
-        journal.begin(header)
-
-    def _predict(self) -> None:
+    def _predict(self, files: Workspace) -> None:
         """Predict the shards that are missing."""
         if self._options.tissue_only:
             self._tissue = detect_tissue(self._slide)
-            self._tissue.save(self._files.tissue)
-        journal = self._files.journal
-        todo = [(i, box) for i, box in self._shards if i not in journal.done]
-        counter = _Counter(
-            _area([box for _, box in self._shards], self._shape), _area([box for _, box in todo], self._shape)
-        )
-        self._stage_start = time.monotonic()
-
-        def on_pixels(pixels: int) -> None:
-            counter.done += pixels
-            self._send(counter.progress(time.monotonic() - self._stage_start))
-
+            self._tissue.save(files.tissue)
+        todo = [(i, box) for i, box in enumerate(self._shards) if i not in files.journal.done]
         if not todo:
             return
-        options = self._options
-        if options.scheduler is not None:
-            task = self._task()
-            boxes = dict(todo)
+        whole, missing = self._area(self._shards), self._area(box for _, box in todo)
+        done = 0
 
-            def on_shard(index: int) -> None:
-                journal.shard_done(index)
-                on_pixels(_area([boxes[index]], self._shape))
+        def on_pixels(pixels: int) -> None:
+            nonlocal done
+            done += pixels
+            self._reporter.pixels(done, missing, whole)
 
-            run_on_cluster(options.scheduler, task, list(boxes), self._control, on_shard)
-        else:
-            count = min(options.workers or 1, len(todo))
-            predictors = [self._predictor() for _ in range(count)]
-            with TILES.limited(READ_CACHE):
-                run_in_threads(predictors, todo, self._control, journal.shard_done, on_pixels)
-            self._seconds["wait"] = sum(p.waited for p in predictors) / count
-        seconds = time.monotonic() - self._stage_start
-        self._seconds["predict"] = seconds
-        self._speed = counter.todo / 1e6 / seconds
+        def on_cluster_shard(index: int) -> None:
+            files.journal.shard_done(index)
+            on_pixels(self._area([self._shards[index]]))
 
-    def _predictor(self) -> ShardPredictor:
-        store = PredictionStore(self._files.store)
-        return ShardPredictor(
-            self._slide,
-            self._model,
-            store,
-            self._placement.frame,
-            tile=self._tile,
-            read_frame=self._read_frame,
-            tissue=self._tissue,
-            flips=self._options.flips,
-        )
+        control, options = self._reporter.control, self._options
+        with self._reporter.stage("predict"):
+            if options.scheduler is not None:
+                run_on_cluster(options.scheduler, self._task(files), [i for i, _ in todo], control, on_cluster_shard)
+            else:
+                predictors = [
+                    ShardPredictor(self._slide, self._model, PredictionStore(files.store), self._plan, self._tissue)
+                    for _ in range(min(options.workers or 1, len(todo)))
+                ]
+                with TILES.limited(READ_CACHE):
+                    run_in_threads(predictors, todo, control, files.journal.shard_done, on_pixels)
+                self._reporter.seconds["wait"] = sum(p.waited for p in predictors) / len(predictors)
+        self._reporter.speed = missing / 1e6 / self._reporter.seconds["predict"]
 
-    def _task(self) -> ShardTask:
+    def _task(self, files: Workspace) -> ShardTask:
         path = Path(self._slide.path)
         if not path.exists():
             raise PredictionError(f"slide {path} is not a file, so the workers of a cluster cannot open it.")
@@ -205,107 +275,78 @@ class SlideRun:
             slide=str(path.resolve()),
             fingerprint=self._slide.fingerprint,
             mpp=self._slide.mpp,
-            model=str(self._files.model.resolve()),
-            store=str(self._files.store.resolve()),
-            downsample=self._placement.frame.downsample,
-            read_downsample=self._read_frame.downsample,
-            tile=self._tile,
-            tissue=None if self._tissue is None else str(self._files.tissue.resolve()),
-            flips=self._options.flips,
+            model=str(files.model.resolve()),
+            store=str(files.store.resolve()),
+            plan=self._plan,
+            tissue=None if self._tissue is None else str(files.tissue.resolve()),
         )
 
-    def _measure(self, bands: Iterator[np.ndarray], wanted: list[Path]) -> list[AreaRow]:
-        """Table and objects of the label image, those `wanted` as files that wait to be put in place."""
+    def _measure(self, files: Workspace, bands: Iterator[np.ndarray], wanted: list[Path]) -> tuple[list[AreaRow], int]:
+        """Table and number of objects of the label image; the `wanted` files are written, to be published later."""
         options = self._options
         measurement = Measurement(
             slide=Path(self._slide.path).name,
             shape=self._shape,
-            classes=self._classes,
+            classes=self._model.metadata.classes,
             placement=self._placement,
             min_area=options.min_area_um2,
             regions=options.regions,
         )
         geojson, csv = (
-            self._files.temporary(path) if path is not None and path in wanted else None
+            files.temporary(path) if path is not None and path in wanted else None
             for path in (options.geojson, options.csv)
         )
-        table, self._objects = measurement.run(bands, geojson, csv, self._block_reporter("measure"))
-        return table
+        with self._reporter.stage("measure") as on_block:
+            return measurement.run(bands, geojson, csv, on_block)
 
-    def _write_image(self, store: PredictionStore) -> None:
-        if self._files.is_tiff:
-            report = self._block_reporter("write")
-            write_ome_tiff(self._files.tiff, store, self._placement, self._classes, report)
-
-    def _complete_tables(self) -> SlideResult:
-        """The image is there already: write the tables that are not."""
-        files = self._files
+    def _complete_tables(self, files: Workspace) -> SlideResult:
+        """Write the missing tables of a label image that is complete."""
         missing = [path for path in files.tables if not path.exists()]
         bands = label_bands(files.out) if files.is_tiff else PredictionStore(files.out, "r").bands()
-        table = self._timed("measure", lambda: self._measure(bands, missing))
-        files.place(missing, image=False)
-        self._resumed = len(self._shards)
-        return self._result(table)
+        table, objects = self._measure(files, bands, missing)
+        files.publish(missing, image=False)
+        self._reporter.end()
+        return self._result(files.out, table, objects, len(self._shards))
 
-    def _timed(self, stage: Stage, work: Callable[[], Any]) -> Any:
-        self._control.check()
-        self._stage_start = time.monotonic()
-        value = work()
-        self._seconds[stage] = time.monotonic() - self._stage_start
-        return value
-
-    def _block_reporter(self, stage: Stage) -> Callable[[int, int], None]:
-        def on_block(done: int, total: int) -> None:
-            self._control.check()
-            seconds = time.monotonic() - self._stage_start
-            left = seconds / done * (total - done) if done else None
-            self._send(Progress(stage, done, total, seconds, self._speed, left))
-
-        return on_block
-
-    def _send(self, progress: Progress) -> None:
-        """Pass a report on, at most ten a second and the last of each stage."""
-        now = time.monotonic()
-        if self._report is not None and (progress.done >= progress.total or now - self._last_report >= _REPORT_S):
-            self._last_report = now
-            self._report(progress)
-
-    def _result(self, table: list[AreaRow]) -> SlideResult:
-        options = self._options
+    def _result(self, out: Path, table: list[AreaRow], objects: int, resumed: int) -> SlideResult:
         return SlideResult(
-            output=self._files.out,
+            output=out,
             shape=self._shape,
             mpp=self._placement.spacing if self._placement.mpp else None,
             table=table,
-            geojson=options.geojson,
-            csv=options.csv,
-            objects=self._objects,
+            geojson=self._options.geojson,
+            csv=self._options.csv,
+            objects=objects,
             shards=len(self._shards),
-            shards_resumed=self._resumed,
-            seconds={k: round(v, 3) for k, v in self._seconds.items()},
-            megapixels_per_second=round(self._speed, 3),
+            shards_resumed=resumed,
+            seconds={k: round(v, 3) for k, v in self._reporter.seconds.items()},
+            megapixels_per_second=round(self._reporter.speed, 3),
             tissue_share=self._tissue.share if self._tissue is not None else None,
             warnings=(*self._warnings, *self._slide.warnings),
         )
 
+    def _area(self, shards: Iterable[Box]) -> int:
+        """Pixels of shards inside the label image."""
+        whole = Box(0, 0, *self._shape)
+        return sum(box.intersection(whole).area for box in shards)
+
 
 def _resolution(metadata: ModelMetadata, slide: Slide, asked: float | None, warnings: list[str]) -> float | None:
-    """The mpp of the label image; raises where it cannot be had."""
+    """The mpp of the label image; None: that of level 0.
+
+    Raises
+    ------
+    PredictionError
+        For a slide with other channels than the model's, or without the mpp that the asked resolution needs.
+    """
     if len(slide.channels) != len(metadata.channels):
         raise PredictionError(
             f"the model was trained on {len(metadata.channels)} channels ({', '.join(metadata.channels)}), the slide "
             f"has {len(slide.channels)} ({', '.join(slide.channels)}); train a model on such slides."
         )
     if slide.mpp is None and asked is not None:
-        raise PredictionError(f"slide {slide.path} does not say its mpp, so {asked} um per px cannot be had; set it.")
+        raise PredictionError(f"slide {slide.path} has no mpp, so it cannot be predicted at {asked} um per px; set it.")
     mpp = asked if asked is not None else metadata.mpp
     if slide.mpp is None and mpp is not None:
-        warnings.append(
-            f"the model was trained at {mpp} um per px, but the slide does not say its mpp: predicted at level 0."
-        )
+        warnings.append(f"the model was trained at {mpp} um per px, but the slide has no mpp: predicted at level 0.")
     return mpp
-
-
-def _area(boxes: Iterable[Box], shape: tuple[int, int]) -> int:
-    whole = Box(0, 0, *shape)
-    return sum(box.intersection(whole).area for box in boxes)

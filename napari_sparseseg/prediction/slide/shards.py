@@ -1,7 +1,7 @@
-"""Predicting shards: the part of a run that any thread, process or machine can do.
+"""Prediction of shards: the part of a run that any thread, process or machine can do.
 
-A shard is a 2,048-px block of the label image, stored whole by one task. It is predicted in tiles with halo; while the
-network works on one tile the next is read, across shards too, so that it does not wait for the disk.
+A shard is a 2,048-px block of the label image, stored whole by one task. It is predicted in tiles with halo. While the
+network works on one tile the next one is read, across shards too, so that the network does not wait for the disk.
 """
 
 from __future__ import annotations
@@ -35,10 +35,28 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.slides import Slide
 
-_READ_AHEAD = 2
 READ_CACHE = 16 << 20
-"""Bytes of decoded slide that a run keeps: the last tile with its halo, of which the next one shares a third. With
-32 MB a run needed 48 MB more (981 against 933 MB, one run each, 2026-11-23) and was not faster."""
+"""Bytes of decoded slide to cache in a run: the last tile with its halo, of which the next one shares a third.
+See D31."""
+_READ_AHEAD = 2
+# Largest side of a network input, halo included: the default network's tensors then take 140 MB at most, and a run with
+# all that torch needs (0.6 GB) stays under 1 GB.
+_INPUT_SIDE = 1088
+_SMALLEST_TILE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """How the label image is cut into tiles, and at which resolution the model sees them."""
+
+    frame: Frame
+    """Of the label image."""
+    read_frame: Frame
+    """Of what the model sees."""
+    side: int
+    """Of a tile of the label image in pixels, without halo."""
+    flips: bool = False
+    """Whether to average over the eight flips and quarter turns of each tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,56 +65,43 @@ class ShardTask:
 
     slide: str
     fingerprint: str
-    """Of the slide as the run began with it."""
+    """Of the slide when the run began."""
     mpp: tuple[float, float] | None
     model: str
     store: str
-    downsample: tuple[float, float]
-    """Of the label image."""
-    read_downsample: tuple[float, float]
-    """Of what the model sees."""
-    tile: int
+    plan: TilePlan
     tissue: str | None
     """File with the mask of where to predict; None: everywhere."""
-    flips: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """How a run is told to wait or to end."""
+    """Asks a run to end."""
 
     stop: threading.Event | None = None
-    pause: threading.Event | None = None
     abort: threading.Event = field(default_factory=threading.Event)
     """Set when another part of the run has failed."""
 
     @property
-    def stopped(self) -> bool:
-        """Whether the run shall end."""
+    def is_stopped(self) -> bool:
+        """Whether the run is to end."""
         return self.abort.is_set() or (self.stop is not None and self.stop.is_set())
 
-    @property
-    def waits(self) -> bool:
-        """Whether `check` would not return at once."""
-        return self.stopped or (self.pause is not None and self.pause.is_set())
-
     def check(self) -> None:
-        """Wait while paused.
+        """Do nothing, unless the run is to end.
 
         Raises
         ------
         PredictionStopped
-            When the run shall end.
+            When the run is to end.
         """
-        while not self.stopped and self.waits:
-            self.abort.wait(0.05)
-        if self.stopped:
+        if self.is_stopped:
             raise PredictionStopped("the prediction was stopped.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A tile of a shard and its pixels; without pixels where there is nothing to predict."""
+    """A tile of a shard and its pixels; None where there is nothing to predict."""
 
     index: int
     shard: Box
@@ -114,33 +119,17 @@ class ShardPredictor:
     ----------
     slide, model, store
         Open handles; slide and model may be shared between threads.
-    frame
-        The resolution of the label image.
-    read_frame
-        The resolution that the model sees; None: the same.
-    tile
-        Side of a tile of the label image, without halo.
+    plan
+        Resolutions and tiles.
     tissue
-        Where to predict; the rest gets what `glass_label` says. None: everywhere.
-    flips
-        Whether to average over the eight flips and turns of each tile.
+        Where to predict; the rest gets the class given by `glass_label`. None: everywhere.
     """
 
     def __init__(
-        self,
-        slide: Slide,
-        model: Segmenter,
-        store: PredictionStore,
-        frame: Frame,
-        *,
-        tile: int,
-        read_frame: Frame | None = None,
-        tissue: TissueMask | None = None,
-        flips: bool = False,
+        self, slide: Slide, model: Segmenter, store: PredictionStore, plan: TilePlan, tissue: TissueMask | None = None
     ) -> None:
         self._slide, self._model, self._store = slide, model, store
-        self._frame, self._read_frame, self._tile = frame, read_frame or frame, tile
-        self._tissue, self._flips = tissue, flips
+        self._plan, self._tissue = plan, tissue
         self._glass = 0 if tissue is None else glass_label(model.metadata.classes)
         self.waited = 0.0
         """Seconds that the network waited for pixels and for the store."""
@@ -158,14 +147,14 @@ class ShardPredictor:
         Raises
         ------
         PredictionStopped
-            When asked to; the shard under way is then not stored.
+            When asked to; the shard in progress is then not stored.
         """
         labels = uncertainty = np.zeros((0, 0), np.uint8)
         writing: tuple[int, Future[None]] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
             for piece in self._pieces(shards, reader):
-                if writing is not None and control.waits:
-                    yield self._written(*writing)  # what is stored shall not be done again by a run that goes on
+                if writing is not None and control.is_stopped:
+                    yield self._written(*writing)  # a resumed run need not predict this shard again
                     writing = None
                 control.check()
                 if piece.tile.y == piece.shard.y and piece.tile.x == piece.shard.x:
@@ -193,7 +182,7 @@ class ShardPredictor:
         """Tiles in order, read ahead of their use."""
         waiting: deque[_Piece] = deque()
         try:
-            for piece in self._plan(shards, reader):
+            for piece in self._planned(shards, reader):
                 waiting.append(piece)
                 if len(waiting) > _READ_AHEAD:
                     yield waiting.popleft()
@@ -204,32 +193,32 @@ class ShardPredictor:
                 if piece.pixels is not None:
                     piece.pixels.cancel()
 
-    def _plan(self, shards: Iterable[tuple[int, Box]], reader: ThreadPoolExecutor) -> Iterator[_Piece]:
+    def _planned(self, shards: Iterable[tuple[int, Box]], reader: ThreadPoolExecutor) -> Iterator[_Piece]:
         whole = Box(0, 0, *self._store.shape)
         for index, box in shards:
             shard = box.intersection(whole)
-            cells = list(_cells(shard, self._tile))
+            cells = list(_cells(shard, self._plan.side))
             for number, tile in enumerate(cells, 1):
-                view = TileView(self._frame, self._read_frame, tile)
+                view = TileView(self._plan.frame, self._plan.read_frame, tile)
                 source = input_region(self._model, view.needed)
-                wanted = self._tissue is None or self._tissue.overlaps(tile, self._frame)
+                wanted = self._tissue is None or self._tissue.overlaps(tile, self._plan.frame)
                 read = self._slide.read_region
-                pixels = reader.submit(read, source, self._read_frame, mirrored=True) if wanted else None
+                pixels = reader.submit(read, source, self._plan.read_frame, mirrored=True) if wanted else None
                 yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
 
     def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:
-        """Fill the tile's part of the shard; with a tissue mask, only where it says tissue."""
+        """Fill the tile's part of the shard; with a tissue mask, only its tissue."""
         if piece.pixels is None:
             return
         begun = time.perf_counter()
         pixels = piece.pixels.result()
         self.waited += time.perf_counter() - begun
-        predict = predict_flipped if self._flips else predict_pixels
+        predict = predict_flipped if self._plan.flips else predict_pixels
         probabilities = piece.view.resampled(predict(self._model, pixels, piece.source, piece.view.needed))
         found = labels_from(probabilities, self._model.metadata.classes)
         doubt = entropy(probabilities) if self._store.uncertainty else None
         if self._tissue is not None:
-            tissue = self._tissue.read_region(piece.tile, self._frame)
+            tissue = self._tissue.read_region(piece.tile, self._plan.frame)
             found = np.where(tissue, found, np.uint8(self._glass))
             doubt = None if doubt is None else doubt * tissue
         y, x = piece.tile.y - piece.shard.y, piece.tile.x - piece.shard.x
@@ -260,8 +249,24 @@ def _cells(shard: Box, side: int) -> Iterator[Box]:
             yield Box(y, x, side, side).intersection(shard)
 
 
+def default_tile(model: Segmenter) -> int:
+    """Side of a tile: an even part of a shard such that tile and halo fit into `_INPUT_SIDE`."""
+    for parts in range(1, 8):
+        part = -(-SHARD // (parts * model.multiple)) * model.multiple
+        if part + 2 * model.halo <= _INPUT_SIDE:
+            return part
+    return SHARD // 8
+
+
+def fitting_tile(model: Segmenter, frame: Frame, read_frame: Frame) -> int:
+    """The default tile in pixels of the label image, where the model sees the slide in `read_frame`."""
+    ratio = max(a / b for a, b in zip(frame.downsample, read_frame.downsample, strict=True))
+    tile = default_tile(model)
+    return tile if ratio <= 1 else max(_SMALLEST_TILE, int(tile / ratio))
+
+
 def shard_grid(shape: tuple[int, int]) -> list[Box]:
-    """Shards of a label image, row by row; those at the border stick out."""
+    """Shards of a label image, row by row; those at the border extend beyond it."""
     return list(tiles(Box(0, 0, *shape), SHARD))
 
 
@@ -270,7 +275,7 @@ _opening = threading.Lock()
 
 
 def open_task(task: ShardTask) -> ShardPredictor:
-    """Open slide, model and store as a worker process does it: each for itself."""
+    """Open slide, model and store in a worker process."""
     from napari_sparseseg.learning.model import load_model
     from napari_sparseseg.learning.torch_runtime import lean_process
     from napari_sparseseg.slides import open_slide
@@ -286,16 +291,7 @@ def open_task(task: ShardTask) -> ShardPredictor:
         slide.mpp = task.mpp
     model = load_model(Path(task.model), device="auto")
     tissue = None if task.tissue is None else TissueMask.load(Path(task.tissue))
-    return ShardPredictor(
-        slide,
-        model,
-        PredictionStore(Path(task.store)),
-        Frame(task.downsample),
-        tile=task.tile,
-        read_frame=Frame(task.read_downsample),
-        tissue=tissue,
-        flips=task.flips,
-    )
+    return ShardPredictor(slide, model, PredictionStore(Path(task.store)), task.plan, tissue)
 
 
 def run_shard(task: ShardTask, index: int) -> int:
@@ -304,7 +300,7 @@ def run_shard(task: ShardTask, index: int) -> int:
     Raises
     ------
     PredictionError
-        For anything the user can mend, as text alone: other errors of ours do not survive the way back.
+        For any user-facing error, as text alone: the other error classes cannot be unpickled.
     """
     try:
         with _opening:
@@ -319,6 +315,6 @@ def run_shard(task: ShardTask, index: int) -> int:
 
 
 def close_task() -> None:
-    """Let go of what `run_shard` keeps open in this process."""
+    """Close what `run_shard` left open in this process."""
     with _opening:
         _opened.clear()

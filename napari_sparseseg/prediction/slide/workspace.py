@@ -1,4 +1,4 @@
-"""The files of a run: where the unfinished ones lie, and how the finished ones come into place."""
+"""Files of a run: the unfinished ones with their journal, and the move of the finished ones into place."""
 
 from __future__ import annotations
 
@@ -13,29 +13,47 @@ from filelock import FileLock, Timeout
 
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.files import is_link, links_in
-from napari_sparseseg.prediction.slide.journal import Journal
-from napari_sparseseg.prediction.slide.options import OME_TIFF, OME_ZARR
+from napari_sparseseg.io.ome_tiff import read_record
+from napari_sparseseg.io.ome_zarr import PredictionStore, create_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from napari_sparseseg.io.ome_zarr import StoreLayout
+    from napari_sparseseg.prediction.tiles import SavableSegmenter
+
+_OME_ZARR, _OME_TIFF = (".ome.zarr",), (".ome.tif", ".ome.tiff")
+
 
 class Workspace:
     """The folder ``OUT.partial`` beside the output, owned by one process at a time.
 
-    It holds journal and prediction store until the run is complete; a run that was killed finds them there. GeoJSON and
-    CSV are written beside their targets as ``.NAME.partial``, so that putting them in place is a rename.
+    It contains journal and prediction store until the run is complete, so that an interrupted run can be resumed.
+    GeoJSON and CSV are written beside their targets as ``.NAME.partial``, so that publishing them is a rename. Use as a
+    context manager.
+
+    Parameters
+    ----------
+    out
+        The label image, ``.ome.zarr`` or ``.ome.tif``.
+    tables
+        GeoJSON and CSV files.
+
+    Raises
+    ------
+    PredictionError
+        For another suffix, a missing folder, a link inside the folder, or a folder that another process uses.
     """
 
     def __init__(self, out: Path, tables: Sequence[Path]) -> None:
         name = out.name.lower()
-        if not name.endswith(OME_ZARR + OME_TIFF):
+        if not name.endswith(_OME_ZARR + _OME_TIFF):
             raise PredictionError(
-                f"output {out} is neither {', nor '.join(OME_ZARR + OME_TIFF)}; the name's end chooses the format."
+                f"output {out} ends with neither {', nor '.join(_OME_ZARR + _OME_TIFF)}; the ending chooses the format."
             )
         self.out, self.tables = out, list(tables)
-        self.is_tiff = name.endswith(OME_TIFF)
+        self.is_tiff = name.endswith(_OME_TIFF)
         self.folder = out.with_name(out.name + ".partial")
         self.store = self.folder / "prediction.ome.zarr"
         self.tiff = self.folder / "prediction.ome.tif"
@@ -50,7 +68,7 @@ class Workspace:
     def __enter__(self) -> Workspace:
         links = filter(is_link, (self.folder, *map(self.temporary, self.tables)))
         link = next(chain(links, links_in(self.folder) if self.folder.is_dir() else ()), None)
-        if link is not None:  # in a folder that somebody sent: it would be written through
+        if link is not None:  # a folder from somebody else could make us write through it
             raise PredictionError(f"{link} is a link to elsewhere; remove it, or choose another output.")
         self.folder.mkdir(exist_ok=True)
         try:
@@ -65,7 +83,23 @@ class Workspace:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
         if not self.journal.started and self.journal.header is None:
-            self.discard()
+            self._discard()
+
+    def save_model(self, model: SavableSegmenter) -> str:
+        """Save the model for workers elsewhere; returns a hash of what decides its answers."""
+        model.save(self.model)
+        return model_hash(self.model, model.metadata.to_json())
+
+    def is_complete(self, header: dict[str, Any]) -> bool:
+        """Whether the output exists and was made by a run with this header."""
+        if not self.out.exists():
+            return False
+        if self.is_tiff:
+            return read_record(self.out) == header
+        try:
+            return PredictionStore(self.out, "r").record == header
+        except PredictionError:
+            return False
 
     def check_free(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse to write over files that are not this run's own.
@@ -82,18 +116,26 @@ class Workspace:
             if path.exists() and str(path) not in own:
                 raise PredictionError(f"{path} exists; choose another name, or ask to overwrite it.")
 
-    def clear(self) -> None:
-        """Throw away what an earlier run left, but keep lock and model."""
+    def can_resume(self, header: dict[str, Any]) -> bool:
+        """Whether the folder contains an unfinished run with this header."""
+        return self.journal.header == header and self.store.exists()
+
+    def begin(self, header: dict[str, Any], layout: StoreLayout) -> None:
+        """Discard what an earlier run left, except lock and model, and make an empty store."""
         for entry in self.folder.iterdir():
-            if entry not in (self._lock_file, self.model):
-                _remove(entry)
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry not in (self._lock_file, self.model):
+                entry.unlink()
+        create_store(self.store, layout, header)
+        self.journal.begin(header)
 
     def temporary(self, target: Path) -> Path:
-        """Where a table is written before it is put in place."""
+        """Where a table is written before it is published."""
         return target.with_name(f".{target.name}.partial")
 
-    def place(self, tables: Sequence[Path], *, image: bool = True) -> None:
-        """Put files in place by renaming, the image last, and remove the folder."""
+    def publish(self, tables: Sequence[Path], *, image: bool = True) -> None:
+        """Rename finished files to their targets, the image last, and remove the folder."""
         self.journal.place([str(path) for path in (*tables, self.out)])
         for table in tables:
             os.replace(self.temporary(table), table)
@@ -104,15 +146,74 @@ class Workspace:
                 self.out.unlink()
             os.replace(self.tiff if self.is_tiff else self.store, self.out)
         self._lock.release()
-        self.discard()
+        self._discard()
 
-    def discard(self) -> None:
-        """Remove the folder, as far as the file system lets us."""
+    def _discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class Journal:
+    """A file of JSON lines that is only appended to: a header, then one line per event.
+
+    The header says what is being predicted: slide fingerprint, model hash, parameters. A journal with another header
+    belongs to another prediction. A line that a crash cut short is ignored: that shard is predicted again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.header: dict[str, Any] | None = None
+        self.done: set[int] = set()
+        """Numbers of the shards that are stored."""
+        self.placing: list[str] = []
+        """Final files that the run had begun to publish."""
+        self.started = path.exists()
+        if self.started:
+            self._read()
+
+    def begin(self, header: dict[str, Any]) -> None:
+        """Start a new journal in place of any old one."""
+        self._path.unlink(missing_ok=True)
+        self.header, self.done, self.placing = header, set(), []
+        self._append({"header": header})
+
+    def shard_done(self, index: int) -> None:
+        """Note that a shard is stored."""
+        self.done.add(index)
+        self._append({"shard": index})
+
+    def place(self, paths: list[str]) -> None:
+        """Note that the final files are about to be published."""
+        self.placing = paths
+        self._append({"placing": paths})
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        # One write call on a file opened for appending: lines never mix.
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, (json.dumps(entry) + "\n").encode())
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> None:
+        content = self._path.read_bytes()
+        for line in content.split(b"\n"):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(entry, dict):
+                continue
+            self.header = entry.get("header", self.header)
+            self.placing = entry.get("placing", self.placing)
+            if isinstance(entry.get("shard"), int):
+                self.done.add(entry["shard"])
+        if content and not content.endswith(b"\n"):
+            with self._path.open("ab") as file:
+                file.write(b"\n")
+
+
 def model_hash(path: Path, metadata: dict[str, Any]) -> str:
-    """Hash of a saved model: its tensors, and the metadata that decides the answer.
+    """SHA-256 of a saved model: its tensors, and the parts of its metadata that decide its answers.
 
     The safetensors header lists its entries in no fixed order, so tensors are hashed by name.
     """
@@ -130,10 +231,3 @@ def model_hash(path: Path, metadata: dict[str, Any]) -> str:
     decisive = {k: metadata[k] for k in ("classes", "mpp", "encoder", "channels", "dtype", "extra")}
     digest.update(json.dumps(decisive, sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -9,7 +9,7 @@ import numpy as np
 
 from napari_sparseseg.annotations.raster import Polygon
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.io.tables import WHOLE_SLIDE
+from napari_sparseseg.io.measurements import WHOLE_SLIDE
 from napari_sparseseg.prediction.tile_store import LABELS
 
 if TYPE_CHECKING:

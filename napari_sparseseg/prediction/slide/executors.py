@@ -1,0 +1,130 @@
+"""Where shards are predicted: threads of this process, or the workers of a dask.distributed cluster."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.prediction.slide.shards import close_task, run_shard
+from napari_sparseseg.prediction.tiles import PredictionStopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from napari_sparseseg.geometry import Box
+    from napari_sparseseg.prediction.slide.shards import Control, ShardPredictor, ShardTask
+
+_POLL_S = 0.5
+
+
+def run_in_threads(
+    predictors: Sequence[ShardPredictor],
+    shards: Sequence[tuple[int, Box]],
+    control: Control,
+    on_shard: Callable[[int], None],
+    on_pixels: Callable[[int], None],
+) -> None:
+    """Predict shards with one thread per predictor; both callbacks run on the calling thread.
+
+    Raises
+    ------
+    PredictionStopped
+        When asked to stop.
+    SparseSegError
+        The first error of any thread; the others end after their tile.
+    """
+    unclaimed = deque(shards)
+    events: queue.SimpleQueue[tuple[Callable[[int], None], int] | None] = queue.SimpleQueue()
+
+    def work(predictor: ShardPredictor) -> None:
+        try:
+            for index in predictor.run(_claims(unclaimed), control, lambda pixels: events.put((on_pixels, pixels))):
+                events.put((on_shard, index))
+        except BaseException:
+            control.abort.set()
+            raise
+        finally:
+            events.put(None)
+
+    with ThreadPoolExecutor(len(predictors), thread_name_prefix="predict") as pool:
+        futures = [pool.submit(work, predictor) for predictor in predictors]
+        try:
+            for _ in futures:
+                for callback, value in iter(events.get, None):
+                    callback(value)
+        except BaseException:
+            control.abort.set()
+            raise
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda e: isinstance(e, PredictionStopped)):
+        raise error
+
+
+def _claims(unclaimed: deque[tuple[int, Box]]) -> Iterator[tuple[int, Box]]:
+    while True:
+        try:
+            yield unclaimed.popleft()  # atomic, so no shard goes to two threads
+        except IndexError:
+            return
+
+
+def run_on_cluster(
+    scheduler: str, task: ShardTask, shards: Sequence[int], control: Control, on_shard: Callable[[int], None]
+) -> None:
+    """Predict shards on the workers that the scheduler has, or gets later.
+
+    Workers open slide, model and store themselves, so these must be readable by every worker under the same path. Only
+    shard numbers travel. When a worker dies the scheduler gives its shards to another.
+
+    Raises
+    ------
+    PredictionStopped
+        When asked to stop; shards in progress are cancelled.
+    PredictionError
+        Where dask.distributed is not installed, the scheduler does not answer, or a shard fails.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise PredictionError(
+            "a scheduler was given, but dask.distributed is not installed; pip install 'napari-sparseseg[distributed]'."
+        ) from error
+    try:
+        client = Client(scheduler, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise PredictionError(f"no dask scheduler answers at {scheduler}: {error}. Check the address.") from error
+    with client, client.as_current():
+        try:
+            _drive(client, task, deque(shards), control, on_shard)
+        finally:
+            if client.status == "running":
+                client.run(close_task, on_error="ignore")
+
+
+def _drive(
+    client: Any, task: ShardTask, waiting: deque[int], control: Control, on_shard: Callable[[int], None]
+) -> None:
+    """Submit two shards per worker thread at a time, so that a cancelled run leaves little behind."""
+    from distributed import TimeoutError as DistributedTimeout
+    from distributed import wait
+
+    submitted: set[Any] = set()
+    try:
+        while waiting or submitted:
+            control.check()
+            window = 2 * max(1, sum(client.nthreads().values()))
+            while waiting and len(submitted) < window:
+                submitted.add(client.submit(run_shard, task, waiting.popleft(), pure=False))
+            try:
+                finished, submitted = wait(submitted, timeout=_POLL_S, return_when="FIRST_COMPLETED")
+            except DistributedTimeout:
+                continue
+            for future in finished:
+                if (error := future.exception()) is not None:
+                    raise PredictionError(f"a worker of the cluster failed: {type(error).__name__}: {error}") from error
+                on_shard(future.result())
+    finally:
+        client.cancel(list(submitted))
