@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.learning.model_file import ModelMetadata
-from napari_sparseseg.prediction.slide import run_prediction
+from napari_sparseseg.prediction.slide import PredictOptions, PredictSettings, run_prediction
 from napari_sparseseg.prediction.slide.shards import default_tile
 from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import PredictionStopped, predict_region
@@ -161,7 +162,7 @@ RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from napari_sparseseg.prediction.slide import run_prediction
+from napari_sparseseg.prediction.slide import PredictOptions, PredictSettings, run_prediction
 from napari_sparseseg.slides import open_slide
 from tests.helpers.smooth_model import SmoothModel
 with open_slide(sys.argv[2]) as slide:
@@ -237,7 +238,7 @@ def test_another_model_or_setting_starts_afresh(tall_slide, tmp_path, colours, o
         stopped_run(slide, out)
         result = run_prediction(slide, other, out, tile=256, resume=True, **options)
     assert result.shards_resumed == 0
-    assert any("thrown away" in w for w in result.warnings)
+    assert any("discarded" in w for w in result.warnings)
 
 
 def test_a_torn_journal_line_costs_its_shard_only(tmp_path):
@@ -308,22 +309,36 @@ def test_two_processes_cannot_write_the_same_output(tall_slide, tmp_path):
         process.wait()
 
 
-def test_pause_holds_and_progress_rises(tmp_path):
-    slide = patches_slide((600, 600))
-    pause, seen = threading.Event(), []
-    pause.set()
-    threading.Timer(0.5, pause.clear).start()
-    model = SmoothModel()
-    started = time.monotonic()
-    run_prediction(slide, model, tmp_path / "a.ome.zarr", pause=pause, progress=seen.append, tile=128)
-    assert time.monotonic() - started >= 0.5
+def test_progress_rises_to_one_and_counts_every_pixel(tmp_path):
+    seen = []
+    run_prediction(patches_slide((600, 600)), SmoothModel(), tmp_path / "a.ome.zarr", progress=seen.append, tile=128)
     fractions = [p.fraction for p in seen]
     assert fractions == sorted(fractions)
-    assert fractions[-1] > 0.98
-    assert {p.stage for p in seen} == {"predict", "pyramid", "measure"}
+    assert fractions[-1] == 1
+    assert {p.stage for p in seen} == {"predict", "pyramid", "measure", "write"}
     predicted = [p for p in seen if p.stage == "predict"][-1]
     assert predicted.done == predicted.total == 360_000
     assert predicted.seconds_left == 0
+
+
+def test_settings_override_options_and_have_the_same_fields(tmp_path):
+    assert set(PredictSettings.__annotations__) == {f.name for f in fields(PredictOptions)}
+    options = PredictOptions(mpp=1.0, min_area_um2=5)
+    result = run_prediction(patches_slide((200, 200)), SmoothModel(), tmp_path / "a.ome.zarr", options, mpp=2.0)
+    assert result.mpp == (2.0, 2.0)
+    assert options.mpp == 1.0
+
+
+def test_a_failed_prediction_leaves_a_line_in_the_log(tmp_path, caplog):
+    class Failing(SmoothModel):
+        def probabilities(self, pixels, *, origin=(0, 0)):
+            raise PredictionError("the device is out of memory")
+
+    with pytest.raises(PredictionError):
+        run_prediction(patches_slide((200, 200)), Failing(), tmp_path / "a.ome.zarr")
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert "patches" in record.getMessage()
+    assert "out of memory" in record.getMessage()
 
 
 def test_an_error_in_a_worker_reaches_the_caller_and_leaves_a_resumable_run(tmp_path):
@@ -364,7 +379,7 @@ def test_refusals_say_what_to_do(tmp_path):
         with pytest.raises(PredictionError, match=message):
             run_prediction(slide, model, out, **options)
     unknown = ArraySlide(np.zeros((50, 50, 3), np.uint8))
-    with pytest.raises(PredictionError, match="does not say its mpp"):
+    with pytest.raises(PredictionError, match="has no mpp"):
         run_prediction(unknown, model, tmp_path / "a.ome.zarr", mpp=2.0)
     four = ArraySlide(np.zeros((50, 50, 4), np.uint16))
     with pytest.raises(PredictionError, match="3 channels"):

@@ -18,7 +18,7 @@ import pytest
 import tifffile
 
 from napari_sparseseg.cli import main
-from napari_sparseseg.cli.progress_line import ProgressLine, time_left
+from napari_sparseseg.cli.progress_line import ProgressLine
 from napari_sparseseg.errors import PredictionError, SlideError
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.prediction.slide import Progress
@@ -119,7 +119,7 @@ def test_the_shell_names_slides_that_fail_and_predicts_the_others(slides, model,
     told = capsys.readouterr()
     assert "1 slides failed" in told.err
     assert "broken.tif" in told.err
-    assert "predict 100%" in told.err
+    assert "100%, write" in told.err
     assert len(rows_of(out / "summary.csv")) == 9
     store = PredictionStore(out / "case-2.ome.zarr", "r")
     assert store.uncertainty
@@ -190,17 +190,17 @@ def test_progress_is_a_line_in_a_terminal_and_lines_in_a_log():
         def isatty(self) -> bool:
             return True
 
-    half, whole = (Progress("predict", n, 100, 10.0, 2.5, 100.0 - n) for n in (50, 100))
+    seen = [Progress("predict", n, 100, 10.0, 2.5, 100.0 - n) for n in (50, 50, 75)]
     log, terminal = io.StringIO(), Terminal()
     for stream in (log, terminal):
         line = ProgressLine("a.svs", stream)
-        for progress in (half, half, whole, Progress("write", 1, 1, 0.1)):
+        for progress in (*seen, Progress("write", 1, 1, 0.1, 2.5, 0.0)) * 2:
             line(progress)
-    assert log.getvalue().splitlines() == [
-        "a.svs: predict 50%, 2.50 MP/s, 50 s left",
-        "a.svs: predict 100%, 2.50 MP/s",
-        "a.svs: write 100%",
-    ]
-    assert terminal.getvalue().count("\n") == 1
-    assert terminal.getvalue().count("\r") == 4
-    assert [time_left(s) for s in (59, 61, 7260)] == ["59 s", "1 min 1 s", "2 h 1 min"]
+            time.sleep(0.11)
+    last = "a.svs: 100%, write, 2.50 MP/s"
+    lines = [line.strip() for line in log.getvalue().splitlines() if line.strip()]
+    assert lines == ["a.svs: 0%", last] * 2, "ten seconds apart, and at the end of each of two slides"
+    shown = [line.strip() for line in terminal.getvalue().splitlines() if line.strip()]
+    assert "a.svs: 46%, predict, 2.50 MP/s, 00:50 left" in shown
+    assert shown[-1] == last
+    assert terminal.getvalue().count("\n") == 2

@@ -7,6 +7,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+import dask
+import distributed  # noqa: F401 - its defaults have to be there before any is changed
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.prediction.slide import run_prediction
-from napari_sparseseg.prediction.slide.shards import ShardTask, close_task, run_shard
+from napari_sparseseg.prediction.slide.shards import ShardTask, TilePlan, close_task, run_shard
 from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.prediction.tissue import detect_tissue
@@ -65,8 +67,8 @@ def test_shards_of_a_worker_process_equal_those_of_threads(tall_slide, model, tm
         store.labels[0][:] = 0
         task = ShardTask(
             slide=str(tall_slide), fingerprint=slide.fingerprint, mpp=slide.mpp, model=str(tmp_path / "m.safetensors"),
-            store=str(store.path), downsample=(2.0, 2.0), read_downsample=(2.0, 2.0), tile=512,
-            tissue=str(tmp_path / "tissue.npz"), flips=False,
+            store=str(store.path), plan=TilePlan(Frame((2.0, 2.0)), Frame((2.0, 2.0)), 512),
+            tissue=str(tmp_path / "tissue.npz"),
         )  # fmt: skip
     assert [run_shard(task, i) for i in (1, 0)] == [1, 0]
     close_task()
@@ -77,15 +79,18 @@ def test_a_worker_says_in_words_what_is_wrong(tmp_path, model):
     model.save(tmp_path / "m.safetensors")
     task = ShardTask(
         slide=str(tmp_path / "gone.svs"), fingerprint="", mpp=None, model=str(tmp_path / "m.safetensors"),
-        store=str(tmp_path), downsample=(1.0, 1.0), read_downsample=(1.0, 1.0), tile=512, tissue=None, flips=False,
+        store=str(tmp_path), plan=TilePlan(Frame(), Frame(), 512), tissue=None,
     )  # fmt: skip
     with pytest.raises(PredictionError, match=r"gone\.svs"):
         run_shard(task, 0)
 
 
-def test_a_scheduler_that_does_not_answer_is_named(tall_slide, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.prediction.slide.cluster._CONNECT_S", 1)
-    with open_slide(tall_slide) as slide, pytest.raises(PredictionError, match=r"127\.0\.0\.1:9"):
+def test_a_scheduler_that_does_not_answer_is_named(tall_slide, model, tmp_path):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        open_slide(tall_slide) as slide,
+        pytest.raises(PredictionError, match=r"127\.0\.0\.1:9"),
+    ):
         run_prediction(slide, model, tmp_path / "a.ome.zarr", scheduler="tcp://127.0.0.1:9")
 
 

@@ -94,9 +94,8 @@ def run_prediction(
     """
     logger.info("predicting %s into %s", slide.path, out)
     try:
-        run = SlideRun(
-            slide, model, replace(options or PredictOptions(), **settings), Reporter(progress, Control(stop))
-        )
+        chosen = replace(options or PredictOptions(), **settings)
+        run = SlideRun(slide, model, chosen, Reporter(progress, Control(stop)))
         with Workspace(Path(out), chosen.tables) as files:
             result = run.execute(files)
     except PredictionStopped:
