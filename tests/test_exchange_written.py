@@ -9,8 +9,7 @@ from PIL import Image, ImageDraw
 
 from napari_sparseseg import Annotations
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.io import label_images as label_images_module
-from napari_sparseseg.io import load_annotations, read_geojson, save_as, write_labels
+from napari_sparseseg.io import load_annotations, read_geojson, save_annotations, write_labels
 
 SHAPE = (2900, 2300)
 WHOLE = (0, 0, *SHAPE)
@@ -34,7 +33,7 @@ def drawn():
 
 @pytest.mark.parametrize("name", ["a.xml", "a.geojson", "a.sparseseg", "a.tif", "a.ome.tiff", "a.ome.zarr"])
 def test_every_format_reads_back_to_the_same_pixels(drawn, tmp_path, name):
-    save_as(drawn, tmp_path / name)
+    save_annotations(drawn, tmp_path / name)
     back = load_annotations(tmp_path / name, SHAPE)
     np.testing.assert_array_equal(back.read(WHOLE), drawn.read(WHOLE))
     assert back.counts() == drawn.counts()
@@ -48,7 +47,7 @@ def test_a_side_that_passes_pixel_centres_ever_so_closely(tmp_path, name, near):
     a = Annotations(SHAPE, ["a", "b"])
     side = 1000.5 + near  # centres of pixels are at halves
     a.fill_polygon([(side, side), (side, 1200 + side), (900 + side, 1200 + side), (900 + side, side)], 1, dense=True)
-    save_as(a, tmp_path / name)
+    save_annotations(a, tmp_path / name)
     back = load_annotations(tmp_path / name, SHAPE)
     np.testing.assert_array_equal(back.read(WHOLE), a.read(WHOLE))
     for annotations in (a, back):
@@ -63,13 +62,13 @@ def test_label_images_never_replace_what_may_be_the_slide(drawn, tmp_path, name)
     kept.parent.mkdir(exist_ok=True)
     kept.write_bytes(b"years of work")
     with pytest.raises(AnnotationError, match="exists already"):
-        save_as(drawn, slide)
+        save_annotations(drawn, slide)
     assert kept.read_bytes() == b"years of work"
 
 
 @pytest.mark.parametrize("name", ["a.xml", "a.geojson"])
 def test_outlines_keep_dense_regions_and_classes(drawn, tmp_path, name):
-    save_as(drawn, tmp_path / name)
+    save_annotations(drawn, tmp_path / name)
     back = load_annotations(tmp_path / name, SHAPE)
     assert [(c.name, c.colour) for c in back.classes] == [(c.name, c.colour) for c in drawn.classes]
     assert len(back.dense_regions) == 1
@@ -78,7 +77,7 @@ def test_outlines_keep_dense_regions_and_classes(drawn, tmp_path, name):
 
 
 def test_asap_xml_is_what_asap_writes(drawn, tmp_path):
-    save_as(drawn, tmp_path / "a.xml")
+    save_annotations(drawn, tmp_path / "a.xml")
     root = ElementTree.parse(tmp_path / "a.xml").getroot()  # noqa: S314
     assert root.tag == "ASAP_Annotations"
     assert [g.get("Name") for g in root.iter("Group")] == ["tumour & <co>", "stroma"]
@@ -118,18 +117,9 @@ def test_ome_zarr_labels_hold_only_what_is_labelled(tmp_path):
     assert int((group["0"][19_900:20_100, 19_900:20_100] == 1).sum()) == a.counts()[1]
 
 
-def test_label_images_are_written_tile_by_tile(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(label_images_module, "TILE", 256)
-    told = []
-    write_labels(drawn, tmp_path / "a.tif", progress=lambda n, of: told.append((n, of)))
-    assert told[0][0] == 0
-    assert told[-1] == (12 * 9, 12 * 9)
-    np.testing.assert_array_equal(load_annotations(tmp_path / "a.tif", SHAPE).read(WHOLE), drawn.read(WHOLE))
-
-
 def test_what_cannot_be_written_is_refused_and_keeps_what_was_there(drawn, tmp_path):
     with pytest.raises(AnnotationError, match=r"\.sparseseg"):
-        save_as(drawn, tmp_path / "a.png")
+        save_annotations(drawn, tmp_path / "a.png")
     with pytest.raises(AnnotationError, match="level-0 pixels per pixel"):
         write_labels(drawn, tmp_path / "a.tif", downsample=0.5)
     with pytest.raises(AnnotationError, match="cannot write"):

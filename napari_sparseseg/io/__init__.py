@@ -1,10 +1,9 @@
 """Annotations from and to the files of other programs."""
 
 from napari_sparseseg.io.asap import read_asap, write_asap
-from napari_sparseseg.io.files import convert, find_annotations, load_annotations, save_as
+from napari_sparseseg.io.files import convert, find_annotations, load_annotations, save_annotations
 from napari_sparseseg.io.geojson import read_geojson, write_geojson
-from napari_sparseseg.io.label_images import write_labels
-from napari_sparseseg.io.labels import read_labels
+from napari_sparseseg.io.labels import read_labels, write_labels
 
 __all__ = [
     "convert",
@@ -13,7 +12,7 @@ __all__ = [
     "read_asap",
     "read_geojson",
     "read_labels",
-    "save_as",
+    "save_annotations",
     "write_asap",
     "write_geojson",
     "write_labels",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.config import ClassDef
-    from napari_sparseseg.io.shapes import Classes, Progress
+    from napari_sparseseg.io.shapes import Classes
 
 DENSE_NAME = "dense region"
 """How the name of an annotation begins that stands for a dense region."""
@@ -41,20 +41,14 @@ SPLINE_STEPS = 16
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 
 
-def read_asap(
-    path: str | os.PathLike[str],
-    shape: tuple[int, int],
-    classes: Classes | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Annotations:
+def read_asap(path: str | os.PathLike[str], shape: tuple[int, int], classes: Classes | None = None) -> Annotations:
     """Annotations from a file of ASAP; parameters and errors as in `read_geojson`."""
     source = Path(path)
     try:
         if source.stat().st_size > MAX_BYTES:
             raise AnnotationError(f"the file is larger than {MAX_BYTES >> 30} GB; split it.")
         document = parse_asap(source.read_bytes())
-        return to_annotations(document, shape, classes, progress)
+        return to_annotations(document, shape, classes)
     except OSError as error:
         raise AnnotationError(f"{source.name}: it cannot be opened: {error.strerror or error}.") from error
     except AnnotationError as error:

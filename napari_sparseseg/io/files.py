@@ -10,14 +10,13 @@ from napari_sparseseg.annotations.sqlite_file import MAGIC
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.io.asap import read_asap, write_asap
 from napari_sparseseg.io.geojson import MARK, head_of, read_geojson, write_geojson
-from napari_sparseseg.io.label_images import TIFF_SUFFIXES, write_labels
-from napari_sparseseg.io.labels import read_labels
+from napari_sparseseg.io.labels import TIFF_SUFFIXES, read_labels, write_labels
 from napari_sparseseg.io.shapes import ClassTable
 
 if TYPE_CHECKING:
     import os
 
-    from napari_sparseseg.io.shapes import Classes, Progress
+    from napari_sparseseg.io.shapes import Classes
 
 SUFFIXES = (".geojson", ".xml", ".sparseseg")
 OWN = (".sparseseg", ".sqlite")
@@ -43,11 +42,7 @@ def find_annotations(slide: str | os.PathLike[str]) -> Path:
 
 
 def load_annotations(
-    path: str | os.PathLike[str],
-    shape: tuple[int, int],
-    classes: Classes | None = None,
-    *,
-    progress: Progress | None = None,
+    path: str | os.PathLike[str], shape: tuple[int, int], classes: Classes | None = None
 ) -> Annotations:
     """Annotations from a file of any known format.
 
@@ -61,8 +56,6 @@ def load_annotations(
     classes
         Class table to start from; the file's classes are matched by name whatever their case (label images: by id), new
         ones are appended. None or empty: the file's own.
-    progress
-        Called now and then with (done, all).
 
     Raises
     ------
@@ -75,11 +68,11 @@ def load_annotations(
         raise AnnotationError(f"there is no annotation file {source}.")
     kind = _kind(source)
     if kind == "geojson":
-        return read_geojson(source, shape, table, progress=progress)
+        return read_geojson(source, shape, table)
     if kind == "asap":
-        return read_asap(source, shape, table, progress=progress)
+        return read_asap(source, shape, table)
     if kind == "labels":
-        return read_labels(source, shape, table, progress=progress)
+        return read_labels(source, shape, table)
     found = Annotations.load(source if kind == "own" else _in_project(source, shape))
     if found.shape != tuple(shape):
         raise AnnotationError(f"{source} was drawn on a slide of {found.shape} pixels, this one has {tuple(shape)}.")
@@ -138,10 +131,10 @@ def _with_table(found: Annotations, classes: Classes) -> Annotations:
 
 
 WRITTEN = (".geojson", ".json", ".xml", *OWN, *TIFF_SUFFIXES, ".zarr")
-"""Suffixes that `save_as` knows."""
+"""Suffixes that `save_annotations` knows."""
 
 
-def save_as(annotations: Annotations, path: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
+def save_annotations(annotations: Annotations, path: str | os.PathLike[str]) -> None:
     """Write annotations in the format of the suffix: GeoJSON, ASAP's XML, label image, or the program's own file.
 
     Raises
@@ -162,13 +155,13 @@ def save_as(annotations: Annotations, path: str | os.PathLike[str], *, progress:
     elif suffix in (".geojson", ".json"):
         write_geojson(annotations, target)
     else:
-        write_labels(annotations, target, progress=progress)
+        write_labels(annotations, target)
 
 
 def convert(
     source: str | os.PathLike[str], target: str | os.PathLike[str], shape: tuple[int, int] | None = None
 ) -> None:
-    """Read annotations of any known format and write them in any that `save_as` knows, by the target's suffix.
+    """Read annotations of any known format and write them in any that `save_annotations` knows, by the target's suffix.
 
     Parameters
     ----------
@@ -183,7 +176,7 @@ def convert(
     path, out = Path(source), Path(target)
     if out.suffix.lower() not in WRITTEN:
         raise AnnotationError(f"annotations are not written as {out.name}; use one of {', '.join(WRITTEN)}.")
-    save_as(load_annotations(path, shape or _own_shape(path)), out)
+    save_annotations(load_annotations(path, shape or _own_shape(path)), out)
 
 
 def _own_shape(path: Path) -> tuple[int, int]:

@@ -1,7 +1,13 @@
-"""Label images as annotations: TIFF and OME-Zarr labels of the slide's size, or smaller by any factor."""
+"""Label images, TIFF and OME-Zarr, as annotations and back.
+
+Read: images of the slide's size, or smaller by any factor. Written: tile by tile, at any resolution; a pixel has the
+label of the level-0 pixel under its centre, as in training. Class ids are the values and 0 is unlabelled. At full
+resolution reading the written image gives the same labels.
+"""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +18,7 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.annotations.packing import CHUNK
 from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef
 from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.geometry import Box, Frame, tiles
 
 if TYPE_CHECKING:
     import os
@@ -19,19 +26,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.io.shapes import Classes, Progress
+    from napari_sparseseg.annotations import Snapshot
+    from napari_sparseseg.io.shapes import Classes
 
 BLOCK = 8 * CHUNK
-"""Pixels a side that are in memory at once."""
+"""Side in pixels of what is read at once."""
+TILE = 1024
+"""Side in pixels of what is written at once."""
+TIFF_SUFFIXES = (".tif", ".tiff")
 
 
-def read_labels(
-    path: str | os.PathLike[str],
-    shape: tuple[int, int],
-    classes: Classes | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Annotations:
+def read_labels(path: str | os.PathLike[str], shape: tuple[int, int], classes: Classes | None = None) -> Annotations:
     """Annotations from a label image: its values are class ids, 0 is unlabelled.
 
     Where the image is smaller than the slide by a power of two, each of its pixels becomes exactly the level-0 pixels
@@ -45,8 +50,6 @@ def read_labels(
         Slide (H, W) in level-0 pixels.
     classes
         Class table; ids that are not in it are appended with the file's own names, or ``class N``.
-    progress
-        Called now and then with (blocks read, all).
 
     Raises
     ------
@@ -61,7 +64,7 @@ def read_labels(
             )
         scale = _scale(source, pixels.shape, shape)
         out = Annotations(shape, classes or own or ())
-        _draw(out, pixels, scale, (source, own), progress)
+        _draw(out, pixels, scale, (source, own))
     out.forget_history()
     return out
 
@@ -78,21 +81,13 @@ def _scale(source: Path, image: tuple[int, ...], slide: tuple[int, int]) -> tupl
     return dy, dx
 
 
-def _draw(
-    out: Annotations,
-    pixels: Any,
-    scale: tuple[float, float],
-    file: tuple[Path, list[ClassDef]],
-    progress: Progress | None,
-) -> None:
+def _draw(out: Annotations, pixels: Any, scale: tuple[float, float], file: tuple[Path, list[ClassDef]]) -> None:
     """Draw block by block; every block and class is one stroke of kind ``fill``, all of them one step."""
     level = min(int(np.log2(min(scale) + 1e-9)), out.quadtree.top_level)
     step = BLOCK << level
     origins = [(y, x) for y in range(0, out.shape[0], step) for x in range(0, out.shape[1], step)]
     with out.painting() as paint:
-        for n, (y, x) in enumerate(origins):
-            if progress is not None:
-                progress(n, len(origins))
+        for y, x in origins:
             block = _block(pixels, scale, level, (y, x), out.shape)
             if block.size == 0 or not block.any():
                 continue
@@ -103,8 +98,6 @@ def _draw(
             for class_id in np.unique(block[block > 0]).tolist():
                 _know(out, class_id, file[1])
                 paint(level, y >> level, x >> level, block == class_id, class_id)
-    if progress is not None:
-        progress(len(origins), len(origins))
 
 
 def _know(out: Annotations, class_id: int, own: list[ClassDef]) -> None:
@@ -197,3 +190,130 @@ def _named_classes(image_label: dict[str, Any]) -> list[ClassDef]:
             name = names.get(value) or f"class {value}"
             out.append(ClassDef(value, str(name), "#{:02x}{:02x}{:02x}".format(*(int(v) & 255 for v in rgba[:3]))))
     return out
+
+
+def write_labels(
+    annotations: Annotations,
+    path: str | os.PathLike[str],
+    *,
+    downsample: float = 1.0,
+    mpp: float | None = None,
+) -> None:
+    """Write a label image; one tile is in memory at once, and tiles without labels are not stored in OME-Zarr.
+
+    Parameters
+    ----------
+    annotations
+        Scribbles and the rest classes of dense regions, scribbles first.
+    path
+        ``.tif``, ``.tiff`` (``.ome.tif`` too) or ``.zarr``; replaced if it exists.
+    downsample
+        Level-0 pixels per pixel of the image, along both axes; 1 or more.
+    mpp
+        Micrometres per level-0 pixel, written as the image's scale times `downsample`; None: not known.
+
+    Raises
+    ------
+    AnnotationError
+        For another suffix, a `downsample` below 1, where something is there already (it may be the slide), or where
+        the file cannot be written.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in (*TIFF_SUFFIXES, ".zarr"):
+        raise AnnotationError(f"label images are written as .tif or .zarr, not as {target.name}.")
+    if not (1.0 <= downsample < np.inf):
+        raise AnnotationError(f"a label image has 1 or more level-0 pixels per pixel, not {downsample}.")
+    if target.exists():
+        raise AnnotationError(f"{target} exists already; remove it, or choose another name.")
+    part = target.with_name(f"{target.name}.part{suffix}")
+    image = _Image(annotations.snapshot(), Frame((downsample, downsample)), mpp)
+    try:
+        _remove(part)
+        if suffix == ".zarr":
+            _write_zarr(image, part)
+        else:
+            _write_tiff(image, part)
+        part.replace(target)
+    except (OSError, ValueError) as error:
+        raise AnnotationError(f"cannot write {target}: {error}.") from error
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class _Image:
+    """The label image that is not in memory."""
+
+    def __init__(self, snapshot: Snapshot, frame: Frame, mpp: float | None) -> None:
+        self.snapshot, self.frame, self.mpp = snapshot, frame, mpp
+        self.shape = frame.shape(snapshot.shape)
+        self._occupied = {(box.y, box.x) for box in snapshot.occupied(frame, TILE)}
+
+    def tiles(self) -> Iterator[tuple[Box, NDArray[np.uint8] | None]]:
+        """All tiles, row by row, whole; None where nothing is labelled."""
+        for box in tiles(Box(0, 0, *self.shape), TILE):
+            yield box, self.snapshot.read_region(box, self.frame) if (box.y, box.x) in self._occupied else None
+
+
+def _write_tiff(image: _Image, path: Path) -> None:
+    import tifffile
+
+    def data() -> Iterator[NDArray[np.uint8]]:
+        for _, labels in image.tiles():
+            yield np.zeros((TILE, TILE), np.uint8) if labels is None else labels
+
+    metadata: dict[str, Any] = {"axes": "YX", "Name": "labels"}
+    if image.mpp is not None:
+        step = image.mpp * image.frame.downsample[0]
+        for axis in "YX":
+            metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": "µm"}
+    tifffile.imwrite(
+        path,
+        data(),
+        shape=image.shape,
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        compression="zlib",
+        bigtiff=image.shape[0] * image.shape[1] > 2**31,
+        ome=True,
+        metadata=metadata,
+    )
+
+
+def _write_zarr(image: _Image, path: Path) -> None:
+    import zarr
+
+    root = zarr.open_group(str(path), mode="w-", zarr_format=2)
+    labels = root.create_group("labels")
+    labels.attrs["labels"] = ["annotations"]
+    group = labels.create_group("annotations")
+    array = group.create_array(
+        "0",
+        shape=image.shape,
+        chunks=(TILE, TILE),
+        dtype="uint8",
+        fill_value=0,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+    )
+    for box, tile in image.tiles():
+        if tile is not None:
+            inside = box.intersection(Box(0, 0, *image.shape))
+            array[inside.slices()] = tile[: inside.height, : inside.width]
+    axes: list[dict[str, str]] = [{"name": axis, "type": "space"} for axis in "yx"]
+    if image.mpp is not None:
+        axes = [axis | {"unit": "micrometer"} for axis in axes]
+    scale = [step * (image.mpp or 1.0) for step in image.frame.downsample]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
+    group.attrs["multiscales"] = [{"version": "0.4", "name": "annotations", "axes": axes, "datasets": datasets}]
+    group.attrs["image-label"] = {
+        "version": "0.4",
+        "colors": [{"label-value": c.id, "rgba": [*c.rgb, 255]} for c in image.snapshot.classes],
+        "properties": [{"label-value": c.id, "name": c.name} for c in image.snapshot.classes],
+    }

@@ -161,15 +161,15 @@ def train_plain(folder: Path, seed: int) -> None:
 
 def export_others(folder: Path, seed: int) -> None:
     """Draw and export: ASAP XML over the same file, label images each under a name of its own."""
-    from napari_sparseseg.io import save_as
-    from napari_sparseseg.io.label_images import write_labels
+    from napari_sparseseg.io import save_annotations
+    from napari_sparseseg.io.labels import write_labels
 
     tell, rng = Teller(folder), np.random.default_rng(seed)
     annotations = Annotations(SHAPE, CLASSES)
     tell("ready")
     for k in itertools.count(1):
         edit(annotations, rng)
-        save_as(annotations, folder / "a.xml")
+        save_annotations(annotations, folder / "a.xml")
         tell("a.xml", k)
         name = f"{k}.ome.tif" if k % 2 else f"{k}.ome.zarr"
         write_labels(annotations, folder / name)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.io import load_annotations, save_as
+from napari_sparseseg.io import load_annotations, save_annotations
 from napari_sparseseg.slides.cache import TileCache
 from tests.helpers.data import two_textures, write_slide
 
@@ -309,7 +309,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(ending=st.sampled_from(["geojson", "xml", "sparseseg"]))
     def export(self, ending):
         path, a = self.folder / f"e.{ending}", self.session.annotations
-        save_as(a, path)
+        save_annotations(a, path)
         found = load_annotations(path, a.shape, classes=self.session.classes)
         np.testing.assert_array_equal(found.read((0, 0, 128, 128)), a.read((0, 0, 128, 128)))
 

@@ -14,8 +14,9 @@ import tifffile
 from napari_sparseseg import Session
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import PredictionError, SlideChangedError
+from napari_sparseseg.geometry import Frame
 from napari_sparseseg.prediction.slide import run_prediction
-from napari_sparseseg.prediction.slide.shards import ShardTask, run_shard
+from napari_sparseseg.prediction.slide.shards import ShardTask, TilePlan, run_shard
 from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.cache import TILES
@@ -253,8 +254,8 @@ def test_a_prediction_is_of_one_slide_whatever_happens_to_the_file(tall, upside_
 
 def test_a_worker_of_a_cluster_predicts_no_other_slide(path, tmp_path):
     task = ShardTask(
-        slide=str(path), fingerprint="that of another", mpp=None, model="", store="", downsample=(1.0, 1.0),
-        read_downsample=(1.0, 1.0), tile=512, tissue=None, flips=False,
+        slide=str(path), fingerprint="that of another", mpp=None, model="", store="", tissue=None,
+        plan=TilePlan(Frame(), Frame(), 512),
     )  # fmt: skip
     with pytest.raises(PredictionError, match="open it again"):
         run_shard(task, 0)

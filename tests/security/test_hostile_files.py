@@ -21,7 +21,7 @@ from napari_sparseseg import Annotations, Session
 from napari_sparseseg.cli import main
 from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
-from napari_sparseseg.io import load_annotations, save_as
+from napari_sparseseg.io import load_annotations, save_annotations
 from napari_sparseseg.learning.model_file import MAX_HEADER, ModelMetadata, read_metadata
 from napari_sparseseg.session.project import Project
 from tests.helpers.data import ROOT, two_textures, write_slide
@@ -163,7 +163,7 @@ def test_fuzzed_annotations_and_projects(tmp_path, kind, data):
         with Session(["a", "b"]) as session:
             session.save(path.parent)
     else:
-        save_as(made, path)
+        save_annotations(made, path)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 5))):
         at, length = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 20))

@@ -13,7 +13,7 @@ from napari_sparseseg import Annotations, Session
 from napari_sparseseg.cli import main
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import AnnotationError, PredictionError, ProjectError, TrainingError
-from napari_sparseseg.io.label_images import write_labels
+from napari_sparseseg.io.labels import write_labels
 from napari_sparseseg.prediction.slide import run_prediction
 from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import PredictionStopped

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
-from napari_sparseseg.io import save_as
+from napari_sparseseg.io import save_annotations as save_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -392,7 +392,7 @@ SUFFIXES = (".sparseseg", ".geojson", ".xml")
 
 def save_annotations(annotations: Annotations, path: str | PathLike[str]) -> list[str]:
     """Save by suffix and return what was written; an unknown suffix is an `AnnotationError`."""
-    save_as(annotations, path)
+    save_file(annotations, path)
     return [str(Path(path))]
 
 
