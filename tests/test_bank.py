@@ -14,7 +14,7 @@ from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Frame
 from napari_sparseseg.learning import feature_cache as bank_module
 from napari_sparseseg.learning.encoders import Encoder
-from napari_sparseseg.learning.feature_cache import CELL, FeatureBank, Parts, Rows, join
+from napari_sparseseg.learning.feature_cache import CELL, FeatureCache, LabelledFeatures, Parts, join
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.head import Samples, fit_head
 from napari_sparseseg.learning.label_changes import changed_cells
@@ -27,7 +27,7 @@ CLASSES = make_classes("ab")
 
 def bank_of(**kwargs):
     maps = FeatureMaps(Encoder(), 3).requires_grad_(False).eval()
-    return FeatureBank(maps, InputScale.for_rgb(), **kwargs)
+    return FeatureCache(maps, InputScale.for_rgb(), **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_the_head_copies_no_more_rows_than_it_draws():
     labels = rng.integers(1, 3, 300_000).astype(np.uint8)
     where = np.zeros(len(labels), np.int64)
     counts = np.bincount(labels, minlength=256)
-    rows = Rows(torch.randn(len(labels), 4).half(), labels, where, where, counts)
+    rows = LabelledFeatures(torch.randn(len(labels), 4).half(), labels, where, where, counts)
     samples = join([rows], (1, 2), TrainConfig())
     asked = []
 

@@ -66,8 +66,8 @@ def test_one_changed_pixel_reaches_no_further_than_said(image):
     rows, columns = torch.nonzero((a != b)[0].any(0), as_tuple=True)
     # A cell covers pixels 16 k .. 16 k + 15; it may differ only when the pixel is within reach of that square.
     for cells, at in ((rows, y), (columns, x)):
-        assert (cells * 16 + 15).min() >= at - LiteTrunk.REACH - 15
-        assert (cells * 16).max() <= at + LiteTrunk.REACH
+        assert (cells * 16 + 15).min() >= at - LiteTrunk.RECEPTIVE_FIELD - 15
+        assert (cells * 16).max() <= at + LiteTrunk.RECEPTIVE_FIELD
     assert len(rows) > 20
 
 

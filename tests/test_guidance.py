@@ -16,7 +16,7 @@ from napari_sparseseg.prediction.tissue import TissueMask
 class HalfSure:
     """A segmenter that is certain but for one cell, where it wavers between its second and third class."""
 
-    halo, multiple = 0, 1
+    halo, size_divisor = 0, 1
     metadata = ModelMetadata(make_classes(["a", "b", "c"]), 1.0, "none")
 
     def __init__(self, doubtful: Box) -> None:
@@ -76,7 +76,7 @@ def test_nothing_to_suggest_without_cells(tiny_slide):
 class Doubting:
     """A segmenter with one set of probabilities per column of cells."""
 
-    halo, multiple = 0, 1
+    halo, size_divisor = 0, 1
     metadata = ModelMetadata(make_classes(["a", "b", "c"]), 1.0, "none")
 
     def __init__(self, *columns: tuple[float, float, float]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import ModelError, TrainingError
-from napari_sparseseg.learning.feature_cache import Rows, join
+from napari_sparseseg.learning.feature_cache import LabelledFeatures, join
 from napari_sparseseg.learning.features import InputScale, sample
 from napari_sparseseg.learning.head import ABSENT, Head, HeadSettings, Samples, _AdamW, fit_head
 
@@ -98,7 +98,7 @@ def _rows(labels, total, columns=2):
     counts[list(total)] = list(total.values())
     n = len(labels)
     empty = np.zeros(n, np.int64)
-    return Rows(torch.zeros(n, columns).half(), np.array(labels, np.uint8), empty, empty, counts)
+    return LabelledFeatures(torch.zeros(n, columns).half(), np.array(labels, np.uint8), empty, empty, counts)
 
 
 def test_rows_stand_for_all_pixels_of_their_class():
@@ -121,7 +121,7 @@ def test_rows_of_removed_classes_are_left_out():
 
 
 def test_hidden_pixels_take_their_share_of_the_counts():
-    rows = Rows(torch.zeros(4, 1).half(), np.array([1, 1, 1, 2], np.uint8), np.arange(4), np.zeros(4, int),
+    rows = LabelledFeatures(torch.zeros(4, 1).half(), np.array([1, 1, 1, 2], np.uint8), np.arange(4), np.zeros(4, int),
                 np.bincount([1] * 30 + [2] * 5, minlength=256))  # fmt: skip
     hidden = np.zeros((4, 1), bool)
     hidden[[1, 3]] = True

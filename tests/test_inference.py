@@ -37,9 +37,9 @@ def whole_slide_answer(model: SmoothModel) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tile", [32, 50, 64, 512])
-@pytest.mark.parametrize(("multiple", "radius"), [(1, 0), (4, 2), (8, 1), (16, 1)])
-def test_tiled_equals_one_pass_over_the_slide(tile, multiple, radius):
-    model = SmoothModel(multiple, radius)
+@pytest.mark.parametrize(("size_divisor", "radius"), [(1, 0), (4, 2), (8, 1), (16, 1)])
+def test_tiled_equals_one_pass_over_the_slide(tile, size_divisor, radius):
+    model = SmoothModel(size_divisor, radius)
     slide = ArraySlide(IMAGE)
     labels, probabilities = predict_region(model, slide, Box(0, 0, 200, 248), Frame(), tile=tile)
     expected = whole_slide_answer(model)

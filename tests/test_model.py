@@ -48,8 +48,8 @@ def test_a_tile_with_its_halo_gives_what_the_whole_image_gives(name, tissue):
     assert whole.shape == (2, 640, 640)
     np.testing.assert_allclose(whole.sum(0), 1, atol=1e-5)
     assert whole[0].std() > 0.01
-    y0 = (288 - model.halo) // model.multiple * model.multiple
-    y1 = -(-(352 + model.halo) // model.multiple) * model.multiple
+    y0 = (288 - model.halo) // model.size_divisor * model.size_divisor
+    y1 = -(-(352 + model.halo) // model.size_divisor) * model.size_divisor
     tile = model.probabilities(tissue[y0:y1, y0:y1], origin=(y0, y0))
     # Sums are ordered otherwise in another size, differently on every processor; `plain` has scores of twenty times.
     np.testing.assert_allclose(tile[:, 288 - y0 : 352 - y0, 288 - y0 : 352 - y0], whole[:, 288:352, 288:352], atol=5e-4)
@@ -58,8 +58,8 @@ def test_a_tile_with_its_halo_gives_what_the_whole_image_gives(name, tissue):
 def test_the_halo_of_the_plain_network_leaves_no_difference_in_double_precision(tissue):
     model = model_of(plain())
     net = model.net.double()
-    y0, y1 = 288 - model.halo, -(-(352 + model.halo) // model.multiple) * model.multiple
-    y0 -= y0 % model.multiple
+    y0, y1 = 288 - model.halo, -(-(352 + model.halo) // model.size_divisor) * model.size_divisor
+    y0 -= y0 % model.size_divisor
 
     def scores(pixels):
         with torch.no_grad():

@@ -37,8 +37,8 @@ def test_a_pixel_reaches_no_further_than_said(net, at):
         rows, columns = torch.nonzero((net(image) != net(changed))[0].any(0), as_tuple=True)
     assert len(rows) > 100
     for cells in (rows, columns):
-        assert cells.min() >= at - net.reach
-        assert cells.max() <= at + net.reach
+        assert cells.min() >= at - net.receptive_field
+        assert cells.max() <= at + net.receptive_field
 
 
 def test_share_mixes_head_and_decoder():

@@ -17,7 +17,7 @@ from tests.helpers.learning_scene import CLASSES, make_source, scribbled, write_
 class Halves:
     """Class 1 left of a column, class 2 from there on, whatever the pixels are."""
 
-    halo, multiple = 0, 1
+    halo, size_divisor = 0, 1
 
     def __init__(self, column: int, classes=CLASSES) -> None:
         self.column, self.metadata = column, ModelMetadata(make_classes(classes), 1.0, "none")

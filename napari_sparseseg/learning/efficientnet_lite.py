@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from napari_sparseseg.learning.bands import in_bands
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _STEM = 32
 _SPECS = (
@@ -27,6 +25,8 @@ _SPECS = (
 )
 """Per block and layer: channels, expansion of the middle, kernel, stride (Tan and Le, 2019; the Lite variant)."""
 _EPSILON = 1e-3
+_BAND_VALUES = 1 << 19
+"""Values of a band's intermediate map: 2 MB stay in the processor's cache."""
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -43,7 +43,7 @@ class LiteTrunk(nn.Module):
 
     CHANNELS = (16, 24, 40, 80)
     STRIDES = (2, 4, 8, 16)
-    REACH = 88
+    RECEPTIVE_FIELD = 88
     """To the right and below, where TensorFlow's padding puts the larger part; 58 to the left and above."""
 
     def __init__(self, channels: int = 3) -> None:
@@ -152,3 +152,34 @@ def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
     """TensorFlow's padding before and after."""
     total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
     return total // 2, total - total // 2
+
+
+def in_bands(work: Callable[[int, int], torch.Tensor], rows: int, values: int) -> torch.Tensor:
+    """All rows of a layer's result, computed in bands of rows where no gradient is wanted.
+
+    Parameters
+    ----------
+    work
+        Gives the rows from start to stop, (B, C, stop - start, w), channels last; the same values however it is cut.
+    rows
+        Of the result.
+    values
+        Numbers that one row needs in the middle of the layer.
+
+    Returns
+    -------
+    (B, C, rows, w), channels last.
+    """
+    # With gradients all is kept in any case; what is exported is for images of any size.
+    if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
+        return work(0, rows)
+    step = max(8, _BAND_VALUES // values)
+    if step >= rows:
+        return work(0, rows)
+    first = work(0, step)
+    shape = (*first.shape[:2], rows, first.shape[3])
+    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+    out[:, :, :step] = first
+    for start in range(step, rows, step):
+        out[:, :, start : start + step] = work(start, min(rows, start + step))
+    return out

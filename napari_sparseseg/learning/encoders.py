@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-UNKNOWN_REACH = 96
-"""Taken for encoders whose reach is not known; tiles may then differ a little along their edges."""
+UNKNOWN_RECEPTIVE_FIELD = 96
+"""Taken for encoders whose receptive field is not known; tiles may then differ a little along their edges."""
 _LARGEST_STRIDE = 16
 _BLOCKS = (-4, -1)
 """Of a vision transformer."""
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
     ----------
     channels, strides : tuple of int
         Per feature map.
-    reach : int
+    receptive_field : int
         How many pixels beside its own area a value of the coarsest map depends on, at most.
     architecture, arguments : str, dict
         timm name that rebuilds the network offline, and what it takes beside that.
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
         self.net: nn.Module = net
         self.channels: tuple[int, ...] = net.CHANNELS if default else tuple(net.feature_info.channels())
         self.strides: tuple[int, ...] = net.STRIDES if default else tuple(net.feature_info.reduction())
-        self.reach = LiteTrunk.REACH if default else UNKNOWN_REACH
+        self.receptive_field = LiteTrunk.RECEPTIVE_FIELD if default else UNKNOWN_RECEPTIVE_FIELD
         # A transformer with tokens of 14 px sees the image at 14/16 of its size, so that its cells are those of all.
         self._token = self.strides[-1] if _LARGEST_STRIDE % self.strides[-1] and self.strides[-1] < 16 else 0
         if self._token:

@@ -40,8 +40,8 @@ _MODULES = {"onnx": ("onnx", "onnxruntime"), "bioimageio": ("onnx", "onnxruntime
 def export_model(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write a model as ``.onnx`` or as a bioimage.io package ``.zip``, whole or not at all.
 
-    The ONNX file takes float32 (batch, channel, height, width) with sides that are multiples of `Model.multiple`, and
-    gives probabilities (batch, class, height, width). Classes, resolution, multiple and halo are in its metadata.
+    The ONNX file takes float32 (batch, channel, height, width) with sides that are multiples of `Model.size_divisor`,
+    and gives probabilities (batch, class, height, width). Classes, resolution, multiple and halo are in its metadata.
 
     Raises
     ------
@@ -110,14 +110,14 @@ def _write_onnx(net: Standalone, model: Model, path: Path) -> None:
     import onnx
 
     sizes = {0: "batch", 2: "height", 3: "width"}
-    side = 8 * model.multiple
+    side = 8 * model.size_divisor
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of tracing: sizes are checked against torch below
             # The tracing exporter: that by torch.export took over a minute for the same network, against two seconds.
             torch.onnx.export(
                 net,
-                (torch.from_numpy(_example(model, 2, side, side + model.multiple)),),
+                (torch.from_numpy(_example(model, 2, side, side + model.size_divisor)),),
                 str(path),
                 dynamo=False,
                 opset_version=OPSET,
@@ -139,7 +139,7 @@ def _write_onnx(net: Standalone, model: Model, path: Path) -> None:
         "colours": [c["colour"] for c in metadata["classes"]],
         "channels": metadata["channels"],
         "mpp": metadata["mpp"],
-        "multiple": model.multiple,
+        "multiple": model.size_divisor,
         "halo": model.halo,
     }
     for key, value in facts.items():
@@ -160,7 +160,7 @@ def _check(net: Standalone, model: Model, path: Path) -> None:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch, rows, columns in ((1, 5, 12), (3, 16, 4)):
-        image = _example(model, batch, rows * model.multiple, columns * model.multiple)
+        image = _example(model, batch, rows * model.size_divisor, columns * model.size_divisor)
         with torch.no_grad():
             expected = net(torch.from_numpy(image)).numpy()
         try:
@@ -195,8 +195,8 @@ def _write_package(net: Standalone, model: Model, weights: Path, target: Path) -
     from bioimageio.spec import ValidationContext, save_bioimageio_package
     from bioimageio.spec.common import FileDescr
 
-    least = -(-(2 * model.halo + model.multiple) // model.multiple) * model.multiple
-    image = _example(model, 1, least, least + model.multiple)
+    least = -(-(2 * model.halo + model.size_divisor) // model.size_divisor) * model.size_divisor
+    image = _example(model, 1, least, least + model.size_divisor)
     with torch.no_grad():
         probabilities = net(torch.from_numpy(image)).numpy()
     folder = weights.parent
@@ -218,7 +218,7 @@ def _write_package(net: Standalone, model: Model, weights: Path, target: Path) -
 
 def _input(spec: Any, model: Model, least: int, test_tensor: Any) -> Any:
     metadata = model.metadata
-    size = spec.ParameterizedSize(min=least, step=model.multiple)
+    size = spec.ParameterizedSize(min=least, step=model.size_divisor)
     place = _scaled(metadata.mpp)
     return spec.InputTensorDescr(
         id="image",
@@ -280,7 +280,8 @@ def _readme(model: Model) -> str:
         f"# {_title(model)}\n\nTrained with napari-sparseseg {__version__} on scribbles in {len(metadata.sources)} "
         f"slide(s) at {mpp}, {metadata.config.balancing} balancing, encoder {metadata.encoder}, "
         f"{metadata.step} steps.\n\n"
-        f"## Input\n\nRaw pixel values; height and width multiples of {model.multiple}. The outer {model.halo} px of a "
-        f"tile depend on where it ends.\n\n## Output\n\n{classes}\n\n## Validation\n\nScores on held-out strokes:\n\n"
+        f"## Input\n\nRaw pixel values; height and width multiples of {model.size_divisor}. The outer "
+        f"{model.halo} px of a tile depend on where it ends.\n\n"
+        f"## Output\n\n{classes}\n\n## Validation\n\nScores on held-out strokes:\n\n"
         f"```json\n{json.dumps(metadata.metrics, indent=1, default=str)}\n```\n"
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from napari_sparseseg.config import ClassDef, TrainConfig
-    from napari_sparseseg.learning.feature_cache import FeatureBank, Rows
+    from napari_sparseseg.learning.feature_cache import FeatureCache, LabelledFeatures
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.head import Head
     from napari_sparseseg.learning.holdout import HeldOut
@@ -61,7 +61,7 @@ def new_unet(config: TrainConfig, channels: int, classes: int, device: torch.dev
         return PlainUNet(channels, classes).to(device)
 
 
-def new_decoder(config: TrainConfig, features: FeatureMaps, classes: int, rows: Sequence[Rows]) -> Decoder:
+def new_decoder(config: TrainConfig, features: FeatureMaps, classes: int, rows: Sequence[LabelledFeatures]) -> Decoder:
     """A decoder with random weights that depend on the seed only, for maps that look like `rows`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -92,7 +92,7 @@ def new_trainer(
 
 
 def unfreeze(
-    trainer: Trainer, bank: FeatureBank, classes: Sequence[ClassDef], config: TrainConfig, device: torch.device
+    trainer: Trainer, bank: FeatureCache, classes: Sequence[ClassDef], config: TrainConfig, device: torch.device
 ) -> Trainer:
     """A trainer that goes on end to end: the averaged decoder gets its own encoder, with its statistics as they are."""
     decoder, task = copy.deepcopy(fine_part(trainer.averaged)), trainer.task
@@ -104,7 +104,7 @@ def unfreeze(
     return later
 
 
-class Patches:
+class PatchStream:
     """Batches of training patches, from a new sampler whenever labels or what is held out have changed.
 
     Parameters
@@ -144,7 +144,9 @@ class Patches:
         return self._ahead.draw(n)
 
 
-def too_few_classes(classes: Sequence[ClassDef], sources: Sequence[Source], remembered: Sequence[Rows]) -> str:
+def too_few_classes(
+    classes: Sequence[ClassDef], sources: Sequence[Source], remembered: Sequence[LabelledFeatures]
+) -> str:
     """What is missing for two classes to be told apart; empty when nothing is."""
     drawn = {c for s in sources for c, n in s.labels.counts().items() if n}
     known = drawn | {c for rows in remembered for c in set(rows.labels.tolist())}

@@ -53,7 +53,7 @@ CellKey = tuple[str, tuple[float, float], Box]
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class LabelledFeatures:
     """Labelled pixels of one patch.
 
     Attributes
@@ -76,7 +76,7 @@ class Rows:
     slide: str = ""
     """Fingerprint of the slide."""
 
-    def without(self, hidden: NDArray[np.bool_]) -> Rows:
+    def without(self, hidden: NDArray[np.bool_]) -> LabelledFeatures:
         """Only the pixels where `hidden` (h, w), a mask of the patch, is False; counts are scaled accordingly."""
         keep = ~hidden[self.ys, self.xs]
         if keep.all():
@@ -85,14 +85,18 @@ class Rows:
         after = np.bincount(self.labels[keep], minlength=MAX_CLASS_ID + 1)
         counts = np.where(before > 0, np.ceil(self.counts * after / np.maximum(before, 1)), 0).astype(np.int64)
         kept = torch.from_numpy(keep)
-        return Rows(self.features[kept], self.labels[keep], self.ys[keep], self.xs[keep], counts, self.slide)
+        return LabelledFeatures(
+            self.features[kept], self.labels[keep], self.ys[keep], self.xs[keep], counts, self.slide
+        )
 
-    def thinned(self, most: int, rng: np.random.Generator) -> Rows:
+    def thinned(self, most: int, rng: np.random.Generator) -> LabelledFeatures:
         """At most so many of each class; those that stay stand for more pixels."""
         picked = [rng.permutation(np.flatnonzero(self.labels == c))[:most] for c in np.unique(self.labels)]
         keep = np.sort(np.concatenate(picked))
         at = torch.from_numpy(keep)
-        return Rows(self.features[at], self.labels[keep], self.ys[keep], self.xs[keep], self.counts, self.slide)
+        return LabelledFeatures(
+            self.features[at], self.labels[keep], self.ys[keep], self.xs[keep], self.counts, self.slide
+        )
 
 
 @dataclass(slots=True)
@@ -102,12 +106,12 @@ class _Cell:
     packed: bytes
     """Its labels, see `annotations.packing`: as they are they would take as much memory as the rows."""
     classes: frozenset[int]
-    rows: Rows | None = None
+    rows: LabelledFeatures | None = None
     touched: int = 0
     """Annotation version at which its labels changed last: the newest are encoded first."""
 
 
-class FeatureBank:
+class FeatureCache:
     """Rows of all labelled cells of the training sources.
 
     Parameters
@@ -206,7 +210,7 @@ class FeatureBank:
             self._make_rows(key, cell)
         return 0
 
-    def rows(self, hide: Callable[[Source, Box], NDArray[np.bool_] | None] | None = None) -> list[Rows]:
+    def rows(self, hide: Callable[[Source, Box], NDArray[np.bool_] | None] | None = None) -> list[LabelledFeatures]:
         """Rows of every encoded cell, without the pixels that `hide(source, region)` marks (held-out strokes)."""
         out = []
         for cell in self._cells.values():
@@ -221,7 +225,7 @@ class FeatureBank:
     def _make_rows(self, key: CellKey, cell: _Cell) -> None:
         maps = self.maps_for(cell.source, cell.region)
         rng = np.random.default_rng(zlib.crc32(repr(key[2]).encode()))
-        rows = rows_of(maps, self.features.strides, unpack(cell.packed), rng, offset=MARGIN, most=self._most)
+        rows = labelled_features(maps, self.features.strides, unpack(cell.packed), rng, offset=MARGIN, most=self._most)
         cell.rows = replace(rows, slide=key[0])
         self._row_bytes += rows.features.nbytes
         while self._row_bytes > ROW_BYTES and self._most > 1:
@@ -309,7 +313,7 @@ class Parts:
         return out[where]
 
 
-def rows_of(
+def labelled_features(
     maps: Sequence[torch.Tensor],
     strides: Sequence[int],
     labels: NDArray[np.uint8],
@@ -318,7 +322,7 @@ def rows_of(
     patch: int = 0,
     offset: int = 0,
     most: int = MOST_ROWS,
-) -> Rows:
+) -> LabelledFeatures:
     """Rows of one patch.
 
     Parameters
@@ -343,10 +347,10 @@ def rows_of(
     ys, xs = np.divmod(pixels, labels.shape[1])
     at = torch.from_numpy(ys + offset), torch.from_numpy(xs + offset)
     features = sample(maps, strides, *at, patch).half().cpu()
-    return Rows(features, labels[ys, xs], ys, xs, counts)
+    return LabelledFeatures(features, labels[ys, xs], ys, xs, counts)
 
 
-def join(rows: Sequence[Rows], ids: Sequence[int], config: TrainConfig) -> Samples:
+def join(rows: Sequence[LabelledFeatures], ids: Sequence[int], config: TrainConfig) -> Samples:
     """Rows of all patches with the balanced weight of every pixel, as `fit_head` wants them.
 
     A pixel that was kept stands for all of its class in its patch: its weight is the patch's weight of one pixel times

@@ -105,7 +105,7 @@ class FeatureMaps(nn.Module):
     ----------
     channels, strides : tuple of int
         Per map; the first is colour.
-    reach : int
+    receptive_field : int
         Pixels around a place that a bilinear sample of any map there depends on, at most.
     """
 
@@ -118,7 +118,7 @@ class FeatureMaps(nn.Module):
         self.channels: tuple[int, ...] = (self.image_channels, *encoder.channels, *extra)
         self.strides: tuple[int, ...] = (WORKING_STRIDE, *encoder.strides, *((coarsest,) if extra else ()))
         # A sample between two cells reaches half a cell further than the cell it lies in.
-        self.reach = encoder.reach + coarsest // 2 + (context // 2) * coarsest
+        self.receptive_field = encoder.receptive_field + coarsest // 2 + (context // 2) * coarsest
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Maps of an image, float (B, C, H, W) in 0..1, H and W multiples of the largest stride."""

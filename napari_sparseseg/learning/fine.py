@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from napari_sparseseg.learning.feature_cache import rows_of
+from napari_sparseseg.learning.feature_cache import labelled_features
 from napari_sparseseg.learning.trainer import upsample
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.learning.feature_cache import Rows
+    from napari_sparseseg.learning.feature_cache import LabelledFeatures
     from napari_sparseseg.learning.features import FeatureMaps
     from napari_sparseseg.learning.network import Decoder, PlainUNet
 
@@ -55,7 +55,7 @@ class DecoderTask:
         self.features = features
         self.weights: Decoder = decoder
         self.learning_rate = 2 * learning_rate
-        self.rows: list[Rows] = []
+        self.rows: list[LabelledFeatures] = []
         self._rng = np.random.default_rng(0)
 
     @property
@@ -85,7 +85,7 @@ class DecoderTask:
         for k, patch in enumerate(labels):
             if patch.any():
                 strides = self.features.strides
-                self.rows.append(rows_of(maps, strides, patch, self._rng, patch=k, most=AUGMENTED_ROWS))
+                self.rows.append(labelled_features(maps, strides, patch, self._rng, patch=k, most=AUGMENTED_ROWS))
         del self.rows[:-MOST_AUGMENTED]
 
 

@@ -43,7 +43,7 @@ class HeadSettings:
 
 
 class Table(Protocol):
-    """Rows of numbers, a tensor or several (`bank.Parts`)."""
+    """Rows of numbers, a tensor or several (`feature_cache.Parts`)."""
 
     def __getitem__(self, index: torch.Tensor, /) -> torch.Tensor:
         """The rows of these numbers."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from napari_sparseseg.config import class_ids
 from napari_sparseseg.learning import replay as memory
 from napari_sparseseg.learning.factory import new_features
-from napari_sparseseg.learning.feature_cache import FeatureBank, join
+from napari_sparseseg.learning.feature_cache import FeatureCache, join
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.head import fit_head
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from napari_sparseseg.config import ClassDef, TrainConfig
-    from napari_sparseseg.learning.feature_cache import Rows
+    from napari_sparseseg.learning.feature_cache import LabelledFeatures
     from napari_sparseseg.learning.features import FeatureMaps
     from napari_sparseseg.learning.head import Head
     from napari_sparseseg.learning.sources import Source
@@ -39,10 +39,10 @@ class InstantLearner:
         self._sources: tuple[Source, ...] = ()
         self._scale: InputScale | None = None
         self._features: FeatureMaps | None = None
-        self._bank: FeatureBank | None = None
+        self._bank: FeatureCache | None = None
         self._head: Head | None = None
-        self._rows: list[Rows] = []
-        self._memory: tuple[Rows, ...] = ()
+        self._rows: list[LabelledFeatures] = []
+        self._memory: tuple[LabelledFeatures, ...] = ()
 
     @property
     def pending(self) -> int:
@@ -59,19 +59,19 @@ class InstantLearner:
         return set() if self.pending else {s.slide.fingerprint for s in self._sources}
 
     @property
-    def _remembered(self) -> tuple[Rows, ...]:
+    def _remembered(self) -> tuple[LabelledFeatures, ...]:
         """Rows of slides that are not open."""
         return memory.without_slides(self._memory, self._open)
 
-    def _ensure_bank(self) -> FeatureBank:
+    def _ensure_bank(self) -> FeatureCache:
         if self._bank is None:
             scale = self._scale or InputScale.of(self._training)
             self._features = self._features or new_features(self.config, scale, self.device)
-            self._bank = FeatureBank(self._features, scale)
+            self._bank = FeatureCache(self._features, scale)
             self._bank.set_sources(self._training)
         return self._bank
 
-    def _fit_head(self, augmented: Sequence[Rows]) -> Head:
+    def _fit_head(self, augmented: Sequence[LabelledFeatures]) -> Head:
         bank, ids = self._ensure_bank(), class_ids(self.classes)
         self._rows = bank.rows()
         rows = [*self._rows, *self._remembered, *augmented]

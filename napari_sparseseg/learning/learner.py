@@ -22,7 +22,7 @@ from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning import replay as memory
 from napari_sparseseg.learning.distributed import ranks
 from napari_sparseseg.learning.factory import (
-    Patches,
+    PatchStream,
     fine_part,
     metadata_of,
     network_of,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from napari_sparseseg.config import ClassDef, TrainConfig
-    from napari_sparseseg.learning.feature_cache import Rows
+    from napari_sparseseg.learning.feature_cache import LabelledFeatures
     from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.learning.trainer import Trainer
@@ -122,7 +122,7 @@ class Learner(InstantLearner):
         self.problem = self._restarted = ""
         self.metrics: dict[str, Any] = {}
         self.held = HeldOut(config.seed, window=CELL)
-        self._patches = Patches(config, self.held)
+        self._patches = PatchStream(config, self.held)
         self._fine: Decoder | PlainUNet | None = None
         self._trainer: Trainer | None = None
         self._comparison: Contest | None = None
@@ -258,7 +258,7 @@ class Learner(InstantLearner):
             self._fine = with_classes(fine, class_ids(model.metadata.classes), class_ids(self.classes))
 
     @property
-    def _augmented_rows(self) -> list[Rows]:
+    def _augmented_rows(self) -> list[LabelledFeatures]:
         """Rows of augmented patches, of all that was trained on since they were cleared."""
         task = self._trainer.task if self._trainer is not None else None
         return task.rows if isinstance(task, DecoderTask) else []

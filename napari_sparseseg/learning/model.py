@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_sparseseg.config import Architecture, ClassDef
-    from napari_sparseseg.learning.feature_cache import Rows
+    from napari_sparseseg.learning.feature_cache import LabelledFeatures
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.model_file import ModelMetadata
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
@@ -48,14 +48,18 @@ class Model:
     """
 
     def __init__(
-        self, metadata: ModelMetadata, net: TwoSpeedNet | PlainUNet, scale: InputScale, memory: Sequence[Rows] = ()
+        self,
+        metadata: ModelMetadata,
+        net: TwoSpeedNet | PlainUNet,
+        scale: InputScale,
+        memory: Sequence[LabelledFeatures] = (),
     ) -> None:
         from napari_sparseseg.learning.model_file import describe
 
         self.metadata = dataclasses.replace(metadata, extra={"net": describe(net), "input": scale.to_json()})
         self.memory = tuple(memory)
         self.net, self.scale = net.eval().requires_grad_(False), scale
-        self.halo, self.multiple = int(net.reach), int(net.multiple)
+        self.halo, self.size_divisor = int(net.receptive_field), int(net.size_divisor)
         self.device: torch.device = next(net.parameters()).device
 
     def __repr__(self) -> str:
@@ -70,8 +74,8 @@ class Model:
             (h, w, C) at the training resolution, any dtype of the slides it was trained on. Values nearer than `halo`
             to a side depend on where the tile ends.
         origin
-            (y, x) of the tile in its frame: tiles are aligned to absolute multiples of `multiple`, so the same pixel
-            gets the same value from every tile.
+            (y, x) of the tile in its frame: tiles are aligned to absolute multiples of `size_divisor`, so the same
+            pixel gets the same value from every tile.
 
         Returns
         -------
@@ -87,8 +91,8 @@ class Model:
         if pixels.ndim != 3:
             raise ModelError(f"pixels have shape {pixels.shape}; give (h, w, channels).")
         h, w, _ = pixels.shape
-        top, left = origin[0] % self.multiple, origin[1] % self.multiple
-        bottom, right = -(h + top) % self.multiple, -(w + left) % self.multiple
+        top, left = origin[0] % self.size_divisor, origin[1] % self.size_divisor
+        bottom, right = -(h + top) % self.size_divisor, -(w + left) % self.size_divisor
         if top or left or bottom or right:
             pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
         values = self._run(pixels)

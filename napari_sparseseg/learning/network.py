@@ -1,7 +1,7 @@
 """The networks: encoder with instant head and U-Net decoder, and the plain U-Net of the paper.
 
-Both give class scores for every pixel of an image whose sides are multiples of `multiple`, and say how far a pixel
-looks (`reach`), from which the halo of tiles follows.
+Both give class scores for every pixel of an image whose sides are multiples of `size_divisor`. The halo of tiles
+follows from `receptive_field`: how many pixels around a pixel its scores depend on, at most.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from napari_sparseseg.learning.bands import in_bands
+from napari_sparseseg.learning.efficientnet_lite import in_bands
 from napari_sparseseg.learning.features import WORKING_STRIDE, FeatureMaps
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ class Network(Protocol):
     """What a model needs of a network."""
 
     @property
-    def reach(self) -> int:
+    def receptive_field(self) -> int:
         """Pixels around a pixel that its scores depend on, at most."""
 
     @property
-    def multiple(self) -> int:
+    def size_divisor(self) -> int:
         """Sides and origin of an image are multiples of this."""
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
@@ -83,8 +83,8 @@ class Decoder(nn.Module):
         self.std.copy_(features.float().std(0).clamp_min(1e-3))
 
     @property
-    def reach(self) -> int:
-        """Pixels that the 3 x 3 convolutions add to the reach of the maps."""
+    def receptive_field(self) -> int:
+        """Pixels that the 3 x 3 convolutions add to the receptive field of the maps."""
         return sum(self.scales) + max(self.scales)
 
     def forward(self, maps: Sequence[torch.Tensor], keep: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
@@ -164,16 +164,16 @@ class TwoSpeedNet(nn.Module):
         self.share = share if decoder is not None else 0.0
 
     @property
-    def reach(self) -> int:
+    def receptive_field(self) -> int:
         """See `Network`."""
         return (
-            self.features.reach
+            self.features.receptive_field
             + WORKING_STRIDE
-            + (self.decoder.reach if self.decoder is not None and self.share else 0)
+            + (self.decoder.receptive_field if self.decoder is not None and self.share else 0)
         )
 
     @property
-    def multiple(self) -> int:
+    def size_divisor(self) -> int:
         """See `Network`."""
         return max(self.features.strides)
 
@@ -215,13 +215,13 @@ class PlainUNet(nn.Module):
         self.scores = nn.Conv2d(width, classes, 1)
 
     @property
-    def reach(self) -> int:
+    def receptive_field(self) -> int:
         """Two 3 x 3 convolutions per scale on the way down and up, and one cell for pooling and upsampling each."""
         down = sum((2 + 1) << i for i in range(self.depth)) + (2 << self.depth)
         return down + sum((2 + 2) << i for i in range(self.depth))
 
     @property
-    def multiple(self) -> int:
+    def size_divisor(self) -> int:
         """See `Network`."""
         return 1 << self.depth
 

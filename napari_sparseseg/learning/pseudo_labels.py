@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.learning.feature_cache import CellKey, FeatureBank
+    from napari_sparseseg.learning.feature_cache import CellKey, FeatureCache
     from napari_sparseseg.learning.network import Decoder
     from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source
@@ -71,7 +71,7 @@ class PseudoLabels:
         Whether held-out strokes bear out what the decoder is sure of; no pseudo-labels else.
     """
 
-    def __init__(self, bank: FeatureBank, ids: Sequence[int]) -> None:
+    def __init__(self, bank: FeatureCache, ids: Sequence[int]) -> None:
         self._bank = bank
         self._ids = np.array([0, *ids], np.uint8)
         self._cells: dict[CellKey, tuple[int, NDArray[np.uint8]]] = {}

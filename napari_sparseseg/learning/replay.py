@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from napari_sparseseg.errors import ModelError
-from napari_sparseseg.learning.feature_cache import Rows
+from napari_sparseseg.learning.feature_cache import LabelledFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,13 +23,13 @@ MOST_ROWS = 48
 PREFIX = "memory."
 
 
-def chosen(rows: Sequence[Rows], seed: int = 0) -> tuple[Rows, ...]:
+def chosen(rows: Sequence[LabelledFeatures], seed: int = 0) -> tuple[LabelledFeatures, ...]:
     """A sample of patches, every slide in turn, and of the pixels of each class in them."""
     rng = np.random.default_rng(seed)
-    by_slide: dict[str, list[Rows]] = {}
+    by_slide: dict[str, list[LabelledFeatures]] = {}
     for k in rng.permutation(len(rows)):
         by_slide.setdefault(rows[k].slide, []).append(rows[k])
-    picked: list[Rows] = []
+    picked: list[LabelledFeatures] = []
     while by_slide and len(picked) < MOST_PATCHES:
         for slide in list(by_slide):
             picked.append(by_slide[slide].pop())
@@ -38,12 +38,12 @@ def chosen(rows: Sequence[Rows], seed: int = 0) -> tuple[Rows, ...]:
     return tuple(_thinned(r, rng) for r in picked[:MOST_PATCHES])
 
 
-def without_slides(rows: Sequence[Rows], fingerprints: Collection[str]) -> tuple[Rows, ...]:
+def without_slides(rows: Sequence[LabelledFeatures], fingerprints: Collection[str]) -> tuple[LabelledFeatures, ...]:
     """Rows of other slides than these."""
     return tuple(r for r in rows if r.slide not in fingerprints)
 
 
-def to_tensors(rows: Sequence[Rows]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def to_tensors(rows: Sequence[LabelledFeatures]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """As tensors for a model file, and the slide of each patch."""
     if not rows:
         return {}, []
@@ -57,7 +57,7 @@ def to_tensors(rows: Sequence[Rows]) -> tuple[dict[str, torch.Tensor], list[str]
     return {PREFIX + name: value for name, value in tensors.items()}, [r.slide for r in rows]
 
 
-def from_tensors(tensors: dict[str, torch.Tensor], slides: Sequence[Any], columns: int) -> tuple[Rows, ...]:
+def from_tensors(tensors: dict[str, torch.Tensor], slides: Sequence[Any], columns: int) -> tuple[LabelledFeatures, ...]:
     """Take the remembered rows out of the tensors of a model file.
 
     Parameters
@@ -87,15 +87,17 @@ def from_tensors(tensors: dict[str, torch.Tensor], slides: Sequence[Any], column
     nowhere = np.empty(0, np.int64)
     picks = [np.flatnonzero(patch == k) for k in range(len(slides))]
     return tuple(
-        Rows(features[torch.from_numpy(at)], labels[at], nowhere, nowhere, counts[k], str(slides[k]))
+        LabelledFeatures(features[torch.from_numpy(at)], labels[at], nowhere, nowhere, counts[k], str(slides[k]))
         for k, at in enumerate(picks)
         if len(at)
     )
 
 
-def _thinned(rows: Rows, rng: np.random.Generator) -> Rows:
+def _thinned(rows: LabelledFeatures, rng: np.random.Generator) -> LabelledFeatures:
     keep = np.concatenate(
         [rng.permutation(np.flatnonzero(rows.labels == c))[:MOST_ROWS] for c in np.unique(rows.labels)]
     )
     nowhere = np.empty(0, np.int64)
-    return Rows(rows.features[torch.from_numpy(keep)], rows.labels[keep], nowhere, nowhere, rows.counts, rows.slide)
+    return LabelledFeatures(
+        rows.features[torch.from_numpy(keep)], rows.labels[keep], nowhere, nowhere, rows.counts, rows.slide
+    )

@@ -57,7 +57,7 @@ class Batch:
     pseudo: NDArray[np.uint8] | None = None
 
 
-class _Turns:
+class RoundRobin:
     """Indices in turn, each as often as its weight says, as evenly spread as can be, from a random start."""
 
     def __init__(self, weights: Sequence[float], rng: np.random.Generator) -> None:
@@ -92,7 +92,7 @@ class _Strokes:
         rng: np.random.Generator,
     ) -> None:
         self._source, self._class_id, self._strokes, self._held = source, class_id, strokes, held
-        self._turns = _Turns(weights, rng)
+        self._turns = RoundRobin(weights, rng)
         self._rng = rng
 
     def pixel(self) -> tuple[int, int] | None:
@@ -143,9 +143,9 @@ class PatchSampler:
         usable = [k for k in self._training_indices() if not any(u.stroke is None for u in self._held.get(k, ()))]
         self.brightfield = _check_alike([self._sources[k] for k in usable])
         self._groups = self._group_strokes(usable, config.area_power)
-        self._class_turns = _Turns([1.0] * len(self._groups), self._rng)
+        self._class_turns = RoundRobin([1.0] * len(self._groups), self._rng)
         self._regions = self._group_regions(usable)
-        self._region_turns = _Turns([1.0] * len(self._regions), self._rng)
+        self._region_turns = RoundRobin([1.0] * len(self._regions), self._rng)
         self._dense_credit = float(self._rng.random()) * config.dense_fraction
         if not self._groups and not self._regions:
             raise TrainingError("there is nothing labelled to train on; scribble strokes of at least two classes.")
@@ -181,7 +181,7 @@ class PatchSampler:
 
     def _group_strokes(
         self, usable: Sequence[int], power: float
-    ) -> list[tuple[int, list[tuple[int, _Strokes]], _Turns]]:
+    ) -> list[tuple[int, list[tuple[int, _Strokes]], RoundRobin]]:
         """(class id, its strokes per source, turns of the sources), by class id."""
         groups: dict[int, list[tuple[int, _Strokes]]] = {}
         for k in usable:
@@ -200,16 +200,16 @@ class PatchSampler:
                 weights = [stroke_area(s) ** power for s in strokes]
                 members = _Strokes(source, class_id, strokes, held, weights, self._rng)
                 groups.setdefault(class_id, []).append((k, members))
-        return [(c, groups[c], _Turns([1.0] * len(groups[c]), self._rng)) for c in sorted(groups)]
+        return [(c, groups[c], RoundRobin([1.0] * len(groups[c]), self._rng)) for c in sorted(groups)]
 
-    def _group_regions(self, usable: Sequence[int]) -> list[tuple[int, list[Stroke], _Turns]]:
+    def _group_regions(self, usable: Sequence[int]) -> list[tuple[int, list[Stroke], RoundRobin]]:
         """(source index, its dense regions, their turns)."""
         out = []
         for k in usable:
             held = {u.stroke.id for u in self._held.get(k, ()) if u.stroke is not None}
             regions = [r for r in self._sources[k].labels.dense_regions if r.id not in held]
             if regions:
-                out.append((k, regions, _Turns([1.0] * len(regions), self._rng)))
+                out.append((k, regions, RoundRobin([1.0] * len(regions), self._rng)))
         return out
 
     def _next_pixel(self) -> tuple[int, int, int, bool]:

@@ -299,8 +299,8 @@ def _point_on(stroke: Stroke, frame: Frame, rng: np.random.Generator) -> tuple[i
 def _point_along(parts: Iterable[NDArray[np.float64]], rng: np.random.Generator) -> tuple[float, float]:
     """A point of the line that a brush followed, uniform by length; a dab has only its middle."""
     starts, ends = _moves(parts)
-    reach = np.cumsum(np.hypot(*(ends - starts).T) + 1e-6)
-    k = int(np.searchsorted(reach, rng.random() * reach[-1], side="right").clip(0, len(reach) - 1))
+    travelled = np.cumsum(np.hypot(*(ends - starts).T) + 1e-6)
+    k = int(np.searchsorted(travelled, rng.random() * travelled[-1], side="right").clip(0, len(travelled) - 1))
     y, x = starts[k] + rng.random() * (ends[k] - starts[k])
     return float(y), float(x)
 

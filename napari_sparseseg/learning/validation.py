@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from napari_sparseseg.config import class_ids
-from napari_sparseseg.learning.feature_cache import CELL, MARGIN, FeatureBank, Rows, join
+from napari_sparseseg.learning.feature_cache import CELL, MARGIN, FeatureCache, LabelledFeatures, join
 from napari_sparseseg.learning.head import fit_head
 from napari_sparseseg.learning.scores import Scorer
 
@@ -187,12 +187,12 @@ class Comparison:
 
     def __init__(
         self,
-        bank: FeatureBank,
+        bank: FeatureCache,
         held: HeldOut,
         sources: Sequence[Source],
         fine: Decoder,
         settings: tuple[tuple[ClassDef, ...], TrainConfig],
-        rows: tuple[Sequence[Rows], Sequence[Rows]] = ((), ()),
+        rows: tuple[Sequence[LabelledFeatures], Sequence[LabelledFeatures]] = ((), ()),
         most: float = 1.0,
     ) -> None:
         self._bank, self._held, self._sources = bank, held, tuple(sources)
@@ -222,7 +222,7 @@ class Comparison:
         self._decide()
         return True
 
-    def _fit(self, augmented: Sequence[Rows]) -> Head:
+    def _fit(self, augmented: Sequence[LabelledFeatures]) -> Head:
         rows = [*self._bank.rows(hider(self._sources, self._held.exclude)), *self._remembered, *augmented]
         ids, device = class_ids(self._classes), self._bank.device
         samples, seed = join(rows, ids, self._config), self._config.seed

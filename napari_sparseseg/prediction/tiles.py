@@ -41,7 +41,7 @@ class Segmenter(Protocol):
         """Pixels around a tile that the tile's values depend on."""
 
     @property
-    def multiple(self) -> int:
+    def size_divisor(self) -> int:
         """Origin and size of what the model is given are multiples of this."""
 
     def probabilities(self, pixels: np.ndarray, *, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -73,7 +73,7 @@ def model_frame(metadata: ModelMetadata, slide: Slide, asked: Frame) -> Frame:
 
 def input_region(model: Segmenter, tile: Box) -> Box:
     """What has to be read to predict `tile`: with its halo, at the model's stride."""
-    m = model.multiple
+    m = model.size_divisor
     y0, x0 = (tile.y - model.halo) // m * m, (tile.x - model.halo) // m * m
     y1, x1 = -(-(tile.y1 + model.halo) // m) * m, -(-(tile.x1 + model.halo) // m) * m
     return Box(y0, x0, y1 - y0, x1 - x0)

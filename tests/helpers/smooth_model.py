@@ -32,9 +32,9 @@ LEVELS = 64
 class SmoothModel:
     """Nearest mean colour after smoothing over `2 * radius + 1` cells of `multiple` px."""
 
-    def __init__(self, multiple=4, radius=2, mpp=None, colours=COLOURS, classes=CLASSES, delay=0.0):
-        self.multiple, self.radius = multiple, radius
-        self.halo = multiple * (radius + 1)
+    def __init__(self, size_divisor=4, radius=2, mpp=None, colours=COLOURS, classes=CLASSES, delay=0.0):
+        self.size_divisor, self.radius = size_divisor, radius
+        self.halo = size_divisor * (radius + 1)
         self.metadata = ModelMetadata(classes=classes, mpp=mpp, encoder="smooth")
         self.colours = np.asarray(colours, np.float32)
         self.delay = delay
@@ -42,7 +42,7 @@ class SmoothModel:
         self._lock = threading.Lock()
 
     def probabilities(self, pixels, *, origin=(0, 0)):
-        m, r = self.multiple, self.radius
+        m, r = self.size_divisor, self.radius
         h, w, c = pixels.shape
         if h % m or w % m or origin[0] % m or origin[1] % m:
             raise ValueError(f"{pixels.shape} at {origin} is not aligned to {m}")
@@ -61,7 +61,7 @@ class SmoothModel:
         return np.repeat(np.repeat(weight / weight.sum(axis=0), m, axis=1), m, axis=2).astype(np.float32)
 
     def save(self, path: Path) -> None:
-        settings = np.array([self.multiple, self.radius], np.int32)
+        settings = np.array([self.size_divisor, self.radius], np.int32)
         save_file({"colours": self.colours, "settings": settings}, path)
 
 

@@ -252,7 +252,7 @@ def _cells(shard: Box, side: int) -> Iterator[Box]:
 def default_tile(model: Segmenter) -> int:
     """Side of a tile: an even part of a shard such that tile and halo fit into `_INPUT_SIDE`."""
     for parts in range(1, 8):
-        part = -(-SHARD // (parts * model.multiple)) * model.multiple
+        part = -(-SHARD // (parts * model.size_divisor)) * model.size_divisor
         if part + 2 * model.halo <= _INPUT_SIDE:
             return part
     return SHARD // 8
