@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from napari_sparseseg import Annotations, Session
-from napari_sparseseg.annotations.drawing import Shape
+from napari_sparseseg.annotations import Shape
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.prediction.component import component_at
@@ -30,7 +30,7 @@ def test_a_rectangle_with_a_hole_by_hand():
     labels[15, 15] = 2
     found, a = accepted(labels, 3, 4, Box(100, 200, 20, 20), Frame((4.0, 4.0)), (400, 400))
     assert (found.class_id, found.pixels, found.cut, len(found.rings)) == (2, 76 * 16, False, 2)
-    dense = a.snapshot().dense_mask(Box(400, 800, 80, 80), Frame())
+    dense = a.read(Box(400, 800, 80, 80)) > 0
     expected = np.kron(labels == 2, np.ones((4, 4), bool))
     expected[60:64, 60:64] = False
     # corners are cut by less than half a pixel of the prediction
@@ -47,7 +47,7 @@ def test_every_pixel_of_a_random_blob_keeps_its_class(seed, downsample):
     frame = Frame((downsample, downsample))
     _, a = accepted(labels, 48, 48, Box(0, 0, 96, 96), frame, (96, 96))
     marked, _ = ndimage.label(labels == labels[48, 48])
-    got = a.snapshot().dense_mask(Box(0, 0, 96, 96), frame)
+    got = a.snapshot().read_region(Box(0, 0, 96, 96), frame) > 0
     np.testing.assert_array_equal(got, marked == marked[48, 48])
 
 
@@ -86,7 +86,7 @@ def test_accepted_without_a_live_view_it_is_what_is_predicted(session):
     class_id = int(labels[at])
     found = session.accept_region(at)
     assert found.class_id == class_id
-    dense = session.annotations.snapshot().dense_mask(Box(0, 0, h, w), Frame())
+    dense = session.annotations.snapshot().dense.read(0, 0, h, 0, w) > 0
     assert dense[at]
     assert (labels[dense] == class_id).mean() > 0.97
     assert session.annotations.undo()

@@ -11,18 +11,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from napari_sparseseg.annotations import overlay, packing, pyramid, quadtree
+from napari_sparseseg.annotations import packing
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
+from napari_sparseseg.annotations.transaction import zoomed
 from napari_sparseseg.errors import AnnotationError
 
 SHAPE = (610, 1101)
 
 
-@pytest.fixture(autouse=True)
-def deep_and_tight(monkeypatch):
-    """Several levels on a small slide, and hardly any raw chunks, so that every path is walked."""
-    monkeypatch.setattr(pyramid, "COARSEST", 200)
-    monkeypatch.setattr(quadtree, "OPEN_CHUNKS", 3)
+def new_tree(shape=SHAPE):
+    """Several levels on a small slide, and hardly any raw chunks, so that every path is covered."""
+    return LabelQuadtree(shape, coarsest=200, open_chunks=3)
 
 
 def enlarged(mask, level):
@@ -38,7 +37,7 @@ class Histories(RuleBasedStateMachine):
 
     @initialize()
     def start(self):
-        self.tree = LabelQuadtree(SHAPE)
+        self.tree = new_tree()
         self.dense = np.zeros(self.tree.shapes[0], np.uint8)
         self.open = None
         self.done, self.undone = [], []
@@ -110,7 +109,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def undo(self):
         change, before = self.done.pop()
-        self.tree.apply(change, revert=True)
+        self.tree.apply(change.inverse())
         self.undone.append((change, self.dense))
         self.dense = before
 
@@ -142,7 +141,8 @@ class Histories(RuleBasedStateMachine):
             expected = np.zeros((len(rows), len(columns)), np.uint8)
             inside = np.ix_((rows >= 0) & (rows < SHAPE[0]), columns < SHAPE[1])
             expected[inside] = level0[np.ix_(rows[rows >= 0], columns[columns < SHAPE[1]])]
-            np.testing.assert_array_equal(tree.sample(rows, columns), expected)
+            frozen = tree.freeze() if tree is self.tree else tree
+            np.testing.assert_array_equal(frozen.sample(rows, columns), expected)
         if self.open is None:
             np.testing.assert_array_equal(self.tree.top, self.read(self.tree.top_level))
             counts = np.bincount(self.dense.reshape(-1), minlength=256)
@@ -152,7 +152,7 @@ class Histories(RuleBasedStateMachine):
 Histories.TestCase.settings = settings(
     max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestHistories = pytest.mark.usefixtures("deep_and_tight")(Histories.TestCase)
+TestHistories = Histories.TestCase
 
 
 def stroke(tree, level, y, x, mask, label, keep=None):
@@ -162,7 +162,7 @@ def stroke(tree, level, y, x, mask, label, keep=None):
 
 
 def test_painting_over_fine_chunks_from_rim_to_rim_drops_them():
-    tree = LabelQuadtree((4096, 4096))
+    tree = new_tree((4096, 4096))
     noise = np.random.default_rng(0).random((1024, 1024)) < 0.5
     stroke(tree, 0, 1024, 1024, noise, 1)
     assert len(tree.freeze().levels[0]) == 16
@@ -172,7 +172,7 @@ def test_painting_over_fine_chunks_from_rim_to_rim_drops_them():
 
 
 def test_erasing_everything_leaves_nothing():
-    tree = LabelQuadtree((4096, 4096))
+    tree = new_tree((4096, 4096))
     rng = np.random.default_rng(1)
     for _ in range(5):
         stroke(tree, 0, *rng.integers(0, 3500, 2).tolist(), rng.random((300, 300)) < 0.3, 1)
@@ -182,7 +182,7 @@ def test_erasing_everything_leaves_nothing():
 
 
 def test_chunks_are_small_when_at_rest():
-    tree = LabelQuadtree((100_000, 100_000))
+    tree = new_tree((100_000, 100_000))
     mask = np.zeros((4000, 4000), bool)
     mask[1000:1100] = mask[:, 500:600] = True
     stroke(tree, 0, 50_000, 50_000, mask, 1)
@@ -213,7 +213,7 @@ def test_bytes_that_are_no_chunk_are_refused(data):
 
 
 def test_levels_for_the_viewer():
-    tree = LabelQuadtree((3001, 2000))
+    tree = new_tree((3001, 2000))
     levels = tree.levels()
     shapes = [level.shape for level in levels]
     assert all(a == (2 * b[0], 2 * b[1]) for a, b in itertools.pairwise(shapes))
@@ -229,7 +229,7 @@ def test_levels_for_the_viewer():
 
 
 def test_frozen_copy_stays_while_another_thread_reads():
-    tree = LabelQuadtree((3000, 3000))
+    tree = new_tree((3000, 3000))
     stroke(tree, 0, 0, 0, np.ones((2000, 2000), bool), 1)
     frozen = tree.freeze()
     wrong = []
@@ -250,7 +250,7 @@ def test_frozen_copy_stays_while_another_thread_reads():
 
 
 def test_only_one_transaction_at_a_time():
-    tree = LabelQuadtree((100, 100))
+    tree = new_tree((100, 100))
     with pytest.raises(AnnotationError, match="no stroke is open"):
         tree.paint_mask(0, 0, 0, np.ones((1, 1), bool), 1)
     tree.begin()
@@ -261,11 +261,11 @@ def test_only_one_transaction_at_a_time():
 @pytest.mark.parametrize("shape", [(0, 10), (10, -1), (1 << 40, 10)])
 def test_impossible_slides_are_refused(shape):
     with pytest.raises(AnnotationError, match="slide shape"):
-        LabelQuadtree(shape)
+        new_tree(shape)
 
 
 def test_a_level_finer_by_more_than_a_chunk():
     mask = np.zeros((256, 256), bool)
     mask[3, 5] = True
-    assert overlay.zoomed(mask, (3 * 4, 5 * 4), 10).all()
-    assert not overlay.zoomed(mask, (3 * 4 - 1, 5 * 4), 10).any()
+    assert zoomed(mask, (3 * 4, 5 * 4), 10).all()
+    assert not zoomed(mask, (3 * 4 - 1, 5 * 4), 10).any()

@@ -12,6 +12,7 @@ import pytest
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.errors import PredictionError, SlideError, SlideOpenError, SparseSegError, TrainingError
 from napari_sparseseg.geometry import Box
+from tests.helpers.classes import add_class
 from tests.helpers.waiting import wait_until
 
 
@@ -123,7 +124,7 @@ def test_classes_change_under_a_running_training(session):
     session.train(patch_px=64, batch_size=1, seed=1, device="cpu")
     wait_until(lambda: session.status.step >= 2)
     a = session.annotations
-    third = a.add_class("border", "#009e73").id
+    third = add_class(a, "border", "#009e73")
     a.paint([(100, 512), (900, 512)], 8, third)
 
     def fitted(*names):
@@ -247,7 +248,7 @@ def test_class_added_on_one_slide_is_there_on_all(session, tmp_path, tiny_slide)
 
     other = shutil.copy(tiny_slide, tmp_path / "other.tif")
     session.open(other)
-    session.annotations.add_class("necrosis", "#123456")
+    add_class(session.annotations, "necrosis", "#123456")
     assert [c.name for c in session.classes] == ["stripes", "dots", "necrosis"]
     session.open(tiny_slide)
     assert [c.name for c in session.annotations.classes] == ["stripes", "dots", "necrosis"]

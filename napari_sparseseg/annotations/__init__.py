@@ -1,9 +1,9 @@
-"""Sparse annotations of a slide of any size: strokes, dense regions, classes, history, file. No Qt, no torch."""
+"""Sparse annotations of a slide of any size: strokes, dense regions, classes, history and file."""
 
 from napari_sparseseg.annotations.annotations import Annotations
+from napari_sparseseg.annotations.editing import MaskPiece, Shape
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
-from napari_sparseseg.annotations.renumber import renumbered
-from napari_sparseseg.annotations.rescue import rescue
+from napari_sparseseg.annotations.rescue import renumbered, rescue
 from napari_sparseseg.annotations.snapshot import Snapshot
 from napari_sparseseg.annotations.sqlite_file import DamagedFileError, FileInUseError, NotWritableError
 from napari_sparseseg.annotations.strokes import DenseRegion, Stroke, stroke_mask
@@ -14,7 +14,9 @@ __all__ = [
     "DenseRegion",
     "FileInUseError",
     "LabelQuadtree",
+    "MaskPiece",
     "NotWritableError",
+    "Shape",
     "Snapshot",
     "Stroke",
     "renumbered",

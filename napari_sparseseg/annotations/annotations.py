@@ -1,30 +1,46 @@
-"""`Annotations`: what scripts, the panel and the session draw on."""
+"""`Annotations`: sparse labels of a slide, with history and a file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.annotations.backed import FileBacked
-from napari_sparseseg.annotations.both import read_both
-from napari_sparseseg.annotations.raster import as_points
-from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef
+import numpy as np
+from psygnal import Signal
+
+from napari_sparseseg.annotations.autosave import Autosave
+from napari_sparseseg.annotations.document import AnnotationDocument
+from napari_sparseseg.annotations.editing import Editor, MaskPiece, Shape
+from napari_sparseseg.annotations.raster import Polygon, as_points
+from napari_sparseseg.annotations.snapshot import read_labels
+from napari_sparseseg.annotations.sqlite_file import DamagedFileError, StoredAnnotations, read_stored, write_stored
+from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Self
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
-    from napari_sparseseg.annotations.packing import Labels
-    from napari_sparseseg.geometry import Box
+    from napari_sparseseg.annotations.document import Edit
+    from napari_sparseseg.annotations.packing import Keep, Labels
+    from napari_sparseseg.annotations.snapshot import Snapshot
+    from napari_sparseseg.annotations.strokes import DenseRegion, Stroke
+
+    Progress = Callable[[int, int], None]
 
 
-class Annotations(FileBacked):
-    """Sparse labels on a slide of any size, drawn with brush and polygon, with history and a file.
+class Annotations:
+    """Sparse labels of a slide of any size, drawn with brush and polygon.
 
     Coordinates are (y, x) in level-0 pixels; pixel (i, j) covers [i, i + 1) x [j, j + 1), so its centre is
-    (i + 0.5, j + 0.5). One thread draws at a time; any thread may take a `snapshot`, `read` or `counts`.
+    (i + 0.5, j + 0.5). One thread draws at a time; any thread may call `snapshot`, `read` and `counts`.
+
+    Drawing methods raise AnnotationError for invalid points, classes and radii, and, when everybody has been told about
+    the edit, where a bound file could not be written; the edit is then in memory only.
 
     Parameters
     ----------
@@ -39,25 +55,102 @@ class Annotations(FileBacked):
         Signal (version, box) after every commit, undo, redo and import; `box` is what may look different.
     classes_changed
         Signal without arguments.
-    quadtree
-        The scribbles as levels for display.
-    dense_tree
-        The rest classes of the dense regions, likewise.
+    saved_changed
+        Signal (saved) when `saved` changes.
+
+    Examples
+    --------
+    >>> a = Annotations((1000, 2000), classes=[("tumour", "#e6194b"), ("stroma", "#3cb44b")])
+    >>> a.fill_polygon([(10, 10), (10, 30), (20, 30), (20, 10)], 1)
+    >>> a.counts()
+    {1: 200, 2: 0}
+    >>> a.undo()
+    Box(y=10, x=10, height=10, width=20)
+    >>> a.version
+    2
     """
+
+    changed = Signal(int, Box)
+    classes_changed = Signal()
+    saved_changed = Signal(bool)
 
     def __init__(
         self, shape: tuple[int, int], classes: Iterable[ClassDef | tuple[str, str] | str] = DEFAULT_CLASSES
     ) -> None:
-        super().__init__(shape, classes)
+        self._document = AnnotationDocument(shape, classes)
+        self._editor = Editor(self._document)
+        self._file: Autosave | None = None
+        self._saved_token = ""  # the state that was last saved or loaded
+        self._reported_saved = False
 
-    # ------------------------------------------------------------------ drawing
+    # ------------------------------------------------------------------ what there is
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Slide (H, W) in level-0 pixels."""
+        return self._document.shape
+
+    @property
+    def version(self) -> int:
+        """+1 per stroke, undo, redo and import."""
+        return self._document.version
+
+    @property
+    def classes(self) -> tuple[ClassDef, ...]:
+        """The class table, in the order in which it is shown."""
+        return self._document.classes
+
+    @property
+    def strokes(self) -> tuple[Stroke, ...]:
+        """Strokes in the order of drawing, without what was undone."""
+        return self.snapshot().strokes
+
+    @property
+    def dense_regions(self) -> tuple[DenseRegion, ...]:
+        """Regions declared exhaustively labelled, in the order of drawing."""
+        return self.snapshot().dense_regions
+
+    def snapshot(self) -> Snapshot:
+        """The committed annotations, frozen, without a stroke being drawn. One object per version."""
+        return self._document.snapshot()
+
+    def read(self, box: Box | tuple[int, int, int, int], level: int = 0, *, scribbles_only: bool = False) -> Labels:
+        """Labels (h, w) uint8 that cover a level-0 box, at `level`, a stroke being drawn included.
+
+        Scribbles where there are any, else the class of a dense region, else 0; 0 outside the slide. See
+        `Snapshot.read`.
+        """
+        document = self._document
+        if not 0 <= level <= self.top_level:
+            raise AnnotationError(f"level {level} does not exist; levels are 0 to {self.top_level}.")
+        with document.lock:
+            dense = document.dense if document.regions and not scribbles_only else None
+            return read_labels(document.scribbles, dense, box, level)
+
+    def counts(self) -> dict[int, int]:
+        """Labelled level-0 pixels of every class, zeros too; as `read` shows them, committed strokes only."""
+        return self.snapshot().counts()
+
+    @property
+    def top_level(self) -> int:
+        """Index of the coarsest level."""
+        return self._document.scribbles.top_level
+
+    def levels(self) -> list[Any]:
+        """The scribbles as array-likes (h, w) for a multiscale layer, finest first, a stroke being drawn included.
+
+        Level k has pixels of 2**k level-0 pixels and is padded so that shapes shrink by exactly two. The coarsest is
+        one ndarray that is written in place.
+        """
+        return self._document.scribbles.levels()
+
+    # ------------------------------------------------------------------ whole strokes and polygons
     def paint(self, points_yx: ArrayLike, radius: float, class_id: int) -> None:
         """Draw a stroke: a round brush along `points_yx` (N, 2)."""
-        self._require_class(class_id)
+        self._document.require_class(class_id)
         self._brush(points_yx, radius, class_id)
 
     def erase(self, points_yx: ArrayLike, radius: float) -> None:
-        """Rub out scribbles along `points_yx` (N, 2); dense regions stay."""
+        """Erase scribbles along `points_yx` (N, 2); dense regions stay."""
         self._brush(points_yx, radius, 0)
 
     def _brush(self, points_yx: ArrayLike, radius: float, class_id: int) -> None:
@@ -65,7 +158,7 @@ class Annotations(FileBacked):
         self.begin_stroke(class_id)
         try:
             for p, q in zip(points, points[1:] or points, strict=False):
-                self._extend([p, q], radius, live=False)
+                self._editor.move(p, q, radius, live=False)
         except AnnotationError:
             self.abort_stroke()
             raise
@@ -86,46 +179,286 @@ class Annotations(FileBacked):
         points_yx
             Corners (N, 2), N >= 3, closed or not.
         class_id
-            The class; 0 erases. With `dense`, the rest class.
+            The class; 0 erases. With `dense`, the class of all pixels inside that have no scribble.
         dense
-            Declare the polygon exhaustively labelled: pixels inside without a scribble are of class `class_id`. Kept
-            apart from scribbles and listed in `dense_regions`.
+            Declare the polygon exhaustively labelled. Stored apart from scribbles and listed in `dense_regions`.
         holes
             Rings cut out of it.
         """
         rings = [as_points(ring, least=3) for ring in (points_yx, *holes)]
         if dense:
-            self._require_class(class_id)
-            self._change_regions([(class_id, rings)], ())
+            self._document.require_class(class_id)
+            self._finish(lambda: self._editor.change_regions([(class_id, rings)]))
             return
         self.begin_stroke(class_id, kind="polygon")
         try:
-            self.extend_polygon(*rings)
+            self._editor.add_polygon(rings)
         except AnnotationError:
             self.abort_stroke()
             raise
         self.commit_stroke()
 
-    # ------------------------------------------------------------------ reading
-    def read(self, box: Box | tuple[int, int, int, int], level: int = 0, *, scribbles_only: bool = False) -> Labels:
-        """Labels (h, w) uint8 that cover a level-0 box, at `level`, a stroke being drawn included.
+    def remove_dense_region(self, *region_ids: int) -> None:
+        """Remove the dense regions with those ids, as one step of the history; scribbles in them stay.
 
-        Scribbles where there are any, else the rest class inside dense regions, else 0; 0 outside the slide. See
-        `Snapshot.read`.
+        Raises
+        ------
+        AnnotationError
+            Where there is none.
         """
-        if not 0 <= level <= self.quadtree.top_level:
-            raise AnnotationError(f"level {level} does not exist; levels are 0 to {self.quadtree.top_level}.")
-        with self._lock:
-            dense = self.dense_tree if self._regions and not scribbles_only else None
-            return read_both(self.quadtree, dense, box, level)
+        removed = [self._editor.region(region_id) for region_id in dict.fromkeys(region_ids)]
+        self._finish(lambda: self._editor.change_regions((), removed))
 
-    def counts(self) -> dict[int, int]:
-        """Labelled level-0 pixels of every class, zeros too; as `read` shows them, committed strokes only."""
-        return self.snapshot().counts()
+    def reshape_dense_region(self, region_id: int, points_yx: ArrayLike) -> None:
+        """Give a dense region other corners (N, 2), level 0; its class stays. Holes are lost.
+
+        Raises
+        ------
+        AnnotationError
+            Where there is none, or the new outline lies outside the slide.
+        """
+        region, ring = self._editor.region(region_id), as_points(points_yx, least=3)
+        if Polygon([ring]).box.intersection(Box(0, 0, *self.shape)).area == 0:
+            raise AnnotationError("the dense region would lie outside the slide.")
+        self._finish(lambda: self._editor.change_regions([(region.class_id, [ring])], [region]))
+
+    def draw(self, shapes: Sequence[Shape], progress: Progress | None = None) -> int:
+        """Draw shapes in order, later ones over earlier ones, as one step of the history.
+
+        Parameters
+        ----------
+        shapes
+            What to draw.
+        progress
+            Called now and then with (drawn, all).
+
+        Returns
+        -------
+        int
+            How many of them overlap the slide.
+        """
+        edit = self._finish(lambda: self._editor.draw_shapes(shapes, progress))
+        return len(edit.added) if edit is not None else 0
+
+    def draw_masks(self, pieces: Iterable[MaskPiece]) -> None:
+        """Draw masks, one stroke each, as one step of the history; nothing is drawn where `pieces` raises."""
+        self._finish(lambda: self._editor.draw_masks(pieces))
+
+    # ------------------------------------------------------------------ a stroke as it is drawn
+    def begin_stroke(self, class_id: int, kind: str = "brush", keep: Keep = None) -> None:
+        """Begin a stroke.
+
+        Parameters
+        ----------
+        class_id
+            What to draw; 0 erases.
+        kind
+            ``brush``, ``erase``, ``polygon`` or ``fill``.
+        keep
+            Where given, only level-0 pixels with this label (or one of these) are written; 0 preserves all labels.
+
+        Raises
+        ------
+        AnnotationError
+            For an unknown class or kind, or when a stroke is open already.
+        """
+        self._editor.begin(class_id, kind, keep)
+
+    def extend_stroke(self, p_yx: Sequence[float], q_yx: Sequence[float], radius: float) -> Box | None:
+        """Move a round brush of `radius` level-0 pixels from `p_yx` to `q_yx`; written at the level that suits it.
+
+        Returns
+        -------
+        Box
+            What may have changed, level 0; None where the brush missed the slide.
+        """
+        p, q = as_points([p_yx, q_yx]).tolist()
+        return self._editor.move(p, q, radius, live=True)
+
+    def extend_polygon(self, *rings_yx: ArrayLike) -> Box | None:
+        """Fill a polygon, even-odd over its rings (N, 2), in the open stroke; returns as `extend_stroke`."""
+        return self._editor.add_polygon([as_points(ring, least=3) for ring in rings_yx])
+
+    def paint_mask(self, level: int, y0: int, x0: int, mask: NDArray[np.bool_]) -> Box | None:
+        """Draw where `mask` (h, w) is true in the open stroke; `y0`, `x0` and the mask in pixels of `level`."""
+        return self._editor.add_mask(level, y0, x0, np.asarray(mask, bool))
+
+    def commit_stroke(self) -> Stroke | None:
+        """Finish the stroke: one step of the history, durable on return where a file is bound.
+
+        Returns
+        -------
+        Stroke
+            None where nothing changed.
+        """
+        edit = self._finish(self._editor.commit)
+        return edit.added[0] if edit is not None else None
+
+    def abort_stroke(self) -> None:
+        """Discard the stroke."""
+        self._editor.abort()
+
+    # ------------------------------------------------------------------ history and classes
+    def undo(self) -> Box | None:
+        """Take the newest step back; the box that may look different, None where there is nothing to undo."""
+        edit = self._finish(self._document.undo)
+        return edit.box if edit is not None else None
+
+    def redo(self) -> Box | None:
+        """Make the step again that was undone last; as `undo`."""
+        edit = self._finish(self._document.redo)
+        return edit.box if edit is not None else None
+
+    def forget_history(self) -> None:
+        """Make everything drawn so far permanent and free the memory of its history."""
+        self._document.forget_history()
+
+    def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
+        """Replace the class table.
+
+        Ids keep their meaning. Classes that are not in the new table are removed with their labels, strokes and dense
+        regions; `undo` restores them.
+        """
+        table = make_classes(classes)
+        gone = {c.id for c in self.classes} - {c.id for c in table}
+        if gone:
+            self._finish(lambda: self._editor.remove_classes(gone))
+        if table == self.classes:
+            return
+        with self._document.lock:
+            self._document.set_class_table(table)
+            self._write(None)
+        self.classes_changed.emit()
+        self._report()
+
+    def _finish(self, make: Callable[[], Edit | None]) -> Edit | None:
+        """Make an edit, write it to the bound file, then emit the signals."""
+        with self._document.lock:
+            edit = make()
+            if edit is None:
+                return None
+            self._write(edit)
+        if edit.dropped or edit.restored:
+            self.classes_changed.emit()
+        self.changed.emit(self.version, edit.box)
+        self._report()
+        return edit
+
+    # ------------------------------------------------------------------ file
+    @property
+    def path(self) -> Path | None:
+        """The file these annotations are bound to, or None."""
+        return None if self._file is None else self._file.path
+
+    @property
+    def saved(self) -> bool:
+        """Whether everything committed is on disk: in the bound file, or where it was last saved or loaded."""
+        return self._file.saved if self._file is not None else self._saved_token == self._document.token
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Annotations from a file, not bound to it: changes are not saved until `attach` or `save`.
+
+        Raises
+        ------
+        AnnotationError
+            Where it is not an annotation file, or was written by a newer version.
+        DamagedFileError
+            Where it is damaged; says how much `rescue` could recover.
+        """
+        stored = read_stored(Path(path))
+        try:
+            return cls.from_stored(stored)
+        except AnnotationError as error:
+            raise DamagedFileError(Path(path), str(error).rstrip(".")) from error
+
+    @classmethod
+    def from_stored(cls, stored: StoredAnnotations) -> Self:
+        """Annotations that hold what a file does.
+
+        Raises
+        ------
+        AnnotationError
+            Where a label chunk lies outside the slide.
+        """
+        out = cls(stored.shape, stored.classes)
+        out._document.restore(stored)
+        out._saved_token = stored.token
+        return out
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one file, replacing it as a whole; a binding to another file stays.
+
+        Raises
+        ------
+        FileInUseError
+            Where another program writes to it.
+        AnnotationError
+            Where it cannot be written.
+        """
+        target, document = Path(path), self._document
+        with document.lock:
+            if self._file is not None and self._file.path == target.resolve():
+                self._file.write_all(document)
+                self._file.raise_last_error()
+            else:
+                write_stored(target, document.stored())
+                self._saved_token = document.token
+        self._emit_saved()
+
+    def attach(self, path: str | os.PathLike[str]) -> None:
+        """Bind to a file: from now on every commit, undo and redo is durable before it returns.
+
+        A new file receives what is drawn. An existing file is loaded if nothing was drawn here yet; otherwise it must
+        hold the same annotations as these, as after `save`. A binding to another file ends.
+
+        Raises
+        ------
+        FileInUseError
+            Where another program writes to it; `load` can still read it.
+        AnnotationError
+            Where it holds other annotations, was made for another slide, or cannot be written.
+        """
+        target = Path(path)
+        if self.path == target.resolve():
+            return
+        with self._document.lock:
+            file, adopted = Autosave.bind(target, self._document)
+            self._release()
+            self._file = file
+        self._emit_saved()
+        if adopted:
+            self.classes_changed.emit()
+            self.changed.emit(self.version, Box(0, 0, *self.shape))
+
+    def close(self) -> None:
+        """End the binding to a file; the annotations stay usable."""
+        with self._document.lock:
+            self._release()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._saved_token = self._document.token if self._file.saved else ""
+            self._file.close()
+            self._file = None
+
+    def _write(self, edit: Edit | None) -> None:
+        if self._file is not None:
+            self._file.write(self._document, edit)
+
+    def _report(self) -> None:
+        self._emit_saved()
+        if self._file is not None:
+            self._file.raise_last_error()
+
+    def _emit_saved(self) -> None:
+        if self.saved != self._reported_saved:
+            self._reported_saved = self.saved
+            self.saved_changed.emit(self._reported_saved)
 
     # ------------------------------------------------------------------ exchange
     def to_geojson(self, path: str | os.PathLike[str]) -> None:
-        """Write the labels as polygons that QuPath opens, exact to the level-0 pixel; see `exchange.write_geojson`."""
+        """Write the labels as polygons that QuPath opens, exact to the level-0 pixel; see `io.write_geojson`."""
         from napari_sparseseg.io import write_geojson
 
         write_geojson(self, path)
@@ -137,9 +470,9 @@ class Annotations(FileBacked):
         shape: tuple[int, int],
         classes: Iterable[ClassDef | tuple[str, str] | str] | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Annotations:
-        """Annotations from a GeoJSON file as QuPath writes it; see `exchange.read_geojson`."""
+        """Annotations from a GeoJSON file as QuPath writes it; see `io.read_geojson`."""
         from napari_sparseseg.io import read_geojson
 
         return read_geojson(path, shape, classes, progress=progress)

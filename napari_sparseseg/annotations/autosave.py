@@ -1,48 +1,51 @@
-"""Keeps annotations in their file: each edit in one durable transaction."""
+"""Writes every edit of annotations to their file, each in one durable transaction."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.annotations.sqlite_file import (
-    DROP_CHUNK,
-    PUT_CHUNK,
-    PUT_META,
-    PUT_STROKE,
     SCHEMA,
-    Contents,
     FileInUseError,
     NotWritableError,
-    chunk_row,
-    class_rows,
+    atomic,
     connect,
-    fill,
     is_blank,
     migrate,
-    stroke_row,
+    read_stored,
+    roll_back,
+    write_all,
+    write_edit,
 )
 from napari_sparseseg.errors import AnnotationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+    from typing import Self
 
-    from napari_sparseseg.annotations.history import Edit
-    from napari_sparseseg.annotations.state import State
+    from napari_sparseseg.annotations.document import AnnotationDocument, Edit
+    from napari_sparseseg.annotations.sqlite_file import StoredAnnotations
 
+# Errors after which a file has to be opened again.
 _BROKEN = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB)
-"""Errors after which a file has to be opened anew."""
 
 
-class FileKeeper:
-    """Writes edits to an annotation file that it alone may write to until `close`.
+class Autosave:
+    """An annotation file that no other program may write to until `close`.
 
     Parameters
     ----------
     path
-        An annotation file, or where one is to be made.
+        An annotation file, or where one is to be created.
+
+    Attributes
+    ----------
+    tokens
+        Of all states that were written to this file: a file that holds one of them holds nobody else's work.
 
     Raises
     ------
@@ -51,76 +54,113 @@ class FileKeeper:
     NotWritableError
         Where it cannot be written.
     AnnotationError
-        Where it is no annotation file.
+        Where it is not an annotation file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.problem: str | None = None
         self.tokens: set[str] = set()
-        """Of all states that were written here: a file that holds one of them has nothing of anybody else's."""
-        self._connection, self.is_new = _open(path)
+        self._problem: str | None = None
+        self._connection, self._is_new = _open(path)
         self._identity, self._broken = _identity(self.path), False
 
-    def keep(self, state: State, edit: Edit, *, revert: bool) -> None:
-        """Write an edit; what failed is said by `complain`, and everything is written again with the next edit."""
-        if self.problem is not None:
-            self.keep_all(state.contents())
+    @classmethod
+    def bind(cls, path: Path, document: AnnotationDocument) -> tuple[Self, bool]:
+        """The file, holding the same as `document`; and whether the document was filled from it.
+
+        A new file is filled from the document, an empty document from the file.
+
+        Raises
+        ------
+        AnnotationError
+            As the constructor, and where file and document hold different annotations.
+        """
+        file = cls(path)
+        try:
+            found = None if file._is_new else read_stored(path)
+            if found is None:
+                file.write_all(document)
+                file.raise_last_error()
+                return file, False
+            file.tokens.add(found.token)
+            adopted = found.token != document.token
+            if adopted:
+                _require_adoptable(path, found, document)
+                document.restore(found)
+        except AnnotationError:
+            file.close()
+            raise
+        return file, adopted
+
+    @property
+    def saved(self) -> bool:
+        """Whether the last write succeeded."""
+        return self._problem is None
+
+    def write(self, document: AnnotationDocument, edit: Edit | None) -> None:
+        """Write an edit, or only the class table; durable on return.
+
+        `raise_last_error` says what failed; everything is then written with the next edit.
+        """
+        if self._problem is not None:
+            self.write_all(document)
             return
-        gone, come = (edit.added, edit.removed) if revert else (edit.removed, edit.added)
         try:
-            run = self._connection.executemany
-            for layer, change in enumerate((edit.scribbles, edit.dense)):
-                after = {at: pair[0 if revert else 1] for at, pair in change.chunks.items()} if change else {}
-                run(PUT_CHUNK, [chunk_row(layer, at, data) for at, data in after.items() if data is not None])
-                run(DROP_CHUNK, [(layer, level, *key) for (level, key), data in after.items() if data is None])
-            run("DELETE FROM strokes WHERE id = ?", [(s.id,) for s in gone])
-            run(PUT_STROKE, [stroke_row(s) for s in come])
-            self._finish(state)
-        except (sqlite3.Error, AnnotationError) as error:
-            self._fail(error)
-
-    def keep_classes(self, state: State) -> None:
-        """Write the class table; fails as `keep`."""
-        if self.problem is not None:
-            self.keep_all(state.contents())
-            return
-        try:
-            self._finish(state)
-        except (sqlite3.Error, AnnotationError) as error:
-            self._fail(error)
-
-    def _finish(self, state: State) -> None:
-        contents = state.contents(bare=True)
-        self.tokens.add(contents.token)  # a commit that is said to have failed may have succeeded
-        self._connection.executemany(PUT_META, contents.meta())
-        self._connection.execute("DELETE FROM classes")
-        self._connection.executemany("INSERT INTO classes VALUES (?, ?, ?, ?)", class_rows(state.classes))
-        self._connection.execute("COMMIT")
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._require_in_place()
-
-    def keep_all(self, contents: Contents) -> None:
-        """Write everything, into the file opened anew where it was lost; fails as `keep`."""
-        try:
-            if self.problem is not None and (self._broken or _identity(self.path) != self._identity):
-                self._reopen()
-            self.tokens.add(contents.token)
-            self._leave()
-            fill(self._connection, contents)
-            self._connection.execute("BEGIN IMMEDIATE")
+            with self._locked():
+                stored = document.stored(labels=False)
+                self.tokens.add(stored.token)  # a commit that is reported as failed may have succeeded
+                write_edit(self._connection, stored, edit)
             self._require_in_place()
-            self.problem = None
+        except (sqlite3.Error, AnnotationError) as error:
+            self._fail(error)
+
+    def write_all(self, document: AnnotationDocument) -> None:
+        """Write everything, opening the file again where it was lost; fails as `write`."""
+        try:
+            if self._problem is not None and (self._broken or _identity(self.path) != self._identity):
+                self._reopen()
+            stored = document.stored()
+            self.tokens.add(stored.token)
+            with self._locked():
+                write_all(self._connection, stored)
+            self._require_in_place()
+            self._problem = None
         except (sqlite3.Error, OSError, AnnotationError) as error:
             self._fail(error)
 
+    def raise_last_error(self) -> None:
+        """Raise what went wrong with the last write.
+
+        Raises
+        ------
+        AnnotationError
+            What was drawn is in memory only until a write succeeds.
+        """
+        if self._problem is not None:
+            raise AnnotationError(
+                f"your strokes could not be written to {self.path}: {self._problem}. They are in memory only; make "
+                "room, or save to another place before you close."
+            )
+
+    def close(self) -> None:
+        """Release the lock and checkpoint the write-ahead log."""
+        roll_back(self._connection)
+        self._connection.close()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One transaction; the write lock is taken again at once, so that no other program can write in between."""
+        with atomic(self._connection):
+            yield
+        self._connection.execute("BEGIN IMMEDIATE")
+
     def _require_in_place(self) -> None:
-        """SQLite does not notice that a file it writes to is no longer the one of that name."""
+        # SQLite does not notice that the file it writes to no longer has that name.
         if _identity(self.path) != self._identity:
             raise AnnotationError("the file was removed or replaced while it was open here")
 
     def _reopen(self) -> None:
-        """After a share has come back, or the file was removed; never over what somebody else has written."""
+        """After a share came back or the file was removed; refuses to overwrite what another program has written."""
         self.close()
         (file, log), now = self._identity, _identity(self.path)
         if now[0] not in (None, file) and now[1] == log:  # our log belongs to the file that was there before
@@ -134,40 +174,23 @@ class FileKeeper:
                 self.close()
                 raise AnnotationError("another program put other annotations in its place")
 
-    def _leave(self) -> None:
-        with suppress(sqlite3.Error):  # a connection that is closed or dead has nothing to take back
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-
     def _fail(self, error: Exception) -> None:
-        self.problem = str(error).rstrip(".")
+        self._problem = str(error).rstrip(".")
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         self._broken = code in _BROKEN or isinstance(error, sqlite3.ProgrammingError | OSError | AnnotationError)
-        self._leave()
+        roll_back(self._connection)
 
-    def complain(self) -> None:
-        """Raise what went wrong with the last write.
 
-        Raises
-        ------
-        AnnotationError
-            What was drawn is in memory only, as long as this goes on.
-        """
-        if self.problem is not None:
-            raise AnnotationError(
-                f"what you drew could not be written to {self.path}: {self.problem}. It is in memory only; make "
-                "room or save to another place before you close."
-            )
-
-    @property
-    def saved(self) -> bool:
-        """Whether the last write succeeded."""
-        return self.problem is None
-
-    def close(self) -> None:
-        """Give the file free; the log is merged into it."""
-        self._leave()
-        self._connection.close()
+def _require_adoptable(path: Path, found: StoredAnnotations, document: AnnotationDocument) -> None:
+    if found.shape != document.shape:
+        raise AnnotationError(
+            f"{path} was drawn on a slide of {found.shape} pixels, this one has {document.shape}; open the slide it "
+            "belongs to."
+        )
+    if document.version > 0:
+        raise AnnotationError(
+            f"{path} holds other annotations; save to another file, or remove it first if it is not needed."
+        )
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
@@ -175,23 +198,22 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
     is_new = not path.exists() or path.stat().st_size == 0
     connection = connect(path, create=is_new, write=True)
     try:
-        # Write-ahead where the file system can; the log is synced at every commit.
+        # A write-ahead log where the file system supports it; the log is synced at every commit.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         if not is_new and not is_blank(connection):
             migrate(connection)
         connection.execute("PRAGMA busy_timeout = 500")
         connection.execute("BEGIN IMMEDIATE")
-        if is_blank(connection):  # killed while it was being made
-            is_new = True
-        if not is_new:  # a write, lest a file that cannot be written to is found out at the first stroke
+        is_new = is_new or is_blank(connection)  # blank: killed while it was being created
+        if not is_new:  # a write, so that a file that cannot be written is noticed before the first stroke
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
     except sqlite3.Error as error:
         connection.close()
         if "locked" in str(error):
             raise FileInUseError(
-                f"{path} is open for writing in another program or window. Close it there, or look at it with "
-                "Annotations.load, which does not keep changes."
+                f"{path} is open for writing in another program or window. Close it there, or read it with "
+                "Annotations.load, which does not save changes."
             ) from error
         kind = NotWritableError if isinstance(error, sqlite3.OperationalError) else AnnotationError
         raise kind(f"cannot write to {path}: {error}.") from error
@@ -199,7 +221,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 
 def _identity(path: Path) -> tuple[tuple[int, int] | None, ...]:
-    """What tells a file and its log from others of the same names."""
+    """(device, inode) of a file and of its log; None for one that does not exist."""
     out: list[tuple[int, int] | None] = []
     for name in (path.name, path.name + "-wal"):
         try:

@@ -1,4 +1,4 @@
-"""Chunks of labels as immutable bytes: small, hashable, safe to share between threads and to write to a file as is.
+"""Chunks of labels as immutable bytes: small, hashable, shared between threads, stored in files as they are.
 
 Three forms, told apart by the first byte: one label for the whole chunk; runs of equal labels, row by row (last pixel
 of each run as little-endian uint16, then the labels as uint8); zlib for chunks that are too ragged for runs.
@@ -81,7 +81,7 @@ def unpack(packed: bytes) -> Labels:
 
 
 def _inflate(data: bytes) -> bytes:
-    """Decompress at most one chunk: a forged file cannot ask for more memory than that."""
+    """Decompress at most one chunk, so that a forged file cannot make us allocate more."""
     try:
         return zlib.decompressobj().decompress(data, PIXELS + 1)
     except zlib.error as error:
@@ -112,7 +112,7 @@ def without_quadrants(packed: bytes, quadrants: tuple[int, ...]) -> bytes:
 def uniform_label(chunk: Labels) -> int | None:
     """The one label of a chunk, or None where there are several."""
     first = int(chunk[0, 0])
-    # The far corner settles most chunks without a look at the rest.
+    # Two more pixels settle most chunks without reading all of them.
     if chunk[-1, -1] != first or chunk[chunk.shape[0] // 2, chunk.shape[1] // 2] != first:
         return None
     return first if bool((chunk == first).all()) else None

@@ -1,7 +1,7 @@
-"""Reading a sparse label pyramid: what the editable quadtree and its frozen copies have in common.
+"""Reading a sparse label pyramid.
 
-Level k has pixels of 2**k level-0 pixels; every level is cut into chunks of 256 pixels, of which only those that add
-something exist. Two invariants hold for a committed pyramid:
+A pixel of level k covers 2**k x 2**k level-0 pixels. Every level is cut into chunks of 256 x 256 pixels; only chunks
+that add information exist. Two invariants hold for a committed pyramid:
 
 1. where a chunk exists, so do all its ancestors (the coarsest level always reads as existing);
 2. a chunk that does not exist reads as its nearest ancestor, enlarged; a coarser pixel with finer chunks below it is
@@ -20,14 +20,14 @@ from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from napari_sparseseg.annotations.packing import Labels
 
     Key = tuple[int, int]
-    Chunks = Mapping[Key, bytes]
+    Chunks = dict[Key, bytes]
 
 COARSEST = 1024
 MAX_SIDE = 1 << 26
@@ -36,40 +36,44 @@ ZEROS.flags.writeable = False
 
 
 class LabelPyramid(ABC):
-    """Geometry and reading of a sparse label pyramid over a slide of `shape` (H, W) level-0 pixels.
+    """Geometry and reading of a sparse label pyramid.
+
+    Parameters
+    ----------
+    shape
+        Slide (H, W) in level-0 pixels.
+    coarsest
+        The coarsest level has at most this many pixels per side.
 
     Attributes
     ----------
     shapes
-        (h, w) of every level. Level 0 is padded to a multiple of 2**(levels - 1), so that the shapes shrink by exactly
-        two: napari places a level by the ratio of the shapes.
+        (h, w) of every level, finest first.
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], coarsest: int = COARSEST) -> None:
         height, width = (int(n) for n in shape)
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise AnnotationError(f"annotations need a slide shape of 1 to {MAX_SIDE} pixels a side, not {shape}.")
-        self.shape = (height, width)
+        self.shape, self.coarsest = (height, width), coarsest
         self.top_level = 1  # napari cannot show a pyramid of one level
-        while -(-max(self.shape) // (1 << self.top_level)) > COARSEST:
+        while -(-max(self.shape) // (1 << self.top_level)) > coarsest:
             self.top_level += 1
+        # Level 0 is padded so that shapes shrink by exactly two: napari places a level by the ratio of the shapes.
         step = 1 << self.top_level
         h, w = (-(-n // step) * step for n in self.shape)
         self.shapes = tuple((h >> k, w >> k) for k in range(self.top_level + 1))
 
     @abstractmethod
     def _chunk(self, level: int, key: Key) -> Labels | None:
-        """The (256, 256) chunk, read only; None where it does not exist. The coarsest level always exists."""
+        """The (256, 256) chunk, read-only; None where it does not exist. The coarsest level always exists."""
 
     def valid(self, level: int) -> tuple[int, int]:
-        """Rows and columns of a level that touch the slide; the padding behind them is always 0."""
+        """Rows and columns of a level that overlap the slide; the padding beyond is always 0."""
         return -(-self.shape[0] >> level), -(-self.shape[1] >> level)
 
     def read(self, level: int, y0: int, y1: int, x0: int, x1: int) -> Labels:
         """Labels (y1 - y0, x1 - x0) uint8 of a box in pixels of `level`; 0 outside the slide."""
-        return self._read(level, y0, y1, x0, x1)
-
-    def _read(self, level: int, y0: int, y1: int, x0: int, x1: int) -> Labels:
         out = np.zeros((max(0, y1 - y0), max(0, x1 - x0)), np.uint8)
         height, width = self.valid(level)
         area = Box(y0, x0, y1 - y0, x1 - x0).intersection(Box(0, 0, height, width))
@@ -112,7 +116,7 @@ class LabelPyramid(ABC):
             for i in range(int(ys[0]) // span, int(ys[-1]) // span + 1)
             for j in range(int(xs[0]) // span, int(xs[-1]) // span + 1)
         ]
-        # Coarse to fine: each level overwrites what the finer chunks below it know better.
+        # Coarse to fine: finer chunks overwrite what coarser ones have put there.
         for level in range(self.top_level, -1, -1):
             span = CHUNK << level
             found = []
@@ -127,23 +131,29 @@ class LabelPyramid(ABC):
         return out
 
 
-class FrozenPyramid(LabelPyramid):
-    """A pyramid that never changes; any number of threads may read it.
+class PackedPyramid(LabelPyramid):
+    """A pyramid of packed chunks; any number of threads may read it as long as nobody changes `levels`.
 
     Parameters
     ----------
-    shape
-        Slide (H, W) in level-0 pixels.
+    shape, coarsest
+        As in `LabelPyramid`.
     levels
-        Packed chunks by (row, column), for every level, finest first. Not copied.
+        Packed chunks by (row, column) for every level, finest first; not copied. None: an empty pyramid.
     """
 
-    def __init__(self, shape: tuple[int, int], levels: Sequence[Chunks]) -> None:
-        super().__init__(shape)
-        self.levels = tuple(levels)
+    def __init__(
+        self, shape: tuple[int, int], levels: Sequence[Chunks] | None = None, coarsest: int = COARSEST
+    ) -> None:
+        super().__init__(shape, coarsest)
+        self.levels: tuple[Chunks, ...] = tuple(levels if levels is not None else ({} for _ in self.shapes))
+
+    def copy(self) -> PackedPyramid:
+        """A pyramid of the same chunks that stays as it is when this one changes."""
+        return PackedPyramid(self.shape, [dict(chunks) for chunks in self.levels], self.coarsest)
 
     def leaves(self) -> Iterator[tuple[int, Key, bytes]]:
-        """(level, key, packed chunk) of all that is labelled, every level-0 pixel in one chunk at most."""
+        """(level, key, packed chunk) of everything labelled; each level-0 pixel is in at most one of them."""
         for level, chunks in enumerate(self.levels):
             for key in chunks:
                 packed = leaf_part(self.levels, level, key)
@@ -185,7 +195,7 @@ def quadrant(child: Key) -> tuple[slice, slice]:
 
 
 def leaf_part(levels: Sequence[Chunks], level: int, key: Key) -> bytes | None:
-    """The packed chunk with 0 wherever a finer chunk knows better; None where nothing is left."""
+    """The packed chunk with 0 wherever a finer chunk exists; None where nothing is left."""
     packed = levels[level].get(key)
     if packed is None or level == 0:
         return packed
@@ -196,7 +206,7 @@ def leaf_part(levels: Sequence[Chunks], level: int, key: Key) -> bytes | None:
 
 
 def leaf_counts(shape: tuple[int, int], levels: Sequence[Chunks], level: int, key: Key) -> Iterable[tuple[int, int]]:
-    """(label, level-0 pixels) that only this chunk knows: where no finer chunk lies below it."""
+    """(label, level-0 pixels) of the part of a chunk that no finer chunk covers."""
     packed = leaf_part(levels, level, key)
     if packed is None:
         return ()
@@ -209,7 +219,7 @@ def weighed_counts(packed: bytes, shape: tuple[int, int], level: int, key: Key) 
         return label_counts(packed)
     if all((k + 1) * CHUNK << level <= n for k, n in zip(key, shape, strict=True)):
         return [(label, n << 2 * level) for label, n in label_counts(packed)]
-    # Pixels of coarse levels stick out over the rim of the slide.
+    # Pixels of coarse levels extend beyond the edge of the slide.
     rows, columns = (
         np.clip(n - (np.arange(k * CHUNK, (k + 1) * CHUNK) << level), 0, 1 << level)
         for n, k in zip(shape, key, strict=True)

@@ -1,7 +1,7 @@
-"""From strokes and polygons to masks. Coordinates are (y, x) with pixel (i, j) covering [i, i + 1) x [j, j + 1).
+"""Rasterise strokes and polygons. Coordinates are (y, x) with pixel (i, j) covering [i, i + 1) x [j, j + 1).
 
-A pixel belongs to a shape if its centre (i + 0.5, j + 0.5) does; polygons follow the even-odd rule over all their
-rings, so that holes are just further rings. Polygons that share a side share no pixel and leave none out.
+A pixel belongs to a shape if its centre (i + 0.5, j + 0.5) does. Polygons follow the even-odd rule over all their
+rings, so holes are further rings. Polygons that share a side share no pixel and leave no gap.
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Points = NDArray[np.float64]
 
-BRUSH_PX = 48
-"""A stroke is written at the coarsest level at which its brush is at least this wide (and less than twice)."""
-MIN_RADIUS = 0.708
-"""No brush is thinner: half the diagonal of a pixel, so that a dab always hits the pixel it is in."""
+BRUSH_PX = 48  # a stroke is written at the coarsest level at which its brush is at least this wide
+MIN_RADIUS = 0.708  # half the diagonal of a pixel, so that a dab always covers the pixel it is in
 MAX_COORDINATE = 1e8
-MAX_CROSSINGS = 500_000_000
-"""Rows that the sides of one polygon may cross in total; more would take minutes."""
-SMALL = 512
+MAX_CROSSINGS = 500_000_000  # rows that the sides of one polygon may cross in total; more would take minutes
+SMALL = 512  # a polygon of at most this many pixels per side is drawn as one mask
 
 
 def write_level(radius: float, top_level: int) -> int:
@@ -107,7 +104,7 @@ class Polygon:
         xa = np.concatenate([ring[:, 1] for ring in rings])
         yb = np.concatenate([part for ring in rings for part in (ring[1:, 0], ring[:1, 0])])
         xb = np.concatenate([part for ring in rings for part in (ring[1:, 1], ring[:1, 1])])
-        # From top to bottom, whichever way it was drawn: neighbours then cross a row at the very same x.
+        # Always from top to bottom, so that polygons that share a side get the very same x for a row.
         up = ya > yb
         self._sides = np.where(up, yb, ya), np.where(up, xb, xa), np.where(up, ya, yb), np.where(up, xa, xb)
         if float(np.abs(yb - ya).sum()) > MAX_CROSSINGS:
@@ -154,7 +151,7 @@ class Polygon:
         slope = np.divide(xb - xa, yb - ya, out=np.zeros_like(ya), where=yb > ya)[side]
         at = [np.clip(i * CHUNK + d, ya[side], yb[side]) for d in (-1.0, CHUNK + 1.0)]
         ends = [xa[side] + (y - ya[side]) * slope for y in at]
-        # A level side passes through all that lies between its ends.
+        # A horizontal side passes through everything between its ends.
         ends[1] = np.where((yb > ya)[side], ends[1], xb[side])
         j0 = np.maximum(np.floor((np.minimum(*ends) - 1) / CHUNK), clip.x // CHUNK).astype(np.int64)
         j1 = np.minimum(np.floor((np.maximum(*ends) + 1) / CHUNK), (clip.x1 - 1) // CHUNK).astype(np.int64)

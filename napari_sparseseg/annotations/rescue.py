@@ -1,4 +1,4 @@
-"""What can be saved of a damaged annotation file."""
+"""Annotations whose labels are drawn again: rescued from a damaged file, or under other class ids."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import json
 import sqlite3
 import uuid
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_sparseseg.annotations.annotations import Annotations
-from napari_sparseseg.annotations.drawing import fill_rings, stamp
+from napari_sparseseg.annotations.editing import draw_brush, fill_polygon
 from napari_sparseseg.annotations.packing import CHUNK, unpack
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
-from napari_sparseseg.annotations.sqlite_file import Contents, DamagedFileError, connect, survey
+from napari_sparseseg.annotations.raster import Polygon
+from napari_sparseseg.annotations.sqlite_file import DamagedFileError, StoredAnnotations, connect, survey
 from napari_sparseseg.config import PALETTE, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from napari_sparseseg.annotations.pyramid import Key
     from napari_sparseseg.annotations.strokes import Stroke
 
 
 def rescue(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -> tuple[Annotations, str]:
-    """Annotations with what can be saved of a damaged file, and a sentence about it; the file is not changed.
+    """Annotations with what can be recovered from a damaged file, and a sentence about it; the file is not changed.
 
-    Strokes are drawn again from their outlines, and the label chunks that survived are laid over them: exact wherever
-    the labels survived, redrawn elsewhere. A bucket fill or label image whose chunks are lost is lost.
+    Strokes are drawn again from their outlines and overwritten with the label chunks that survived: labels are exact
+    where chunks survived and redrawn elsewhere. A bucket fill or label image whose chunks are lost is lost.
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ def rescue(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -
     Raises
     ------
     AnnotationError
-        Where nothing can be saved.
+        Where nothing can be recovered.
     """
     try:
         opened = connect(Path(path))
@@ -68,14 +70,54 @@ def rescue(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -
         tree.begin()
     for layer, (level, key), data in sorted(chunks, key=lambda chunk: -chunk[1][0]):
         _overlay(trees[layer], level, key, data)
-    contents = Contents(shape, classes, len(strokes), uuid.uuid4().hex, max((s.id for s in strokes), default=0) + 1)
-    contents.strokes.extend(strokes)
-    for tree, packed in zip(trees, contents.chunks, strict=True):
+    for tree in trees:
         tree.commit()
-        packed.update(tree.packed())
-    out = Annotations(shape, classes)
-    out.adopt(contents)
-    return out, f"{len(strokes)} strokes and {len(chunks)} label chunks were read, {lost} were lost."
+    text = f"{len(strokes)} strokes and {len(chunks)} label chunks were read, {lost} were lost."
+    return _assembled(shape, classes, len(strokes), strokes, trees), text
+
+
+def renumbered(annotations: Annotations, ids: Mapping[int, int], classes: Iterable[ClassDef]) -> Annotations:
+    """Annotations with the labels, strokes and dense regions of `annotations`, but with other class ids.
+
+    Parameters
+    ----------
+    annotations
+        Not changed.
+    ids
+        New id by old id; ids that are not in it stay.
+    classes
+        The new class table.
+    """
+    snapshot = annotations.snapshot()
+    table = np.arange(256, dtype=np.uint8)
+    for old, new in ids.items():
+        table[old] = new
+    drawn = sorted((*snapshot.strokes, *snapshot.dense_regions), key=lambda stroke: stroke.id)
+    strokes = [replace(stroke, class_id=int(table[stroke.class_id])) for stroke in drawn]
+    trees = LabelQuadtree(snapshot.shape), LabelQuadtree(snapshot.shape)
+    for tree, pyramid in zip(trees, (snapshot.scribbles, snapshot.dense), strict=True):
+        tree.begin()
+        # Painting again rather than renaming labels: a coarse pixel has the largest id below it, which may change.
+        for level, key, packed in pyramid.leaves():
+            chunk = table[unpack(packed)]
+            for label in np.unique(chunk[chunk > 0]).tolist():
+                tree.paint_mask(level, key[0] * CHUNK, key[1] * CHUNK, chunk == label, label, live=False)
+        tree.commit()
+    return _assembled(snapshot.shape, make_classes(classes), snapshot.version, strokes, trees)
+
+
+def _assembled(
+    shape: tuple[int, int],
+    classes: tuple[ClassDef, ...],
+    version: int,
+    strokes: list[Stroke],
+    trees: tuple[LabelQuadtree, LabelQuadtree],
+) -> Annotations:
+    next_id = max((stroke.id for stroke in strokes), default=0) + 1
+    chunks = trees[0].packed(), trees[1].packed()
+    return Annotations.from_stored(
+        StoredAnnotations(shape, classes, version, uuid.uuid4().hex, next_id, strokes, chunks)
+    )
 
 
 def _shape(connection: sqlite3.Connection) -> tuple[int, int] | None:
@@ -88,7 +130,7 @@ def _shape(connection: sqlite3.Connection) -> tuple[int, int] | None:
 
 
 def _classes(connection: sqlite3.Connection, used: Iterable[int]) -> tuple[ClassDef, ...]:
-    """The class table; classes that it has lost get names from their ids."""
+    """The class table; classes that were lost are named after their ids."""
     try:
         rows = connection.execute("SELECT id, name, colour FROM classes ORDER BY position").fetchall()
         table = list(make_classes([ClassDef(*row) for row in rows]))
@@ -100,17 +142,14 @@ def _classes(connection: sqlite3.Connection, used: Iterable[int]) -> tuple[Class
 
 
 def _redraw(trees: tuple[LabelQuadtree, LabelQuadtree], stroke: Stroke) -> None:
-    parts = stroke.parts()
     if stroke.kind in ("polygon", "dense"):
-        fill_rings(trees[stroke.kind == "dense"], parts, stroke.class_id)
+        fill_polygon(trees[stroke.kind == "dense"], Polygon(stroke.parts()), stroke.class_id)
     elif stroke.kind in ("brush", "erase"):
-        for points in (part.tolist() for part in parts):
-            for p, q in zip(points, points[1:] or points, strict=False):
-                stamp(trees[0], (p, q), stroke.radius, stroke.class_id)
+        draw_brush(trees[0], stroke.parts(), stroke.radius, stroke.class_id)
 
 
 def _overlay(tree: LabelQuadtree, level: int, key: Key, data: bytes) -> None:
-    """Write a chunk where it is not what the tree has: a coarse chunk knows less than finer ones redrawn below it."""
+    """Write a chunk where it differs from the tree: it must not hide redrawn finer chunks that agree with it."""
     y, x = key[0] * CHUNK, key[1] * CHUNK
     chunk = unpack(data)
     wrong = tree.read(level, y, y + CHUNK, x, x + CHUNK) != chunk

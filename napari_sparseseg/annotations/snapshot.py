@@ -1,4 +1,4 @@
-"""Annotations of one version, frozen: what training and export read while the user goes on drawing."""
+"""Annotations of one version, frozen, for training and export while the user continues to draw."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_sparseseg.annotations.both import dense_only_counts, read_both
-from napari_sparseseg.annotations.packing import CHUNK, unpack
+from napari_sparseseg.annotations.packing import CHUNK, EMPTY, pack, unpack
+from napari_sparseseg.annotations.pyramid import children, weighed_counts
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_sparseseg.annotations.packing import Labels
-    from napari_sparseseg.annotations.pyramid import FrozenPyramid, Key
+    from napari_sparseseg.annotations.pyramid import Key, PackedPyramid
+    from napari_sparseseg.annotations.quadtree import LabelQuadtree
     from napari_sparseseg.annotations.strokes import DenseRegion, Stroke
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Frame
 
 
 class Snapshot:
-    """One version of `Annotations`; never changes, any number of threads may read it.
+    """One version of `Annotations`, immutable; any number of threads may read it.
 
     Attributes
     ----------
@@ -36,18 +37,18 @@ class Snapshot:
     classes
         The class table then.
     strokes
-        What was drawn, in order, without what was undone; dense regions are in `dense_regions`.
+        In the order of drawing, without what was undone and without dense regions.
     dense_regions
-        Regions declared exhaustively labelled, in order.
+        Regions declared exhaustively labelled, in the order of drawing.
     scribbles, dense
-        The two label pyramids: strokes, and rest classes of the dense regions.
+        Label pyramids of the strokes and of the dense regions.
     """
 
     def __init__(
         self,
         version: int,
         classes: tuple[ClassDef, ...],
-        pyramids: tuple[FrozenPyramid, FrozenPyramid],
+        pyramids: tuple[PackedPyramid, PackedPyramid],
         strokes: tuple[Stroke, ...],
         dense_regions: tuple[DenseRegion, ...],
         scribble_counts: NDArray[np.int64],
@@ -61,26 +62,20 @@ class Snapshot:
     def read(self, box: Box | tuple[int, int, int, int], level: int = 0, *, scribbles_only: bool = False) -> Labels:
         """Labels (h, w) uint8 that cover a level-0 box, at `level` (2**level level-0 pixels per pixel).
 
-        Scribbles where there are any, else the rest class inside dense regions, else 0. A coarse pixel is the largest
-        class id it covers, a scribble's before a rest class.
+        Scribbles where there are any, else the class of a dense region, else 0. A coarse pixel has the largest class id
+        of the scribbles it covers, or else of the dense regions.
         """
         dense = None if scribbles_only or not self.dense_regions else self.dense
-        return read_both(self.scribbles, dense, box, level)
+        return read_labels(self.scribbles, dense, box, level)
 
     def read_region(self, region: Box, frame: Frame) -> Labels:
-        """Labels (region.height, region.width) uint8: of the level-0 pixel under the centre of each frame pixel."""
+        """Labels (region.height, region.width) uint8 of the level-0 pixel under the centre of each frame pixel."""
         rows, columns = _centres(region, frame)
         labels = self.scribbles.sample(rows, columns)
         if self.dense_regions:
             rest = self.dense.sample(rows, columns)
             np.copyto(labels, rest, where=labels == 0)
         return labels
-
-    def dense_mask(self, region: Box, frame: Frame) -> NDArray[np.bool_]:
-        """Bool (region.height, region.width): whether the centre of each frame pixel lies in a dense region."""
-        if not self.dense_regions:
-            return np.zeros((region.height, region.width), bool)
-        return self.dense.sample(*_centres(region, frame)) > 0
 
     def occupied(self, frame: Frame, size: int) -> list[Box]:
         """Cells of the frame's absolute grid of `size` pixels that hold a labelled level-0 pixel, row by row."""
@@ -93,13 +88,65 @@ class Snapshot:
         return [Box(i * size, j * size, size, size) for i, j in sorted(cells) if i * size < height and j * size < width]
 
     def counts(self) -> dict[int, int]:
-        """Labelled level-0 pixels of every class, zeros too; as `read` shows them, rest classes included."""
+        """Labelled level-0 pixels of every class, zeros too, as `read` shows them: scribbles hide dense regions."""
         return {c.id: int(self._counts[c.id]) for c in self.classes}
 
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
         counts = self._scribble_counts
-        return counts + dense_only_counts(self.scribbles, self.dense) if self.dense_regions else counts
+        return counts + _uncovered_counts(self.scribbles, self.dense) if self.dense_regions else counts
+
+
+def read_labels(
+    scribbles: LabelQuadtree | PackedPyramid,
+    dense: LabelQuadtree | PackedPyramid | None,
+    box: Box | tuple[int, int, int, int],
+    level: int,
+) -> Labels:
+    """Labels that cover a level-0 box, in pixels of `level`; without dense regions where `dense` is None."""
+    y, x, height, width = box
+    bounds = (y >> level, -(-(y + height) >> level), x >> level, -(-(x + width) >> level))
+    labels = scribbles.read(level, *bounds)
+    if dense is not None:
+        np.copyto(labels, dense.read(level, *bounds), where=labels == 0)
+    return labels
+
+
+def _uncovered_counts(scribbles: PackedPyramid, dense: PackedPyramid) -> NDArray[np.int64]:
+    """Level-0 pixels (256,) per class of the dense regions that no scribble covers."""
+    total = np.zeros(256, np.int64)
+    top = dense.top_level
+    pending = [(top, key) for key in dense.levels[top]]
+    while pending:
+        level, key = pending.pop()
+        below = _packed_at(dense, level, key)
+        if below == EMPTY:
+            continue
+        finer = level > 0 and any(c in p.levels[level - 1] for p in (dense, scribbles) for c in children(key))
+        if finer:
+            pending.extend((level - 1, child) for child in children(key))
+            continue
+        visible = _uncovered(_packed_at(scribbles, level, key), below)
+        for label, n in weighed_counts(visible, dense.shape, level, key):
+            total[label] += n
+    return total
+
+
+def _packed_at(pyramid: PackedPyramid, level: int, key: Key) -> bytes:
+    """A chunk as it reads, whether or not it exists."""
+    packed = pyramid.levels[level].get(key)
+    if packed is not None:
+        return packed
+    y, x = key[0] * CHUNK, key[1] * CHUNK
+    return pack(pyramid.read(level, y, y + CHUNK, x, x + CHUNK))
+
+
+@lru_cache(maxsize=16384)
+def _uncovered(scribbles: bytes, dense: bytes) -> bytes:
+    """The packed dense chunk with 0 under the scribbles."""
+    if scribbles == EMPTY:
+        return dense
+    return pack(np.where(unpack(scribbles) == 0, unpack(dense), np.uint8(0)))
 
 
 def _centres(region: Box, frame: Frame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -131,7 +178,7 @@ Edges = tuple[tuple[int, ...], tuple[int, ...]]
 
 @lru_cache(maxsize=65536)
 def _labelled(packed: bytes, rows: Edges, columns: Edges) -> tuple[Key, ...]:
-    """Which of the blocks of a chunk, between (first, last) rows and columns, hold a label."""
+    """Which blocks of a chunk, between (first, last) rows and columns, hold a label."""
     area = np.zeros((CHUNK + 1, CHUNK + 1), np.int32)
     np.cumsum(np.cumsum(unpack(packed) > 0, axis=0, dtype=np.int32), axis=1, out=area[1:, 1:])
     (a, b), (c, d) = (np.array(rows), np.array(columns))

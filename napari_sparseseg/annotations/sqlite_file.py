@@ -1,8 +1,8 @@
-"""The annotation file: SQLite, one transaction per stroke, written before the stroke counts as committed.
+"""The annotation file: SQLite, one transaction per edit.
 
-Labels are stored as the packed chunks of the quadtrees, so that opening does not have to draw anything again; strokes
-are stored as vectors beside them, for training and for rescue. Every blob carries its CRC. The writer holds SQLite's
-write lock from one transaction to the next: a second program can read but not write, and a killed one frees the lock.
+Labels are stored as the packed chunks of the quadtrees, so that nothing has to be drawn when a file is opened; strokes
+are stored as vectors beside them, for training and for rescue. Every blob has a CRC. A writer holds SQLite's write lock
+between its transactions too: a second program can read but not write, and the lock of a killed program is released.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 import zlib
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +23,19 @@ from napari_sparseseg.annotations.packing import unpack
 from napari_sparseseg.annotations.strokes import KINDS, Stroke
 from napari_sparseseg.config import MAX_CLASS_ID, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError, SparseSegError
+from napari_sparseseg.files import write_atomic
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from napari_sparseseg.annotations.document import Edit
     from napari_sparseseg.annotations.pyramid import Key
 
 APPLICATION_ID = 0x4E535347
 SCHEMA = 1
-MAX_VALUE = 1 << 28
-"""Bytes of one value: a forged file cannot ask for more memory than that at once."""
+MAX_VALUE = 1 << 28  # bytes of one value, so that a forged file cannot make us allocate more at once
 MAGIC = b"SQLite format 3\0"
 _CREATE = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -47,10 +48,10 @@ CREATE TABLE chunks (layer INTEGER NOT NULL, level INTEGER NOT NULL, i INTEGER N
 """
 # Scripts that bring a file of schema k + 1 to k + 2; run inside one transaction when an older file is opened.
 MIGRATIONS: tuple[str, ...] = ()
-PUT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)"
-DROP_CHUNK = "DELETE FROM chunks WHERE layer = ? AND level = ? AND i = ? AND j = ?"
-PUT_STROKE = "INSERT OR REPLACE INTO strokes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+_PUT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)"
+_DROP_CHUNK = "DELETE FROM chunks WHERE layer = ? AND level = ? AND i = ? AND j = ?"
+_PUT_STROKE = "INSERT OR REPLACE INTO strokes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 
 
 class FileInUseError(AnnotationError):
@@ -58,50 +59,73 @@ class FileInUseError(AnnotationError):
 
 
 class BlankFileError(AnnotationError):
-    """The annotation file was begun, but nothing is in it yet."""
+    """The annotation file is empty: the program was killed while it created it."""
 
 
 class NotWritableError(AnnotationError):
-    """The annotation file cannot be written: not permitted, or no room."""
+    """The annotation file cannot be written: permission denied, or no room."""
+
+
+class DamagedFileError(AnnotationError):
+    """An annotation file that cannot be read completely; `rescue` recovers what it can."""
+
+    def __init__(self, path: Path, reason: str, found: str = "") -> None:
+        self.path, self.reason = path, reason
+        hint = f" {found}" if found else ""
+        super().__init__(
+            f"{path} is damaged: {reason}.{hint} "
+            "`napari_sparseseg.annotations.rescue(path)` returns annotations with what can be recovered."
+        )
 
 
 @dataclass(slots=True)
-class Contents:
-    """What an annotation file holds."""
+class StoredAnnotations:
+    """What an annotation file holds.
+
+    Attributes
+    ----------
+    shape, classes, version, token
+        As in `AnnotationDocument`.
+    next_id
+        The id of the next stroke.
+    strokes
+        Strokes and dense regions in ascending order of their ids.
+    chunks
+        Packed chunks of scribbles and dense regions by (level, key).
+    counts
+        Labelled level-0 pixels per class of scribbles and dense regions, so that they need not be counted again; None:
+        not known.
+    """
 
     shape: tuple[int, int]
     classes: tuple[ClassDef, ...]
     version: int
     token: str
     next_id: int
-    spent: tuple[int, ...] = ()
     strokes: list[Stroke] = field(default_factory=list)
     chunks: tuple[dict[tuple[int, Key], bytes], dict[tuple[int, Key], bytes]] = field(default_factory=lambda: ({}, {}))
-
     counts: tuple[dict[int, int], dict[int, int]] | None = None
-    """Labelled pixels per class of both layers, so that opening need not count; None: not known."""
-
-    def meta(self) -> list[tuple[str, str]]:
-        """The rows of the table ``meta``."""
-        values = {
-            "shape": list(self.shape),
-            "version": self.version,
-            "token": self.token,
-            "next_id": self.next_id,
-            "spent": list(self.spent),
-            "counts": self.counts and [sorted(layer.items()) for layer in self.counts],
-        }
-        return [(key, json.dumps(value)) for key, value in values.items()]
 
 
-def chunk_row(layer: int, at: tuple[int, Key], data: bytes) -> tuple[Any, ...]:
-    """A row of the table ``chunks``."""
+# ---------------------------------------------------------------------- rows
+def _meta_rows(stored: StoredAnnotations) -> list[tuple[str, str]]:
+    values = {
+        "shape": list(stored.shape),
+        "version": stored.version,
+        "token": stored.token,
+        "next_id": stored.next_id,
+        "spent": [],  # unused, but earlier versions require it
+        "counts": stored.counts and [sorted(layer.items()) for layer in stored.counts],
+    }
+    return [(key, json.dumps(value)) for key, value in values.items()]
+
+
+def _chunk_row(layer: int, at: tuple[int, Key], data: bytes) -> tuple[Any, ...]:
     level, (i, j) = at
     return layer, level, i, j, data, zlib.crc32(data)
 
 
-def stroke_row(stroke: Stroke) -> tuple[Any, ...]:
-    """A row of the table ``strokes``."""
+def _stroke_row(stroke: Stroke) -> tuple[Any, ...]:
     points = stroke.points.astype("<f4").tobytes()
     return (
         stroke.id,
@@ -115,19 +139,8 @@ def stroke_row(stroke: Stroke) -> tuple[Any, ...]:
     )
 
 
-def class_rows(classes: Iterable[ClassDef]) -> list[tuple[Any, ...]]:
-    """The rows of the table ``classes``."""
-    return [(n, c.id, c.name, c.colour) for n, c in enumerate(classes)]
-
-
-def read_stroke(row: tuple[Any, ...]) -> Stroke:
-    """A stroke from its row.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Where the row is damaged.
-    """
+def _read_stroke(row: tuple[Any, ...]) -> Stroke:
+    """A stroke from its row; ValueError or TypeError where it is damaged."""
     number, kind, class_id, radius, y, x, height, width, rings, points, crc = row
     if zlib.crc32(points) != crc or kind not in KINDS:
         raise ValueError(f"stroke {number} is damaged")
@@ -141,31 +154,48 @@ def read_stroke(row: tuple[Any, ...]) -> Stroke:
     return Stroke(int(number), kind, int(class_id), float(radius), ends, box, runs)
 
 
-def read_chunk(row: tuple[Any, ...]) -> tuple[int, tuple[int, Key], bytes]:
-    """(layer, (level, key), packed) from a row.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Where the row is damaged.
-    """
+def _read_chunk(row: tuple[Any, ...]) -> tuple[int, tuple[int, Key], bytes]:
+    """(layer, (level, key), packed) from a row; ValueError or TypeError where it is damaged."""
     layer, level, i, j, data, crc = row
     if zlib.crc32(data) != crc or layer not in (0, 1):
         raise ValueError(f"chunk {(layer, level, i, j)} is damaged")
     return layer, (int(level), (int(i), int(j))), data
 
 
-def connect(path: Path, *, create: bool = False, write: bool = False) -> sqlite3.Connection:
-    """Open a file; for reading where it cannot be written.
+# ---------------------------------------------------------------------- connections
+@contextmanager
+def atomic(connection: sqlite3.Connection) -> Iterator[None]:
+    """One transaction: committed at the end of the block, rolled back where it raises.
 
-    The file is looked at through SQLite only: closing any other handle of it would drop the locks of this whole
-    process (POSIX), and another program could take the log away in which the next strokes are written.
+    A transaction that is open already, because it holds the write lock, becomes this one.
+    """
+    try:
+        if not connection.in_transaction:
+            connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """Discard the open transaction, if any, and release its lock."""
+    with suppress(sqlite3.Error):  # nothing can be rolled back on a closed or broken connection
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def connect(path: Path, *, create: bool = False, write: bool = False) -> sqlite3.Connection:
+    """Open a file; read-only where it cannot be written.
 
     Raises
     ------
     AnnotationError
-        Where it is no annotation file, or was written by a newer version.
+        Where it is not an annotation file, or was written by a newer version.
     """
+    # The file is read through SQLite only: closing any other handle of it would drop all locks of this process (POSIX),
+    # and another program could remove the log into which the next strokes are written.
     if not create:
         _require_file(path)
     last: sqlite3.Error | None = None
@@ -182,7 +212,9 @@ def connect(path: Path, *, create: bool = False, write: bool = False) -> sqlite3
         else:
             return connection
     if create:
-        raise NotWritableError(f"cannot write {path}: {last}. Is the folder there, and is it yours?") from last
+        raise NotWritableError(
+            f"cannot write {path}: {last}. Does the folder exist, and may you write to it?"
+        ) from last
     if getattr(last, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
         raise _foreign(path) from last
     raise DamagedFileError(path, str(last)) from last
@@ -190,9 +222,9 @@ def connect(path: Path, *, create: bool = False, write: bool = False) -> sqlite3
 
 def _modes(path: Path, *, write: bool) -> list[str]:
     if path.with_name(path.name + "-wal").exists():
-        # Somebody may be writing: who only reads cannot merge the log or take it away when it closes.
+        # Another program may be writing: a read-only connection does not checkpoint or delete the log on closing.
         return ["rw", "ro"] if write else ["ro", "rw"]
-    # In a folder that may not be written to, the files of a log cannot be made; none is needed to read.
+    # A log cannot be created in a read-only folder; `immutable` does without one.
     return ["rw", "ro", "ro&immutable=1"]
 
 
@@ -219,8 +251,8 @@ def _require_ours(path: Path, connection: sqlite3.Connection) -> None:
     if schema > SCHEMA:
         connection.close()
         raise AnnotationError(
-            f"{path} was written by a newer version of napari-sparseseg (its format is {schema}, this one reads up to "
-            f"{SCHEMA}); update napari-sparseseg."
+            f"{path} was written by a newer version of napari-sparseseg (file format {schema}; this version reads "
+            f"formats up to {SCHEMA}); update napari-sparseseg."
         )
 
 
@@ -228,46 +260,35 @@ def schema_of(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-class DamagedFileError(AnnotationError):
-    """An annotation file that cannot be read whole; `rescue` says what can be had from it."""
-
-    def __init__(self, path: Path, reason: str, found: str = "") -> None:
-        self.path, self.reason = path, reason
-        hint = f" {found}" if found else ""
-        super().__init__(
-            f"{path} is damaged: {reason}.{hint} "
-            "`napari_sparseseg.annotations.rescue(path)` returns annotations with what can be saved."
-        )
-
-
 def is_blank(connection: sqlite3.Connection) -> bool:
-    """Whether a file has nothing in it, not even tables: the program was killed while it made the file."""
+    """Whether a file has no tables: the program was killed while it created the file."""
     return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring an older file to the present schema."""
+    """Bring an older file to the current schema."""
     schema = schema_of(connection)
     for number, script in enumerate(MIGRATIONS[schema - 1 :], schema + 1):
         connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
 
 
-def read_contents(path: Path) -> Contents:
+# ---------------------------------------------------------------------- reading
+def read_stored(path: Path) -> StoredAnnotations:
     """Everything in an annotation file.
 
     Raises
     ------
     AnnotationError
-        Where it is no annotation file, or is damaged; the message says how much could be rescued.
+        Where it is not an annotation file, or is damaged; the message says how much could be rescued.
     """
     with closing(connect(path)) as connection:
         try:
             if is_blank(connection):
-                raise BlankFileError(f"nothing was ever drawn in {path}: a program was stopped while it made the file.")
+                raise BlankFileError(f"{path} is empty: the program was stopped while it created the file.")
             if schema_of(connection) < SCHEMA:
                 with closing(connect(path, write=True)) as writer:
                     migrate(writer)
-            return contents_of(connection)
+            return _stored(connection)
         except BlankFileError:
             raise
         except (sqlite3.Error, ValueError, TypeError, KeyError, RecursionError, SparseSegError) as error:
@@ -276,49 +297,47 @@ def read_contents(path: Path) -> Contents:
             raise DamagedFileError(path, str(error).rstrip("."), found) from error
 
 
-def contents_of(connection: sqlite3.Connection) -> Contents:
-    """Everything behind an open connection; raises what is wrong as it is."""
+def _stored(connection: sqlite3.Connection) -> StoredAnnotations:
     odd = connection.execute("SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1").fetchone()
     if odd is not None:  # a view or trigger could compute anything
         raise ValueError(f"it holds {odd[0]!r}, which no annotation file has")
     meta = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM meta")}
     height, width = meta["shape"]
     rows = connection.execute("SELECT id, name, colour FROM classes ORDER BY position")
-    out = Contents(
+    out = StoredAnnotations(
         (int(height), int(width)),
         make_classes([ClassDef(*row) for row in rows]),
         int(meta["version"]),
         str(meta["token"]),
         int(meta["next_id"]),
-        tuple(meta["spent"]),
     )
     if meta.get("counts"):
         scribbles, dense = ({int(k): int(n) for k, n in layer} for layer in meta["counts"])
         if not all(0 <= label <= 255 for layer in (scribbles, dense) for label in layer):
             raise ValueError("it counts labels beyond 255")
         out.counts = scribbles, dense
-    out.strokes.extend(read_stroke(row) for row in connection.execute("SELECT * FROM strokes ORDER BY id"))
+    out.strokes.extend(_read_stroke(row) for row in connection.execute("SELECT * FROM strokes ORDER BY id"))
     for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):
-        layer, at, data = read_chunk(row)
+        layer, at, data = _read_chunk(row)
         out.chunks[layer][at] = data
     return out
 
 
 def survey(connection: sqlite3.Connection) -> tuple[list[Stroke], list[tuple[int, tuple[int, Key], bytes]], int]:
-    """Strokes and chunks that can be read from a damaged file, and how many rows cannot."""
+    """Strokes and chunks that can be read from a damaged file, and the number of rows that cannot."""
     strokes: dict[int, Stroke] = {}
     chunks = {}
     lost = 0
     for row in _rows(connection, "strokes", "*"):
         try:
-            stroke = read_stroke(row)
+            stroke = _read_stroke(row)
         except (ValueError, TypeError):
             lost += 1
         else:
             strokes[stroke.id] = stroke
     for row in _rows(connection, "chunks", "layer, level, i, j, data, crc"):
         try:
-            layer, at, data = read_chunk(row)
+            layer, at, data = _read_chunk(row)
             unpack(data)
         except (ValueError, TypeError):
             lost += 1
@@ -328,7 +347,7 @@ def survey(connection: sqlite3.Connection) -> tuple[list[Stroke], list[tuple[int
 
 
 def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
-    """Rows from the first on until the damage, then from the last back until the damage."""
+    """Rows from the first up to the damage, then from the last down to the damage."""
     for order in ("ASC", "DESC"):
         try:
             yield from connection.execute(f"SELECT {columns} FROM {table} ORDER BY rowid {order}")  # our own names
@@ -338,8 +357,9 @@ def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[
             return
 
 
-def write_contents(path: Path, contents: Contents) -> None:
-    """Write a new file in one go, beside `path` first, then in its place.
+# ---------------------------------------------------------------------- writing
+def write_stored(path: Path, stored: StoredAnnotations) -> None:
+    """Write a new file beside `path`, then rename it.
 
     Raises
     ------
@@ -348,53 +368,68 @@ def write_contents(path: Path, contents: Contents) -> None:
     AnnotationError
         Where the folder cannot be written to.
     """
-    _settle(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.unlink(missing_ok=True)
-        with closing(connect(part, create=True)) as connection:
-            fill(connection, contents)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+    _require_unlocked(path)
+
+    def write(part: Path) -> None:
+        with closing(connect(part, create=True)) as connection, atomic(connection):
+            write_all(connection, stored)
         # A leftover log would be applied to the new file.
         for tail in ("-wal", "-shm", "-journal"):
             path.with_name(path.name + tail).unlink(missing_ok=True)
-        part.replace(path)
+
+    try:
+        write_atomic(path, write)
     except (OSError, sqlite3.Error) as error:
         raise AnnotationError(f"cannot write {path}: {error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _settle(path: Path) -> None:
-    """Make sure that nobody writes to the file that is to be replaced."""
+def _require_unlocked(path: Path) -> None:
+    """Raise FileInUseError where another program writes to the file that is to be replaced."""
     if not path.exists():
         return
     try:
         with closing(sqlite3.connect(path, isolation_level=None, timeout=0.5)) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
+            roll_back(connection)
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             raise FileInUseError(
                 f"{path} is open for writing in another program or window; close it there first."
             ) from error
     except sqlite3.DatabaseError:
-        return  # not SQLite, or damaged: nobody can be writing to it
+        return  # not SQLite, or damaged: no program can be writing to it
 
 
-def fill(connection: sqlite3.Connection, contents: Contents) -> None:
-    """Write everything into an empty or outdated file, in one transaction."""
+def write_all(connection: sqlite3.Connection, stored: StoredAnnotations) -> None:
+    """Write everything into an empty or outdated file, in the open transaction."""
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute("BEGIN IMMEDIATE")
     for table in ("meta", "classes", "strokes", "chunks"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in _CREATE.split(";"):
         connection.execute(statement)
-    connection.executemany(PUT_META, contents.meta())
-    connection.executemany("INSERT INTO classes VALUES (?, ?, ?, ?)", class_rows(contents.classes))
-    connection.executemany(PUT_STROKE, map(stroke_row, contents.strokes))
-    for layer, chunks in enumerate(contents.chunks):
-        connection.executemany(PUT_CHUNK, (chunk_row(layer, at, data) for at, data in chunks.items()))
+    connection.executemany(_PUT_STROKE, map(_stroke_row, stored.strokes))
+    for layer, chunks in enumerate(stored.chunks):
+        connection.executemany(_PUT_CHUNK, (_chunk_row(layer, at, data) for at, data in chunks.items()))
+    _write_head(connection, stored)
     connection.execute(f"PRAGMA user_version = {SCHEMA}")
-    connection.execute("COMMIT")
+
+
+def write_edit(connection: sqlite3.Connection, stored: StoredAnnotations, edit: Edit | None) -> None:
+    """Write an edit, and the head of the annotations after it, in the open transaction."""
+    if edit is not None:
+        for layer, change in enumerate((edit.scribbles, edit.dense)):
+            after = {at: pair[1] for at, pair in change.chunks.items()} if change else {}
+            rows = (_chunk_row(layer, at, data) for at, data in after.items() if data is not None)
+            connection.executemany(_PUT_CHUNK, rows)
+            gone = ((layer, level, *key) for (level, key), data in after.items() if data is None)
+            connection.executemany(_DROP_CHUNK, gone)
+        connection.executemany("DELETE FROM strokes WHERE id = ?", ((stroke.id,) for stroke in edit.removed))
+        connection.executemany(_PUT_STROKE, map(_stroke_row, edit.added))
+    _write_head(connection, stored)
+
+
+def _write_head(connection: sqlite3.Connection, stored: StoredAnnotations) -> None:
+    connection.executemany(_PUT_META, _meta_rows(stored))
+    connection.execute("DELETE FROM classes")
+    rows = ((n, c.id, c.name, c.colour) for n, c in enumerate(stored.classes))
+    connection.executemany("INSERT INTO classes VALUES (?, ?, ?, ?)", rows)

@@ -1,4 +1,4 @@
-"""What was drawn, as vectors: strokes for training and for the file, and dense regions."""
+"""Strokes and dense regions as vectors, for training and for the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stroke:
     kind
         ``brush`` and ``erase``: `points` are joined one after the other by a brush of `radius`. ``polygon``: `points`
         are the corners. ``fill``: without an outline (bucket, label image); `points` are the corners of its box.
-        ``dense``: a dense region of which `class_id` is the rest class.
+        ``dense``: a dense region; its pixels without a scribble are of `class_id`.
     class_id
         0 where it erases.
     radius
@@ -43,7 +43,7 @@ class Stroke:
     rings
         Points of every ring of a polygon (outline, then holes), or of every run of a brush; empty: one run.
     box
-        What it may have changed, level 0.
+        Level-0 pixels that it may have changed.
     """
 
     id: int
@@ -56,7 +56,7 @@ class Stroke:
 
     @classmethod
     def of_rings(cls, number: int, kind: str, class_id: int, rings: Sequence[NDArray[np.float64]], box: Box) -> Stroke:
-        """A stroke of several rings or runs, without a brush."""
+        """A stroke of one or more rings or runs, with radius 0."""
         points = (np.concatenate(rings) if len(rings) > 1 else rings[0]).astype(np.float32)
         return cls(number, kind, class_id, 0.0, points, box, tuple(map(len, rings)) if len(rings) > 1 else ())
 
@@ -67,11 +67,11 @@ class Stroke:
 
 
 DenseRegion = Stroke
-"""A dense region is a stroke of kind ``dense``: `.points`, `.class_id` (the rest class), `.box`, `.id`."""
+"""A stroke of kind ``dense``."""
 
 
 def stroke_mask(stroke: Stroke, region: Box, frame: Frame) -> Mask:
-    """Where a stroke was drawn.
+    """The pixels that a stroke covers.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def stroke_mask(stroke: Stroke, region: Box, frame: Frame) -> Mask:
     region
         Box in pixels of `frame`.
     frame
-        Its pixels are judged by their centres.
+        A pixel is covered if its centre is.
 
     Returns
     -------

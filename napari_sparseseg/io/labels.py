@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sparseseg.annotations import Annotations
+from napari_sparseseg.annotations import Annotations, MaskPiece
 from napari_sparseseg.annotations.packing import CHUNK
 from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef
 from napari_sparseseg.errors import AnnotationError
@@ -83,10 +83,11 @@ def _scale(source: Path, image: tuple[int, ...], slide: tuple[int, int]) -> tupl
 
 def _draw(out: Annotations, pixels: Any, scale: tuple[float, float], file: tuple[Path, list[ClassDef]]) -> None:
     """Draw block by block; every block and class is one stroke of kind ``fill``, all of them one step."""
-    level = min(int(np.log2(min(scale) + 1e-9)), out.quadtree.top_level)
+    level = min(int(np.log2(min(scale) + 1e-9)), out.top_level)
     step = BLOCK << level
     origins = [(y, x) for y in range(0, out.shape[0], step) for x in range(0, out.shape[1], step)]
-    with out.painting() as paint:
+
+    def pieces() -> Iterator[MaskPiece]:
         for y, x in origins:
             block = _block(pixels, scale, level, (y, x), out.shape)
             if block.size == 0 or not block.any():
@@ -97,7 +98,9 @@ def _draw(out: Annotations, pixels: Any, scale: tuple[float, float], file: tuple
                 )
             for class_id in np.unique(block[block > 0]).tolist():
                 _know(out, class_id, file[1])
-                paint(level, y >> level, x >> level, block == class_id, class_id)
+                yield MaskPiece(level, y >> level, x >> level, block == class_id, class_id)
+
+    out.draw_masks(pieces())
 
 
 def _know(out: Annotations, class_id: int, own: list[ClassDef]) -> None:

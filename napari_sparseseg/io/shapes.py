@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.annotations.drawing import Shape
+from napari_sparseseg.annotations import Annotations, Shape
 from napari_sparseseg.annotations.raster import as_points
 from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError

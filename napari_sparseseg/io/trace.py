@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_sparseseg.annotations.packing import Labels
-    from napari_sparseseg.annotations.pyramid import FrozenPyramid
+    from napari_sparseseg.annotations.pyramid import PackedPyramid
 
     Ints = NDArray[np.int64]
 
@@ -36,7 +36,7 @@ class Outline:
     holes: tuple[Ints, ...]
 
 
-def trace(pyramid: FrozenPyramid) -> Iterator[Outline]:
+def trace(pyramid: PackedPyramid) -> Iterator[Outline]:
     """The outlines of all 4-connected regions, class by class."""
     found: dict[int, list[Ints]] = {}
     for y, x, level, block in _squares(pyramid):
@@ -46,7 +46,7 @@ def trace(pyramid: FrozenPyramid) -> Iterator[Outline]:
         yield from _regions(class_id, np.concatenate(found.pop(class_id)))
 
 
-def _squares(pyramid: FrozenPyramid) -> Iterator[tuple[int, int, int, Labels]]:
+def _squares(pyramid: PackedPyramid) -> Iterator[tuple[int, int, int, Labels]]:
     """(y, x, level, labels) of the squares that together hold all labels, each without finer chunks below it."""
     for level, chunks in enumerate(pyramid.levels):
         for key, packed in chunks.items():
@@ -63,7 +63,7 @@ def _squares(pyramid: FrozenPyramid) -> Iterator[tuple[int, int, int, Labels]]:
                     yield child[0] * CHUNK << level - 1, child[1] * CHUNK << level - 1, level, block
 
 
-def _sides(pyramid: FrozenPyramid, y: int, x: int, level: int, block: Labels) -> Iterator[tuple[int, Ints]]:
+def _sides(pyramid: PackedPyramid, y: int, x: int, level: int, block: Labels) -> Iterator[tuple[int, Ints]]:
     """(class, sides) of a square; a side (n, 4) is (y0, x0, y1, x1), directed so that the class is on its right."""
     size = len(block) << level
     bottom, right = pyramid.shape
@@ -84,7 +84,7 @@ def _sides(pyramid: FrozenPyramid, y: int, x: int, level: int, block: Labels) ->
                 yield class_id, sides
 
 
-def _line_beyond(pyramid: FrozenPyramid, y: int, x: int, size: int, turn: int) -> Labels:
+def _line_beyond(pyramid: PackedPyramid, y: int, x: int, size: int, turn: int) -> Labels:
     """The level-0 pixels beyond a side of a square, in the order in which the turned square has them."""
     boxes = (
         (y - 1, y, x, x + size),

@@ -13,7 +13,7 @@ from napari_sparseseg.geometry import Box
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from napari_sparseseg.annotations.pyramid import FrozenPyramid
+    from napari_sparseseg.annotations.pyramid import PackedPyramid
     from napari_sparseseg.annotations.snapshot import Snapshot
     from napari_sparseseg.geometry import Frame
 
@@ -47,7 +47,7 @@ def changed_cells(before: Snapshot, after: Snapshot, frame: Frame, size: int) ->
     return {cell for cell in cells if cell.y < height and cell.x < width}
 
 
-def _changed_boxes(before: FrozenPyramid, after: FrozenPyramid) -> Iterator[Box]:
+def _changed_boxes(before: PackedPyramid, after: PackedPyramid) -> Iterator[Box]:
     """Level-0 boxes outside of which both read the same.
 
     A pixel has the label of the finest chunk over it. Where that is another one, or another label, one of the two

@@ -145,7 +145,7 @@ class Predictor:
 
     def accept(self, at: tuple[float, float]) -> Component:
         """The predicted region around a point becomes a dense region; see `Session.accept_region`."""
-        from napari_sparseseg.annotations.drawing import Shape
+        from napari_sparseseg.annotations import Shape
         from napari_sparseseg.prediction.component import component_at
 
         model, entry = self.model(), self._slides.active

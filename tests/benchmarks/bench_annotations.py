@@ -82,8 +82,9 @@ def memory(rng):
     a = Annotations(SHAPE, ["a", "b", "c"])
     for k in range(2000):
         a.paint(*stroke(rng), 1 + k % 3)
+    packed = [data for chunks in a.snapshot().scribbles.levels for data in chunks.values()]
     grown = (process.memory_info().rss - before) / 1e6
-    print(f"memory after 2,000 strokes: {grown:.0f} MB resident, {a.quadtree.nbytes / 1e6:.0f} MB labels  (<= 150)")
+    print(f"memory after 2,000 strokes: {grown:.0f} MB resident, {sum(map(len, packed)) / 1e6:.0f} MB labels  (<= 150)")
 
 
 def files(rng, folder):

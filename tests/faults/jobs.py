@@ -46,9 +46,9 @@ def edit(annotations: Annotations, rng: np.random.Generator) -> None:
     label = int(rng.integers(1, 3))
     kind = rng.choice(["brush", "brush", "erase", "polygon", "dense", "undo"])
     radius = float(2 ** rng.uniform(1, 6))
-    if kind == "undo" and annotations.can_undo:
-        annotations.undo()
-    elif kind == "erase":
+    if kind == "undo" and annotations.undo() is not None:
+        return
+    if kind == "erase":
         annotations.erase([(y, x), (h / 2, w / 2)], radius)
     elif kind in ("polygon", "dense"):
         ring = [(y, x), (y + 90, x + 30), (y + 40, x + 120)]

@@ -21,6 +21,7 @@ from napari_sparseseg.errors import AnnotationError, ProjectError, SlideError
 from napari_sparseseg.files import write_atomic
 from napari_sparseseg.session.project import Project
 from napari_sparseseg.session.recovery import recoverable, recovery_folder
+from tests.helpers.classes import add_class
 from tests.helpers.data import ROOT, two_textures, write_slide
 from tests.helpers.slide_files import write_zarr
 
@@ -111,7 +112,7 @@ def test_a_slide_whose_strokes_could_not_be_kept_is_not_opened(project, slides):
 def test_a_slide_that_returns_does_not_take_the_others_classes_away(project, slides):
     aside = shutil.move(slides[1], slides[1].with_suffix(".aside"))
     with Session.load(project) as session:
-        necrosis = session.annotations.add_class("necrosis", "#123456").id
+        necrosis = add_class(session.annotations, "necrosis")
         session.annotations.paint([(100, 100), (110, 150)], 8, necrosis)
         pixels = session.annotations.counts()[necrosis]
         assert pixels > 0

@@ -13,6 +13,7 @@ from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import SparseSegError, TrainingError
 from napari_sparseseg.slides import ArraySlide
 from napari_sparseseg.slides.cache import TILES
+from tests.helpers.classes import add_class
 from tests.helpers.data import two_textures, write_slide
 from tests.helpers.processes import child
 from tests.helpers.smooth_model import write_tall_slide
@@ -262,7 +263,7 @@ def test_255_classes(tmp_path):
         assert probabilities.shape == (255, 16 * side, 16 * side)
         np.testing.assert_array_equal(probabilities.argmax(0) + 1, labels)
         with pytest.raises(SparseSegError):
-            session.annotations.add_class("one too many")
+            add_class(session.annotations, "one too many")
         session.save_model(tmp_path / "m.safetensors")
         session.load_model(tmp_path / "m.safetensors")
         np.testing.assert_array_equal(session.predict((0, 0, 16 * side, 16 * side))[0], labels)

@@ -54,7 +54,7 @@ def test_a_clicked_region_becomes_dense_and_a_stroke_corrects_it(viewer, panel, 
     idle(panel)
     region = a.dense_regions[0]
     assert region.class_id == labels[at]
-    dense = a.snapshot().dense_mask(Box(0, 0, h, w), session.slide.frame(None))
+    dense = a.snapshot().dense.read(0, 0, h, 0, w) > 0
     assert dense[at]
     assert (labels[dense] == labels[at]).mean() > 0.97
     assert "Accepted" in panel.predict.doubt.text()

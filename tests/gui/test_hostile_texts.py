@@ -10,6 +10,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QWidget
 
 from napari_sparseseg.gui.sections.classes.table import NAME
+from tests.helpers.classes import add_class, rename_class
 from tests.helpers.data import two_textures
 from tests.helpers.mouse import pump
 from tests.helpers.waiting import wait_until
@@ -46,8 +47,8 @@ def rendered(widget: QWidget) -> list[str]:
 
 def test_names_and_metadata_are_text(panel):
     session = panel.session
-    session.annotations.rename_class(1, EVIL)
-    session.annotations.add_class("<table width=9999><tr><td>" + "y" * 80, "#123456")
+    rename_class(session.annotations, 1, EVIL)
+    add_class(session.annotations, "<table width=9999><tr><td>" + "y" * 80)
     panel._context.problem.emit(f"cannot open {EVIL}", EVIL)
     for section in panel.sections:
         for _ in range(2):  # folded sections show a summary, open ones their body

@@ -84,7 +84,7 @@ def around(annotations: Annotations, y: float, x: float, reach: int, level: int 
     """Labels of the square of `reach` level-0 pixels around (y, x), with the origin in pixels of `level`."""
     y0, x0 = (int(y) - reach) >> level, (int(x) - reach) >> level
     size = 2 * reach >> level
-    return annotations.quadtree.read(level, y0, y0 + size, x0, x0 + size), y0, x0
+    return annotations.levels()[level][y0 : y0 + size, x0 : x0 + size], y0, x0
 
 
 def capsule(shape, y0, x0, start, end, radius) -> np.ndarray:

@@ -8,6 +8,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -29,6 +34,19 @@ def limit_file_size(size: int) -> None:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@contextmanager
+def file_size_limited(size: int) -> Iterator[None]:
+    """`limit_file_size` for a block within this process."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_file_size(size)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def limit_memory(extra: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Labels, Shapes
 
-from napari_sparseseg.annotations.drawing import Shape
+from napari_sparseseg.annotations import MaskPiece, Shape
 from napari_sparseseg.annotations.packing import enlarge
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
@@ -17,7 +17,7 @@ from napari_sparseseg.io.asap import one_ring
 from napari_sparseseg.io.trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import napari
     from napari.layers import Layer
@@ -115,17 +115,20 @@ def _draw_labels(annotations: Annotations, layer: Labels) -> int:
     y, x = (origin - steps / 2) / (1 << level)
     if not np.allclose(steps, 1 << level, rtol=1e-3) or not np.allclose([y, x], np.round([y, x]), atol=0.01):
         raise AnnotationError(f"the pixels of {layer.name} do not cover 1, 2, 4, ... whole pixels of the slide.")
-    write = min(level, annotations.quadtree.top_level)
+    write = min(level, annotations.top_level)
     larger = level - write
     drawn: set[int] = set()
-    with annotations.painting() as paint:
+
+    def pieces() -> Iterator[MaskPiece]:
         for i in range(0, layer.data.shape[0], BLOCK):
             for j in range(0, layer.data.shape[1], BLOCK):
                 block = np.asarray(layer.data[i : i + BLOCK, j : j + BLOCK])
                 for label in np.unique(block[block > 0]).tolist():
-                    corner = [(round(float(start)) + at) << larger for start, at in ((y, i), (x, j))]
-                    paint(write, corner[0], corner[1], enlarge(block == label, larger), label)
+                    y0, x0 = ((round(float(start)) + at) << larger for start, at in ((y, i), (x, j)))
                     drawn.add(label)
+                    yield MaskPiece(write, y0, x0, enlarge(block == label, larger), label)
+
+    annotations.draw_masks(pieces())
     return len(drawn)
 
 

@@ -76,7 +76,7 @@ class ScribbleLayer(LazyLabels):
         self._depth = 0  # nested groups of edits; the stroke ends with the outermost
         self._stroke = False  # a stroke is open in the annotations
         self._refused = False  # the label of this stroke was refused; stay silent until it ends
-        super().__init__(annotations.quadtree.levels(), annotations.classes, name=name, opacity=opacity)
+        super().__init__(annotations.levels(), annotations.classes, name=name, opacity=opacity)
         self.brush_size = DEFAULT_BRUSH_PX
         self._preview = Preview(self)
         for number in CLASS_KEYS:
