@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from napari_sparseseg.errors import SparseSegError, TrainingError
 
@@ -204,6 +204,22 @@ class TrainConfig:
         if unknown:
             raise TrainingError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}.")
         return replace(self, **settings)
+
+
+class TrainSettings(TypedDict, total=False):
+    """The fields of `TrainConfig` as keywords; ``balancing`` is an argument of its own wherever these are taken."""
+
+    mpp: float | None
+    architecture: Architecture
+    encoder: str
+    patch_px: int
+    batch_size: int
+    min_pixels: int
+    dense_fraction: float
+    area_power: float
+    learning_rate: float
+    seed: int
+    device: str
 
 
 def class_ids(classes: Sequence[ClassDef]) -> tuple[int, ...]:

@@ -68,7 +68,7 @@ class Session1(Session):
     """A session with a model that needs no training."""
 
     def use(self, model) -> None:
-        self._engine.call(lambda: self._loop.use_model(model))
+        self.use_model(model)
 
 
 @pytest.fixture

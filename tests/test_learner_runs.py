@@ -214,7 +214,7 @@ def test_the_plain_unet_is_scored_kept_at_its_best_and_ends_when_patient(slide, 
     assert report.validation["held_out"] == 2
     assert report.validation["seen"] == 0
     with Session(CLASSES) as session:
-        session.set.add(slide_of())
+        session.add(slide_of())
         session.annotations = annotated()
         session.train(patience=1, wait=True, architecture="scratch", **QUICK)
         assert session.status.metrics["pixels"] > 0

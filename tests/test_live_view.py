@@ -119,11 +119,11 @@ def test_two_slides_with_a_loaded_model_keep_their_tiles(slide, tmp_path):
         one = session.open(slide.path)
         two = session.add(ArraySlide(np.kron(pixels, np.ones((2, 2, 1), np.uint8)), mpp=0.25))
         session.live_enabled = True
-        session._engine.call(lambda: session._loop.use_model(model))
+        session.use_model(model)
         shown = []
         for opened in (one, two, one):
             calls = model.calls
-            session.set.activate(next(e for e in session.set.entries if e.slide is opened))
+            session.activate(opened)
             session.look_at((0, 0, 400, 160), 1.0)
             wait_until(lambda opened=opened: session.live is not None and session.live.slide is opened)
             wait_until(lambda: session._engine.call(lambda: session.live._planned[1] > 0 and not session.live.pending))

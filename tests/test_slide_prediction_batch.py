@@ -99,10 +99,10 @@ def test_slides_of_a_project_are_removed_given_roles_and_found_again_where_they_
     moved.parent.mkdir()
     slides[2].rename(moved)
     with Session.load(tmp_path / "study.sparseseg") as session:
-        assert [e.role for e in session.set.entries] == ["predict"]
+        assert [e.role for e in session.entries] == ["predict"]
         slide = session.open(moved)
         assert slide.mpp == (0.25, 0.25)
-        assert [e.role for e in session.set.entries] == ["predict", "held-out"]
+        assert [e.role for e in session.entries] == ["predict", "held-out"]
         assert session.annotations.counts() == painted
         with pytest.raises(SlideError, match="not open"):
             session.remove(ArraySlide(np.zeros((8, 8, 3), np.uint8)))

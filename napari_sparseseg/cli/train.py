@@ -146,4 +146,4 @@ def _run_training(session: Session, args: argparse.Namespace, seconds: float | N
 
 
 def _labelled(session: Session, class_id: int) -> int:
-    return sum(e.annotations.counts().get(class_id, 0) for e in session.set.entries)
+    return sum(e.annotations.counts().get(class_id, 0) for e in session.entries)

@@ -1,25 +1,33 @@
-"""Keeps a session on disk: in the user's project, or in a recovery folder until there is one."""
+"""Saves a session to disk: into the user's project, or into a recovery folder until there is one."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError
-from napari_sparseseg.errors import ProjectError
+from napari_sparseseg.errors import ProjectError, SlideError, SparseSegError
 from napari_sparseseg.session import recovery
-from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord
+from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, is_remote
+from napari_sparseseg.session.slides import checked_role
+from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
-    from pathlib import Path
 
-    from napari_sparseseg.config import TrainConfig
-    from napari_sparseseg.session.slides import SlideEntry, SlideSet
+    from napari_sparseseg.session.project import Role
+    from napari_sparseseg.session.slides import SlideCollection, SlideEntry
+    from napari_sparseseg.session.training import Training
+    from napari_sparseseg.slides import Slide
+
+_log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -43,14 +51,14 @@ class ProjectKeeper:
 
     Parameters
     ----------
-    slides, config
-        What to keep.
+    slides, training
+        The slides and the training settings to save.
     autosave
-        Keep every stroke from the first on, in a recovery folder while there is no project.
+        Save every stroke from the first on, in a recovery folder until there is a project.
     """
 
-    def __init__(self, slides: SlideSet, config: Callable[[], TrainConfig], *, autosave: bool) -> None:
-        self._slides, self._config, self._autosave = slides, config, autosave
+    def __init__(self, slides: SlideCollection, training: Training, *, autosave: bool) -> None:
+        self._slides, self._training, self._autosave = slides, training, autosave
         self._lock = threading.RLock()  # the engine thread asks for `checkpoint_path`
         self._binding = threading.RLock()  # never taken by the engine thread: signals are sent while it is held
         self.project: Project | None = None
@@ -73,9 +81,85 @@ class ProjectKeeper:
         self.write()
         return project.checkpoint
 
-    def begin(self, project: Project) -> None:
-        """Go on with a project; its slides count as left out until `on_open` is told of them."""
+    def open(self, path: str | os.PathLike[str], role: Role | None) -> SlideEntry:
+        """Open a slide; one that the project lists gets its strokes, role and mpp back. See `Session.open`."""
+        known = self._slides.entries
+        entry = self._slides.open(path, checked_role(role or "train"))
+        if entry in known:
+            return entry
+        missed = [r for r in self.left_out if r.fingerprint == entry.slide.fingerprint]
+        if missed:
+            entry.role = role or missed[0].role
+            if missed[0].mpp is not None:
+                entry.slide.mpp = missed[0].mpp
+        self._bind(entry)
+        if missed:
+            self._slides.changed.emit()
+        return entry
+
+    def add(self, slide: Slide, role: Role) -> None:
+        """Add an open slide."""
+        self._bind(self._slides.add(slide, role))
+
+    def open_project(self, path: str | os.PathLike[str], *, read_only: bool) -> list[str]:
+        """Open a project's slides, classes and settings; returns what the user must know about it, one clause each."""
+        project = Project.open(path)
+        self._training.recall(project.state.config)
+        self._slides.set_classes(project.state.classes)
         self.project, self.left_out = project, list(project.state.slides)
+        if read_only:
+            self.read_only = "is open read-only"
+        notes = [note for note in (self._open_record(project, r) for r in project.state.slides) if note]
+        if self.read_only and not read_only:
+            notes.append(f"the project {self.read_only}: changes here will not be saved; save under another name")
+        _log.info("opened project %s: %d slides%s", project.path, len(self._slides.entries), "".join(notes))
+        return notes
+
+    def load_checkpoint(self, load: Callable[[Path], None]) -> list[str]:
+        """Load the project's model; one that cannot be used must not keep anyone from the annotations."""
+        try:
+            if self.checkpoint is not None:
+                load(self.checkpoint)
+        except SparseSegError as error:
+            _log.warning("model of %s skipped: %s", self.project, error)
+            return [f"its model is left out: {error}"]
+        return []
+
+    def _open_record(self, project: Project, record: SlideRecord) -> str:
+        """Open a slide of a project; returns what is wrong with it, or nothing. It stays listed in any case."""
+        name = Path(record.path).name
+        if is_remote(record.path):
+            return (
+                f"{name} is left out: remote slides are not opened automatically ({record.path}); open it to continue"
+            )
+        found = project.locate(record)
+        if found is None:
+            return f"{name} was not found and is left out; open it to relink it"
+        try:
+            slide = open_slide(found)
+        except SlideError as error:
+            return f"{name} is left out: {error}"
+        if slide.fingerprint != record.fingerprint:
+            slide.close()
+            return (
+                f"{found} is not the slide that was annotated and is left out; its strokes stay in "
+                f"{project.annotations_path(record)}. Put the slide back, or open it from where it is now"
+            )
+        if record.mpp is not None:
+            slide.mpp = record.mpp
+        try:
+            self.add(slide, record.role)
+        except SparseSegError as error:
+            return f"{name} is left out: {error}"
+        return ""
+
+    def _bind(self, entry: SlideEntry) -> None:
+        """Save a newly opened slide; one that cannot be saved is closed, so that no strokes on it get lost."""
+        try:
+            self.on_open(entry)
+        except SparseSegError:
+            self._slides.remove(entry)
+            raise
 
     @_one_at_a_time
     def on_open(self, entry: SlideEntry) -> None:
@@ -98,8 +182,9 @@ class ProjectKeeper:
         self.write()
 
     @_one_at_a_time
-    def on_replaced(self, entry: SlideEntry) -> None:
-        """Keep annotations that took the place of others."""
+    def replace_annotations(self, entry: SlideEntry, annotations: Annotations) -> None:
+        """Give a slide other annotations and save them."""
+        self._slides.replace_annotations(entry, annotations)
         if (self._autosave or self.project is not None) and not self.read_only:
             project = self._any_project()
             self._move(entry, project, self._records(project)[entry.key])
@@ -112,7 +197,7 @@ class ProjectKeeper:
         before = self.project
         if before is not None and before.path == path.resolve():
             if self.read_only:
-                raise ProjectError(f"{path} {self.read_only}; save under another name to keep this work.")
+                raise ProjectError(f"{path} {self.read_only}; save under another name.")
             self.write()
             return before
         project = Project.open(path) if (path / "project.json").exists() else Project.create(path)
@@ -139,16 +224,19 @@ class ProjectKeeper:
             known = {r.annotations for r in (*ours, *self.left_out)}
             self.left_out += [r for r in project.listed_by_others() if r.annotations not in known]
             records = (*ours, *self.left_out)
-            state = ProjectState(records, self._slides.classes, self._config())
+            state = ProjectState(records, self._slides.classes, self._training.settings)
             if state != project.state or not (project.path / "project.json").exists():
                 project.write(state)
 
-    def discard_if_empty(self, *, empty: bool) -> None:
-        """Remove the recovery folder of a session in which nothing was drawn and nothing learned."""
-        kept_by_others = self.read_only or self.left_out
-        if self.project is None or not empty or kept_by_others:
+    def close(self) -> None:
+        """Close all slides; a recovery folder without strokes and without a model is removed."""
+        with suppress(ProjectError):  # the strokes are in their own files
+            self.write()
+        empty = not self._slides.labelled
+        self._slides.close()
+        if self.project is None or not empty or self.read_only or self.left_out:
             return
-        with suppress(ProjectError):  # links in it: not made by a session of ours
+        with suppress(ProjectError):  # it contains links, so no session of ours made it
             if self.checkpoint is None:
                 recovery.discard(self.project)
 

@@ -1,41 +1,109 @@
-"""Models in and out, and predictions on request: a box, or the whole slide."""
+"""Prediction with the session's model: the live view, a box, whole slides, suggestions; and models in and out."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from psygnal import Signal
 
 from napari_sparseseg.config import match_classes
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.prediction.live_view import LiveView
 from napari_sparseseg.prediction.tile_store import LABELS
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from pathlib import Path
 
+    from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Frame
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.prediction.component import Component
     from napari_sparseseg.prediction.guidance import Suggestion
     from napari_sparseseg.prediction.review import Mistake
-    from napari_sparseseg.prediction.slide import SlideResult
     from napari_sparseseg.prediction.slide.batch import BatchResult
+    from napari_sparseseg.prediction.slide.options import PredictOptions, PredictSettings, Progress, SlideResult
     from napari_sparseseg.prediction.tissue import TissueMask
     from napari_sparseseg.session.engine import Engine
-    from napari_sparseseg.session.live import LiveWorker
-    from napari_sparseseg.session.slides import SlideSet
-    from napari_sparseseg.session.training import LearningLoop
+    from napari_sparseseg.session.slides import SlideCollection
+    from napari_sparseseg.session.training import Training
     from napari_sparseseg.slides import Slide
-
 ACCEPTED_PX = 2048
 """Side in prediction pixels of the part of the slide in which a region can be accepted."""
 
 
+KEPT_BYTES = 256 << 20
+"""Tiles of slides that were active before, so that they are there at once when the user comes back."""
+
+
+class LiveWorker:
+    """Predicts what is on screen, one tile a turn; engine thread, but for `look_at`.
+
+    Attributes
+    ----------
+    changed
+        Signal (): `view` is another object now; layers must be made anew.
+    """
+
+    changed = Signal()
+
+    def __init__(self, slides: SlideCollection, training: Training) -> None:
+        self._slides, self._training = slides, training
+        self._made_for: tuple[object, ...] = ()
+        self._kept: dict[tuple[object, ...], LiveView] = {}
+        self._looking_at: tuple[str, Box, float] | None = None
+        self.view: LiveView | None = None
+        self.enabled = False
+        self.held = False
+
+    def look_at(self, box: Box, pixel_size: float) -> None:
+        """Say what part of the active slide is on screen; kept until the slide changes. Any thread."""
+        entry = self._slides.current
+        if entry is not None:
+            self._looking_at = (entry.key, box, pixel_size)
+            if self.view is not None and self._made_for[0] == entry.key:
+                self.view.request(box, pixel_size)
+
+    def work(self) -> bool:
+        """Predict the next tile that the view wants; False when there is none."""
+        model = self._training.model
+        entry = self._slides.current
+        if not self.enabled or self.held or model is None or entry is None:
+            return False
+        frame = entry.slide.frame(model.metadata.mpp)
+        wanted = (entry.key, frame, model.metadata.classes)
+        if wanted != self._made_for or self.view is None:
+            self.view = self._view_of(entry.slide, wanted)
+            self._made_for = wanted
+            if self._looking_at is not None and self._looking_at[0] == entry.key:
+                self.view.request(*self._looking_at[1:])
+            self.changed.emit()
+        seen = dict(self._training.seen).get(entry.key, 0)
+        return self.view.work(model, self._training.status.model_version, seen)
+
+    def _view_of(self, slide: Slide, wanted: tuple[str, Frame, tuple[ClassDef, ...]]) -> LiveView:
+        """The slide's view from before, or a new one; those of slides, classes or resolutions that are gone go."""
+        _, frame, classes = wanted
+        found = self._kept.pop(wanted, None)
+        slides = [e.slide for e in self._slides.entries]
+        room = KEPT_BYTES
+        for key, view in reversed(list(self._kept.items())):
+            room -= view.store.nbytes
+            if room < 0 or key[0] == wanted[0] or key[2] != classes or not any(view.slide is s for s in slides):
+                del self._kept[key]
+        if found is None or found.slide is not slide:
+            found = LiveView(slide, frame, len(classes))
+        self._kept[wanted] = found
+        return found
+
+
 class Predictor:
-    """Uses the loop's present model.
+    """Predicts with the current model.
 
     Parameters
     ----------
@@ -45,13 +113,13 @@ class Predictor:
 
     def __init__(
         self,
-        slides: SlideSet,
-        loop: LearningLoop,
+        slides: SlideCollection,
+        training: Training,
         live: LiveWorker,
         engine: Engine,
         progressed: Callable[[], None],
     ) -> None:
-        self._slides, self._loop, self._live, self._engine = slides, loop, live, engine
+        self._slides, self._training, self._live, self._engine = slides, training, live, engine
         self._progressed = progressed
         self._visited: dict[str, list[Box]] = {}
         self._tissue: dict[str, TissueMask] = {}
@@ -67,23 +135,29 @@ class Predictor:
         PredictionError
             When there is none yet.
         """
-        if self._loop.model is None:
+        if self._training.model is None:
             raise PredictionError("there is no model yet; train one or load one first.")
-        return self._loop.model
+        return self._training.model
 
-    def load(self, path: Path, device: str) -> None:
-        """Show a saved model; see `Session.load_model`."""
+    def load(self, path: Path) -> None:
+        """Load a model file and use it; see `Session.load_model`."""
 
         def load() -> Model:
             from napari_sparseseg.learning.model import load_model
 
-            return load_model(path, device=device)
+            return load_model(path, device=self._training.settings.device)
 
-        model = self._engine.call(load)
-        labelled = any(any(e.annotations.counts().values()) for e in self._slides.entries)
-        classes, channels = match_classes(self._slides.classes if labelled else (), model.metadata.classes)
+        self.use(self._engine.call(load))
+
+    def use(self, model: Model) -> None:
+        """Show a model; see `Session.use_model`."""
+        metadata = model.metadata
+        classes, channels = match_classes(self._slides.classes if self._slides.labelled else (), metadata.classes)
         self._slides.set_classes(classes)
-        self._engine.call(lambda: self._loop.use_model(model.with_classes(channels)))
+        shown = model if channels == metadata.classes else model.with_classes(channels)
+        self._engine.call(lambda: self._training.use_model(shown))
+        if metadata.extra.get("net", {}).get("kind") == "pretrained":
+            self._training.recall(self._training.settings.updated({"encoder": metadata.encoder}))
 
     def export(self, path: Path) -> None:
         """Write the model for other programs; see `Session.export_model`."""
@@ -132,7 +206,7 @@ class Predictor:
         model = self.model()
 
         def look() -> list[Mistake]:
-            held = self._loop.held
+            held = self._training.held
             if held is None:
                 raise PredictionError("nothing is held out, because the model was loaded: train first, then review.")
             if not held.exclude:
@@ -175,36 +249,56 @@ class Predictor:
         seen = model_frame(model.metadata, slide, frame)
         return region, self._engine.call(lambda: predict_region(model, slide, region, frame, read_frame=seen)[0])
 
-    def predict_project(self, folder: Path, **options: Any) -> BatchResult:
-        """Every open slide; see `Session.predict_project`."""
+    def all_slides(
+        self,
+        folder: Path,
+        options: PredictOptions | None,
+        settings: PredictSettings,
+        *,
+        progress: Callable[[Progress], None] | None,
+        stop: threading.Event | None,
+    ) -> BatchResult:
+        """Predict every open slide into a folder; see `Session.predict_project`."""
         from napari_sparseseg.prediction.slide.batch import predict_batch
+        from napari_sparseseg.prediction.slide.options import PredictOptions
+
+        chosen = replace(options or PredictOptions(), **settings)
 
         def predict(slide: Slide, files: dict[str, Path]) -> SlideResult:
-            return self.predict_slide(**files, slide=slide, **options)
+            mine = replace(chosen, geojson=files["geojson"], csv=files["csv"])
+            return self.whole_slide(files["out"], mine, {}, slide=slide, progress=progress, stop=stop)
 
-        replace = bool(options.get("resume") or options.get("overwrite"))
-        return predict_batch([e.slide for e in self._slides.entries], folder, predict, replace=replace)
+        slides = [e.slide for e in self._slides.entries]
+        return predict_batch(slides, folder, predict, replace=chosen.resume or chosen.overwrite)
 
-    def predict_slide(self, out: Path, *, slide: Slide | None = None, **options: Any) -> SlideResult:
-        """A whole slide, by default the active one, into a file while training and the live view hold still."""
+    def whole_slide(
+        self,
+        out: Path,
+        options: PredictOptions | None,
+        settings: PredictSettings,
+        *,
+        slide: Slide | None,
+        progress: Callable[[Progress], None] | None,
+        stop: threading.Event | None,
+    ) -> SlideResult:
+        """Predict a slide into a file while training and the live view pause; see `Session.predict_slide`."""
         from napari_sparseseg.prediction.slide import run_prediction
 
         model, slide = self.model(), slide or self._slides.active.slide
-        report = options.pop("progress", None)
 
-        def progress(state: Any) -> None:
+        def report(state: Progress) -> None:
             self._set(state.fraction)
-            if report is not None:
-                report(state)
+            if progress is not None:
+                progress(state)
 
-        run = self._loop.run
+        run = self._training.run
         hold = run is not None and not run.paused
         if run is not None and hold:
             run.paused = True
         self._live.held = True
         self._set(0.0)
         try:
-            return run_prediction(slide, model, out, progress=progress, **options)
+            return run_prediction(slide, model, out, options, progress=report, stop=stop, **settings)
         finally:
             self._live.held = False
             if run is not None and hold:

@@ -1,38 +1,52 @@
-"""The controller behind the panel, the console and the shell: whatever a button does, one method here does.
-
-A `Session` owns the slides, their annotations, the engine thread and the model. Methods may be called from any thread
-but the engine's; signals are emitted on the thread where the thing happened (connect with ``thread="main"`` in a GUI).
-"""
+"""The controller behind the panel, the console and the shell: whatever a button does, one method here does."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self, Unpack
 
 from psygnal import Signal
 
-from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig
-from napari_sparseseg.errors import SparseSegError, TrainingError
+from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, TrainSettings
+from napari_sparseseg.geometry import Box
 from napari_sparseseg.session.engine import Engine
-from napari_sparseseg.session.live import LiveWorker
-from napari_sparseseg.session.prediction import Predictor
-from napari_sparseseg.session.prediction_session import PredictionSession
+from napari_sparseseg.session.persistence import ProjectKeeper
+from napari_sparseseg.session.prediction import LiveWorker, Predictor
+from napari_sparseseg.session.slides import SlideCollection, SlideEntry
 from napari_sparseseg.session.status import Status
-from napari_sparseseg.session.training import LearningLoop, Run
+from napari_sparseseg.session.training import Training
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    import threading
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy as np
+
+    from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.prediction.component import Component
+    from napari_sparseseg.prediction.guidance import Suggestion
+    from napari_sparseseg.prediction.live_view import LiveView
+    from napari_sparseseg.prediction.review import Mistake
+    from napari_sparseseg.prediction.slide.batch import BatchResult
+    from napari_sparseseg.prediction.slide.options import PredictOptions, PredictSettings, Progress, SlideResult
+    from napari_sparseseg.session.project import Role
+    from napari_sparseseg.slides import Slide
 
 
-class Session(PredictionSession):
+class Session:
     """Slides, annotations, training and prediction.
+
+    Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
+    where the change happened; in a GUI, connect with ``thread="main"``.
 
     Parameters
     ----------
     classes
-        The class table to begin with: names, (name, colour) pairs or `ClassDef`. The default has two classes.
+        The initial class table: names, (name, colour) pairs or `ClassDef`. The default has two classes.
+    config
+        Training settings; None: the defaults.
     autosave
         Write every stroke to disk at once, into a recovery folder until the session is saved as a project. The panel
         does; scripts need not.
@@ -42,11 +56,17 @@ class Session(PredictionSession):
     status_changed
         Signal (Status).
     live_changed
-        Signal (): `live` is another object now; layers must be made anew.
+        Signal (): `live` is a different object now; layers on it must be recreated.
+    slides_changed
+        Signal (): a slide was added, removed or activated, or its role or mpp was set.
+    annotated
+        Signal (): a stroke was committed, undone or redone on any slide, or the classes changed.
     """
 
     status_changed = Signal(Status)
     live_changed = Signal()
+    slides_changed = Signal()
+    annotated = Signal()
 
     def __init__(
         self,
@@ -55,21 +75,150 @@ class Session(PredictionSession):
         config: TrainConfig | None = None,
         autosave: bool = False,
     ) -> None:
-        super().__init__(classes, config=config, autosave=autosave)
-        self._loop = LearningLoop(
-            self.set.snapshot, self.set.versions, lambda _: self._emit_status(), self._keeper.checkpoint_path
-        )
-        self._live = LiveWorker(self.set, self._loop)
-        self._live.changed.connect(self.live_changed.emit)
-        learn, see = self._loop, self._live
-        workers = (learn.end_worker, self.set.watch, learn.refit_worker, see.work, learn.train_worker)
-        self._engine = Engine(workers, self._loop.fail)
-        self._predictor = Predictor(self.set, self._loop, self._live, self._engine, self._emit_status)
+        self._slides = SlideCollection(classes)
+        self._training = Training(self._slides, config or TrainConfig(), self._emit_status)
+        self._keeper = ProjectKeeper(self._slides, self._training, autosave=autosave)
+        self._training.checkpoint_path = self._keeper.checkpoint_path
+        self._live = LiveWorker(self._slides, self._training)
+        learn, view = self._training, self._live
+        workers = (learn.end_worker, self._slides.watch, learn.refit_worker, view.work, learn.train_worker)
+        self._engine = Engine(workers, learn.fail)
+        self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
         self._closed = False
-        self.set.annotated.connect(self._engine.wake)
-        self.set.changed.connect(self._on_slides_changed)
+        self._live.changed.connect(self.live_changed.emit)
+        self._slides.annotated.connect(self._on_annotated)
+        self._slides.changed.connect(self._on_slides_changed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Slides
+
+    set = property(lambda self: self._slides)
+    """Private soon: use the methods and signals of `Session`."""
+
+    def open(self, path: str | os.PathLike[str], *, role: Role | None = None) -> Slide:
+        """Open a slide and make it the active one.
+
+        A slide of the project that was moved is recognised by its fingerprint: its strokes, role and mpp are restored.
+
+        Parameters
+        ----------
+        path
+            File, OME-Zarr folder, or address; `SlideOpenError` when it is not a slide that can be opened.
+        role
+            ``train``, ``held-out`` or ``predict``. None: its role in the project, else ``train``.
+        """
+        return self._keeper.open(path, role).slide
+
+    def add(self, slide: Slide, *, role: Role = "train") -> Slide:
+        """Add an open slide (an `ArraySlide` for images in memory) and make it active; the session will close it."""
+        self._keeper.add(slide, role)
+        return slide
+
+    def remove(self, slide: Slide | None = None) -> None:
+        """Close a slide, by default the active one, and take it off the project; its strokes stay in the folder.
+
+        Opening it again restores them.
+        """
+        self._slides.remove(self._slides.entry_of(slide))
+        self._keeper.write()
+
+    def activate(self, slide: Slide) -> None:
+        """Make an open slide the active one."""
+        self._slides.activate(self._slides.entry_of(slide))
+
+    def set_role(self, role: Role, slide: Slide | None = None) -> None:
+        """Use a slide, by default the active one, to ``train``, as ``held-out`` or only to ``predict``."""
+        self._slides.set_role(self._slides.entry_of(slide), role)
+        self._keeper.write()
+
+    def set_mpp(self, mpp: float | tuple[float, float] | None, slide: Slide | None = None) -> None:
+        """Set the resolution of a slide, by default the active one; saved at once, and a running learner is refitted.
+
+        Parameters
+        ----------
+        mpp
+            Micrometres per level-0 pixel, one number or (y, x); None: unknown.
+        """
+        self._slides.set_mpp(self._slides.entry_of(slide), mpp)
+        self._keeper.write()
+
+    @property
+    def slide(self) -> Slide:
+        """The active slide; `SlideError` when none is open."""
+        return self._slides.active.slide
+
+    @property
+    def slides(self) -> tuple[Slide, ...]:
+        """All open slides."""
+        return tuple(e.slide for e in self._slides.entries)
+
+    @property
+    def entries(self) -> tuple[SlideEntry, ...]:
+        """All open slides, each with its annotations, its role and a key that stays the same."""
+        return self._slides.entries
+
+    @property
+    def entry(self) -> SlideEntry | None:
+        """The entry of the active slide, or None."""
+        return self._slides.current
+
+    @property
+    def annotations(self) -> Annotations:
+        """Annotations of the active slide; assign an `Annotations` of the same shape to replace them."""
+        return self._slides.active.annotations
+
+    @annotations.setter
+    def annotations(self, annotations: Annotations) -> None:
+        self._keeper.replace_annotations(self._slides.active, annotations)
+
+    @property
+    def classes(self) -> tuple[ClassDef, ...]:
+        """The class table of all slides; assign to change it."""
+        return self._slides.classes
+
+    @classes.setter
+    def classes(self, classes: Sequence[ClassDef]) -> None:
+        self._slides.set_classes(classes)
+
+    def import_annotations(self, path: str | os.PathLike[str]) -> None:
+        """Replace the active slide's annotations by those of a file (GeoJSON, ASAP XML, .sparseseg, label image).
+
+        Classes are matched by name; new ones are added to the table.
+        """
+        from napari_sparseseg.io import load_annotations
+
+        entry = self._slides.active
+        fresh = len(self.entries) == 1 and not self._slides.labelled
+        self.annotations = load_annotations(path, entry.slide.shape, classes=() if fresh else self.classes)
 
     # Training
+
+    @property
+    def config(self) -> TrainConfig:
+        """Settings of the next run; assign to change them.
+
+        An encoder set here or passed to `train` counts as requested by the user; one that only a project names does
+        not, and is never downloaded.
+        """
+        return self._training.settings
+
+    @config.setter
+    def config(self, config: TrainConfig) -> None:
+        self._training.settings = config
+
+    @property
+    def training_mpp(self) -> float | None:
+        """The resolution that `train` uses now, um per pixel; None while no slide's mpp is known."""
+        return self._slides.training_mpp(self.config)
+
+    def require_two_classes(self) -> None:
+        """Raise `TrainingError` unless strokes of at least two classes are there to train on."""
+        self._slides.require_two_classes()
 
     def train(
         self,
@@ -79,77 +228,219 @@ class Session(PredictionSession):
         steps: int | None = None,
         patience: int | None = None,
         wait: bool = False,
-        **settings: Any,
+        **settings: Unpack[TrainSettings],
     ) -> None:
         """Train on everything labelled, in the background.
 
         Parameters
         ----------
         balancing
-            ``none``, ``instance`` or ``mini-batch``; None keeps the session's setting.
+            ``none``, ``instance`` or ``mini-batch``; None: the session's setting.
         seconds, steps
-            Budget of this run, pauses left out; without either it goes on until `stop`.
+            Budget of this run, pauses excluded; without either it runs until `stop`.
         patience
-            End after so many comparisons on held-out strokes in a row that brought nothing better; the best model is
-            kept in any case. None: go on, as strokes may still be drawn.
+            End after this many held-out comparisons in a row without improvement; the best model is used in any case.
+            None: continue, as strokes may still be drawn.
         wait
-            Return only when the run has ended, and raise what ended it.
+            Return only when the run has ended, and raise the error that ended it.
         **settings
-            Other fields of `TrainConfig` (mpp, encoder, device, seed, ...), kept for later runs. An `encoder` named
-            here is downloaded where it is not on this machine yet.
+            Other fields of `TrainConfig` (mpp, encoder, device, seed, ...), used for later runs as well. An `encoder`
+            named here is downloaded if it is not on this machine yet.
 
         Raises
         ------
         TrainingError
-            When fewer than two classes are labelled, training runs already, or an encoder is needed that only the
-            project names.
+            When fewer than two classes are labelled, training is running already, or an encoder is needed that only
+            the project names.
         """
-        config = self.config.updated(settings if balancing is None else {**settings, "balancing": balancing})
-        if "encoder" in settings:
-            self._named.add(config.encoder)
-        self._require_named(config)
-        self.set.require_two_classes()
-        run = Run(config, seconds, steps, patience)
-        self._loop.begin(run)
-        self.config = config
-        self._loop.forget_fit()
+        values = {**settings} if balancing is None else {**settings, "balancing": balancing}
+        run = self._training.start(values, seconds, steps, patience)
         self._engine.wake()
         self._emit_status()
         if wait:
-            self._wait(run)
+            run.wait(self._engine)
 
     def warm_up(self) -> None:
-        """Import the network libraries now, in the background; the first training need not wait for that then."""
-        self._engine.submit(self._loop.warm_up)
+        """Import the network libraries now, in the background, so that the first training starts sooner."""
+        self._engine.submit(self._training.warm_up)
 
     def pause(self) -> None:
-        """Hold training where it is."""
-        self._set_paused(True)
+        """Pause training."""
+        self._training.set_paused(True)
 
     def resume(self) -> None:
-        """Go on after `pause`."""
-        self._set_paused(False)
+        """Resume paused training."""
+        self._training.set_paused(False)
+        self._engine.wake()
 
     def stop(self, *, wait: bool = True) -> None:
-        """End training after the step at hand and write a checkpoint; without a run nothing happens."""
-        run = self._loop.run
-        if run is None:
-            return
-        run.stopping = True
+        """End training after the current step and write a checkpoint; without a run nothing happens."""
+        run = self._training.stop()
         self._engine.wake()
-        if wait:
-            self._wait(run)
+        if run is not None and wait:
+            run.wait(self._engine)
 
-    # Status, project, end
+    def hold(self, held: bool) -> None:
+        """Start no new background work, while the user is asked whether to quit; False continues."""
+        self._engine.hold(held)
 
     @property
     def status(self) -> Status:
-        """What is going on now."""
-        entry = self.set.current
-        return self._loop.present("" if entry is None else entry.key, self._predictor.fraction)
+        """What the session is doing now."""
+        entry = self.entry
+        return self._training.present("" if entry is None else entry.key, self._predictor.fraction)
+
+    # Models
+
+    @property
+    def model(self) -> Model | None:
+        """The best model now, an immutable snapshot."""
+        return self._training.model
+
+    def use_model(self, model: Model) -> None:
+        """Use a model: predict with it, and continue from it when training starts.
+
+        Its classes are matched by name with the session's; while nothing is labelled, its table replaces the session's.
+        Its encoder becomes the session's setting: training with another one would start from scratch.
+        """
+        self._predictor.use(model)
+
+    def load_model(self, path: str | os.PathLike[str]) -> None:
+        """Load a model file and use it, see `use_model`."""
+        self._predictor.load(Path(path))
+
+    def save_model(self, path: str | os.PathLike[str]) -> None:
+        """Write the current model as one ``.safetensors`` file."""
+        self._predictor.model()
+        self._engine.call(lambda: self._training.save(Path(path)))
+
+    def export_model(self, path: str | os.PathLike[str]) -> None:
+        """Write the current model for other programs: ``.onnx``, or a bioimage.io package ``.zip``."""
+        self._predictor.export(Path(path))
+
+    # Prediction
+
+    def predict(self, box: tuple[int, int, int, int], mpp: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Predict a level-0 box (y, x, height, width) of the active slide; `PredictionError` without a model.
+
+        Parameters
+        ----------
+        mpp
+            Resolution of the result, um per pixel; None: the model's own.
+
+        Returns
+        -------
+        labels, probabilities
+            uint8 (h, w) class ids; float32 (K, h, w) in the order of the model's classes.
+        """
+        return self._predictor.predict(box, mpp)
+
+    def next_region(self) -> Suggestion | None:
+        """Unlabelled tissue of the active slide where the model is least certain; None when none is left.
+
+        Each call suggests another region. It predicts a few patches: call it off the GUI thread.
+        """
+        return self._predictor.next_region()
+
+    def review(self) -> list[Mistake]:
+        """Held-out strokes of all open slides that the model gets wrong, worst first.
+
+        The held-out strokes are exchanged during training, so the list changes. Call it off the GUI thread.
+        `PredictionError` when there is no model, or nothing is held out.
+        """
+        return self._predictor.review()
+
+    def accept_region(self, at: tuple[float, float]) -> Component:
+        """Make the predicted region around a level-0 (y, x) of the active slide a dense region, as one undo step.
+
+        It is the 4-connected region of one class that the live view shows there, or that is predicted now. Scribbles
+        inside it, drawn before or later, take precedence. Call it off the GUI thread. `PredictionError` when there is
+        no model, or the point lies outside the slide.
+        """
+        return self._predictor.accept(at)
+
+    @property
+    def live(self) -> LiveView | None:
+        """The live prediction of the active slide; None until there is a model."""
+        return self._live.view
+
+    @property
+    def live_enabled(self) -> bool:
+        """Whether the view is predicted and strokes are learned at once, also while no training runs."""
+        return self._live.enabled
+
+    @live_enabled.setter
+    def live_enabled(self, on: bool) -> None:
+        self._live.enabled = self._training.follow_strokes = on
+        self._engine.wake()
+
+    def look_at(self, box: tuple[int, int, int, int], pixel_size: float) -> None:
+        """Set what is on screen: level-0 box of the active slide, level-0 pixels per screen pixel."""
+        self._live.look_at(Box(*box), pixel_size)
+        if self._live.enabled:
+            self._engine.wake()
+
+    def predict_slide(
+        self,
+        out: str | os.PathLike[str],
+        options: PredictOptions | None = None,
+        *,
+        slide: Slide | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        stop: threading.Event | None = None,
+        **settings: Unpack[PredictSettings],
+    ) -> SlideResult:
+        """Predict a whole slide into ``OUT.ome.zarr`` or ``OUT.ome.tif``; training pauses meanwhile.
+
+        Parameters
+        ----------
+        out
+            Label image of class ids: the slide's level-0 frame scaled to the prediction's mpp.
+        options, **settings
+            See `PredictOptions`; fields given by name replace those of `options`.
+        slide
+            An open slide; None: the active one.
+        progress
+            Called on this thread, at most ten times a second.
+        stop
+            Set it from another thread to end the run after the current tile; `resume` continues it.
+
+        Raises
+        ------
+        PredictionError
+            When there is no model, the output exists or cannot be written; `PredictionStopped` when `stop` was set.
+        """
+        return self._predictor.whole_slide(Path(out), options, settings, slide=slide, progress=progress, stop=stop)
+
+    def predict_project(
+        self,
+        folder: str | os.PathLike[str],
+        options: PredictOptions | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        stop: threading.Event | None = None,
+        **settings: Unpack[PredictSettings],
+    ) -> BatchResult:
+        """Predict every open slide, whatever its role, into a folder: image, objects, table, and one ``summary.csv``.
+
+        A slide that fails does not prevent the others. Parameters are those of `predict_slide`.
+        """
+        return self._predictor.all_slides(Path(folder), options, settings, progress=progress, stop=stop)
+
+    # Project
+
+    @property
+    def project(self) -> Path | None:
+        """The project folder, a recovery folder until the session is saved, or None while nothing is on disk."""
+        return None if self._keeper.project is None else self._keeper.project.path
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The model file that the last run wrote, or None; `ProjectError` if it is a link out of the project."""
+        return self._keeper.checkpoint
 
     def save(self, project: str | os.PathLike[str]) -> None:
-        """Save as a project folder (made where it does not exist); from then on every stroke goes there at once."""
+        """Save as a project folder, created if it does not exist; from then on every stroke is saved there at once."""
         saved = self._keeper.save_as(Path(project))
         if self.model is not None:
             self.save_model(saved.checkpoint)
@@ -158,81 +449,45 @@ class Session(PredictionSession):
     def load(cls, project: str | os.PathLike[str], *, autosave: bool = False, read_only: bool = False) -> Session:
         """Open a project: slides, annotations, settings and the last model.
 
-        With `read_only` nothing in it is changed, and it can be open elsewhere; what is done here is kept nowhere.
-        Slides that cannot be opened, or were replaced by others, are left out and stay listed; so is a model that
-        cannot be loaded; a project that is open elsewhere or may not be written to is opened read-only. All that is
-        said in ``status.message``.
+        Slides that cannot be opened or were replaced by others are left out and stay listed, and a model that cannot be
+        loaded is left out; ``status.message`` says so. A project that is open elsewhere or is not writable is opened
+        read-only; with `read_only` it is neither locked nor changed, and changes made here are not saved.
+        `ProjectError` when the folder is not a project, or is damaged.
         """
         session = cls(autosave=autosave)
         try:
-            notes = session.open_recorded(project, read_only=read_only)
-            notes += _load_checkpoint(session)
+            notes = session._keeper.open_project(project, read_only=read_only)
+            notes += session._keeper.load_checkpoint(session.load_model)
         except BaseException:
             session.close()
             raise
-        session._loop.status = replace(session._loop.status, message="; ".join(notes))
+        session._training.note("; ".join(notes))
         return session
 
-    def hold(self, held: bool) -> None:
-        """Begin nothing new while the user is asked whether to end it all; with False it goes on as before."""
-        self._engine.hold(held)
-
     def close(self) -> None:
-        """Stop with a checkpoint, end the thread, close all files. Safe to call twice."""
+        """Stop with a checkpoint, end the background thread, close all files. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
-        # else a refit or a tile may come between the end of the run and that of the thread
-        self._live.enabled = self._loop.follow_strokes = False
+        # otherwise a refit or a tile could come between the end of the run and that of the thread
+        self._live.enabled = self._training.follow_strokes = False
         self._engine.hold(False)
-        run = self._loop.run
+        run = self._training.stop()
         if run is not None:
-            run.stopping = True
             self._engine.wake()
             run.done.wait(timeout=5.0)
         if self._engine.close():
-            self._loop.rest()
-        super().close()
-
-    def _wait(self, run: Run) -> None:
-        while not run.done.wait(0.2):
-            if not self._engine.running:
-                raise TrainingError("the training thread has ended; open a new session.")
-        if run.error is not None:
-            raise run.error
-
-    def _require_named(self, config: TrainConfig) -> None:
-        """Projects are passed between people: what they name is neither downloaded nor read for that."""
-        metadata = None if self.model is None else self.model.metadata
-        kind = None if metadata is None else metadata.extra["net"]["kind"]
-        brought = metadata is not None and kind == "pretrained" and metadata.encoder == config.encoder
-        if config.fetches and config.encoder not in self._named and not brought:
-            raise TrainingError(
-                f"the project asks for the encoder {config.encoder!r}, and no model in it brings its weights. They are "
-                f"fetched only when you ask for them by name: train(encoder={config.encoder!r}), or type it in the "
-                "panel; or choose another encoder."
-            )
-
-    def _set_paused(self, paused: bool) -> None:
-        run = self._loop.run
-        if run is not None:
-            run.paused = paused
-            self._engine.wake()
-        self._emit_status()
+            self._training.rest()
+        self._keeper.close()
 
     def _emit_status(self) -> None:
         self.status_changed.emit(self.status)
 
+    def _on_annotated(self) -> None:
+        self._engine.wake()
+        self.annotated.emit()
+
     def _on_slides_changed(self) -> None:
         self._emit_status()
         self._engine.wake()
-
-
-def _load_checkpoint(session: Session) -> list[str]:
-    """Load a project's model; one that cannot be used here must not keep anyone from the annotations."""
-    try:
-        if session.checkpoint is not None:
-            session.load_model(session.checkpoint)
-    except SparseSegError as error:
-        return [f"its model is left out: {error}"]
-    return []
+        self.slides_changed.emit()

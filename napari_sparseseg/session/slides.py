@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from psygnal import Signal
 
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import AnnotationError, SlideError, TrainingError
+from napari_sparseseg.session.project import Role
 from napari_sparseseg.slides import Slide, open_slide
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from napari_sparseseg.learning.sources import Source
-    from napari_sparseseg.session.project import Role
 
 _keys = itertools.count(1)
 DEFAULT_MPP = 1.0
@@ -47,15 +47,17 @@ class TrainingData:
     mpp: float | None
 
 
-class SlideSet:
+class SlideCollection:
     """Open slides; one of them is active. All annotations have the same class table.
 
     Attributes
     ----------
+    entries
+        Replaced, never changed in place: the engine thread may be reading it.
     changed
-        Signal without arguments: a slide was added, removed or made active.
+        Signal (): a slide was added, removed or activated, or its role or mpp was set.
     annotated
-        Signal without arguments: a stroke was committed, undone or redone on any slide, or classes were changed.
+        Signal (): a stroke was committed, undone or redone on any slide, or the classes changed.
     """
 
     changed = Signal()
@@ -63,7 +65,7 @@ class SlideSet:
 
     def __init__(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         self._classes = make_classes(classes)
-        self.entries: list[SlideEntry] = []
+        self.entries: tuple[SlideEntry, ...] = ()
         self._active = -1
         self._following = False
         self._watched: Versions = ()
@@ -98,8 +100,26 @@ class SlideSet:
         """The class table of all slides."""
         return self._classes
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any slide has a labelled pixel."""
+        return any(any(e.annotations.counts().values()) for e in self.entries)
+
+    def entry_of(self, slide: Slide | None) -> SlideEntry:
+        """The entry of an open slide; None: of the active one.
+
+        Raises
+        ------
+        SlideError
+            When the slide is not open, or none is active.
+        """
+        entries = [self.active] if slide is None else [e for e in self.entries if e.slide is slide]
+        if not entries:
+            raise SlideError("that slide is not open in this session; open it first.")
+        return entries[0]
+
     def open(self, path: str | os.PathLike[str], role: Role = "train") -> SlideEntry:
-        """Open a slide and make it active; one that is open already is only made active.
+        """Open a slide and make it active; one that is open already is only activated.
 
         Raises
         ------
@@ -123,7 +143,7 @@ class SlideSet:
         _ = slide.fingerprint  # read while the file is there: without it strokes could not be saved later
         entry = SlideEntry(slide, Annotations(slide.shape, classes=self._classes), role)
         self._follow(entry.annotations)
-        self.entries.append(entry)
+        self.entries = (*self.entries, entry)
         self._activate(len(self.entries) - 1)
         return entry
 
@@ -133,12 +153,22 @@ class SlideSet:
 
     def remove(self, entry: SlideEntry) -> None:
         """Close a slide and its annotations; the last of the remaining becomes active."""
-        self.entries = [e for e in self.entries if e is not entry]  # another list: the engine may be reading this one
+        self.entries = tuple(e for e in self.entries if e is not entry)
         self._active = len(self.entries) - 1
         self._unfollow(entry.annotations)
         entry.annotations.close()
         entry.slide.close()
         self._activate(len(self.entries) - 1)
+
+    def set_role(self, entry: SlideEntry, role: str) -> None:
+        """Set what a slide is used for; `SlideError` for a role that does not exist."""
+        entry.role = checked_role(role)
+        self.changed.emit()
+
+    def set_mpp(self, entry: SlideEntry, mpp: float | tuple[float, float] | None) -> None:
+        """Set the resolution of a slide, um per level-0 pixel."""
+        entry.slide.mpp = mpp
+        self.changed.emit()
 
     def replace_annotations(self, entry: SlideEntry, annotations: Annotations) -> None:
         """Give a slide other annotations; their classes join the table of all.
@@ -175,7 +205,7 @@ class SlideSet:
         if entry.annotations.classes != self._classes:
             self._join_classes(entry)
 
-    def set_classes(self, classes: Sequence[ClassDef]) -> None:
+    def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         """Set the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
         self._classes = make_classes(classes)
         self._following = True
@@ -188,10 +218,10 @@ class SlideSet:
         self.annotated.emit()
 
     def versions(self) -> Versions:
-        """Annotation version of every training slide; then what tells the slides and their roles, and the classes."""
+        """Annotation version of every training slide; then hashes of the slides (key, role, mpp) and the classes."""
         entries = self.entries
         versions = tuple((e.key, e.annotations.version) for e in entries if e.role == "train")
-        slides = hash(tuple((e.key, e.role) for e in entries))
+        slides = hash(tuple((e.key, e.role, e.slide.mpp) for e in entries))
         return (*versions, ("slides", slides), ("classes", hash(self._classes)))
 
     def training_mpp(self, config: TrainConfig) -> float | None:
@@ -218,9 +248,9 @@ class SlideSet:
         return TrainingData(sources, versions, self._classes, mpp)
 
     def watch(self) -> bool:
-        """A worker that has nothing to do but to look, after each stroke, whether the slides still are what they were.
+        """A worker that checks after each stroke that no slide's file was replaced; it never reports work done.
 
-        On the engine thread: a network share may let one wait.
+        On the engine thread: stat() on a network share can block.
         """
         versions = self.versions()
         if versions != self._watched:
@@ -229,7 +259,7 @@ class SlideSet:
         return False
 
     def require_two_classes(self) -> None:
-        """Check that there is something to learn.
+        """Check that there is something to train on.
 
         Raises
         ------
@@ -284,6 +314,13 @@ class SlideSet:
         changed = [e.annotations.classes for e in self.entries if e.annotations.classes != self._classes]
         if changed:
             self.set_classes(changed[0])
+
+
+def checked_role(role: str) -> Role:
+    """The role of that name, or `SlideError`."""
+    if role not in get_args(Role):
+        raise SlideError(f"role {role!r} does not exist; choose one of {', '.join(get_args(Role))}.")
+    return cast("Role", role)
 
 
 def _merged(ours: Sequence[ClassDef], theirs: Sequence[ClassDef]) -> list[ClassDef]:

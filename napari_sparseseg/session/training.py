@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -13,19 +14,23 @@ from napari_sparseseg.errors import SlideClosedError, SparseSegError, TrainingEr
 from napari_sparseseg.session.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
     from napari_sparseseg.config import ClassDef, TrainConfig
     from napari_sparseseg.learning.holdout import HeldOut
     from napari_sparseseg.learning.learner import Learner
     from napari_sparseseg.learning.model import Model
-    from napari_sparseseg.session.slides import TrainingData, Versions
+    from napari_sparseseg.session.engine import Engine
+    from napari_sparseseg.session.slides import SlideCollection, TrainingData, Versions
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Run:
-    """One training run: its budget, how many comparisons it may go on without gain, and the end that one waits for."""
+    """One training run: its budget, its patience, and its end."""
 
     config: TrainConfig
     seconds: float | None = None
@@ -48,33 +53,41 @@ class Run:
             or (self.steps is not None and self.first_step is not None and step - self.first_step >= self.steps)
         )
 
+    def wait(self, engine: Engine) -> None:
+        """Wait for the end, and raise the error that ended the run."""
+        while not self.done.wait(0.2):
+            if not engine.running:
+                raise TrainingError("the training thread has ended; open a new session.")
+        if self.error is not None:
+            raise self.error
 
-class LearningLoop:
-    """Owns the learner. Workers run on the engine thread; the rest may be called from any.
+
+class Training:
+    """Owns the settings, the learner and the current run. Workers run on the engine thread, the rest on any.
 
     Parameters
     ----------
-    snapshot
-        Gives the present annotations as training sources at the training resolution of a config.
+    slides
+        Where the training sources come from.
+    settings
+        Of the next run.
     publish
-        Called on the engine thread with every new `Status`.
+        Called, mostly on the engine thread, whenever `status` or the run changes.
+
+    Attributes
+    ----------
     checkpoint_path
-        Where the model goes when a run ends; None keeps it in memory.
+        Where the model is written when a run ends; None from it leaves the model in memory.
     """
 
-    def __init__(
-        self,
-        snapshot: Callable[[TrainConfig], TrainingData],
-        versions: Callable[[], Versions],
-        publish: Callable[[Status], None],
-        checkpoint_path: Callable[[], Path | None],
-    ) -> None:
-        self._snapshot, self._versions, self._publish = snapshot, versions, publish
-        self._checkpoint_path = checkpoint_path
+    def __init__(self, slides: SlideCollection, settings: TrainConfig, publish: Callable[[], None]) -> None:
+        self._slides, self._publish = slides, publish
+        self.checkpoint_path: Callable[[], Path | None] = lambda: None
+        self._settings, self._requested = settings, {settings.encoder}
         self._learner: Learner | None = None
         self._run: Run | None = None
         self._origin: Model | None = None
-        """What the next learner goes on from, also where one in between came to nothing."""
+        """What the next learner continues from, also after one that produced no model."""
         self._fitted: Versions = ()
         self._closed_at: Versions = ()
         self._begin_lock = threading.Lock()
@@ -82,7 +95,23 @@ class LearningLoop:
         self.model: Model | None = None
         self.follow_strokes = False
         self.config: TrainConfig | None = None
+        """What the present learner was made with."""
         self.status = Status()
+
+    @property
+    def settings(self) -> TrainConfig:
+        """The settings of the next run; an encoder assigned here counts as requested by the user."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: TrainConfig) -> None:
+        if settings.encoder != self._settings.encoder:
+            self._requested.add(settings.encoder)
+        self._settings = settings
+
+    def recall(self, settings: TrainConfig) -> None:
+        """Take settings from a project or a model: the user did not ask for their encoder by name."""
+        self._settings = settings
 
     @property
     def run(self) -> Run | None:
@@ -107,15 +136,41 @@ class LearningLoop:
             status = replace(status, state="idle")
         return replace(status, live_annotation_version=dict(self.seen).get(key, 0))
 
-    def begin(self, run: Run) -> None:
-        """Make `run` the present one; the engine starts it at its next turn."""
+    def start(self, values: Mapping[str, Any], seconds: float | None, steps: int | None, patience: int | None) -> Run:
+        """Begin a run with the settings changed by `values`; see `Session.train`."""
+        settings = self._settings.updated(values)
+        if "encoder" in values:
+            self._requested.add(settings.encoder)
+        self._require_requested(settings)
+        self._slides.require_two_classes()
+        run = Run(settings, seconds, steps, patience)
         with self._begin_lock:
             if self._run is not None:
                 raise TrainingError("training is running already; stop it before starting again.")
             self._run = run
+        self.settings = settings
+        self._fitted = ()  # refit even where no stroke was added
+        return run
+
+    def stop(self) -> Run | None:
+        """Ask the current run to end; returns it."""
+        run = self._run
+        if run is not None:
+            run.stopping = True
+        return run
+
+    def set_paused(self, paused: bool) -> None:
+        """Pause or resume the current run, if there is one."""
+        if self._run is not None:
+            self._run.paused = paused
+        self._publish()
+
+    def note(self, message: str) -> None:
+        """Show a message in the status."""
+        self.status = replace(self.status, message=message)
 
     def use_model(self, model: Model) -> None:
-        """Show a loaded model and continue from it when training starts (engine thread)."""
+        """Show a model and continue from it when training starts (engine thread)."""
         self.rest()
         self._learner, self._origin = None, model
         self._fitted = self.seen = ()
@@ -123,20 +178,16 @@ class LearningLoop:
 
     @staticmethod
     def warm_up() -> None:
-        """Import the network libraries (engine thread): seconds that the first stroke need not wait for then."""
+        """Import the network libraries (engine thread); it takes seconds."""
         from napari_sparseseg.learning.torch_runtime import import_torch
 
         import_torch()
         import_module("napari_sparseseg.learning.learner")
 
     def rest(self) -> None:
-        """Keep no thread of the learner's while nothing is trained (engine thread, or after its end)."""
+        """End the learner's own thread while nothing is trained (engine thread, or after its end)."""
         if self._learner is not None:
             self._learner.rest()
-
-    def forget_fit(self) -> None:
-        """Refit at the next turn even where no stroke was added (classes or settings changed)."""
-        self._fitted = ()
 
     def refit_worker(self) -> bool:
         """Refit the instant head where strokes have come or gone since; engine thread."""
@@ -145,13 +196,13 @@ class LearningLoop:
             return False
         if run is not None and run.finished(self.status.step):
             return False
-        versions = self._versions()
+        versions = self._slides.versions()
         if versions == self._fitted or (self.config is None and run is None):
             return False
         config = run.config if run is not None else self.config
-        snapshot = self._snapshot(config)  # type: ignore[arg-type]
+        snapshot = self._slides.snapshot(config)  # type: ignore[arg-type]
         learner = self._ensure_learner(config, snapshot.classes)  # type: ignore[arg-type]
-        # The clock of a run starts here: importing torch and building the encoder is no training.
+        # The clock of a run starts here: importing torch and building the encoder does not count.
         started = time.monotonic()
         self._refit(learner, snapshot)
         if run is not None:
@@ -159,7 +210,7 @@ class LearningLoop:
         return True
 
     def end_worker(self) -> bool:
-        """End a run that somebody stopped, before any other work: who closes napari waits for it; engine thread."""
+        """Finish a stopped run before any other work, so that closing napari is quick; engine thread."""
         from napari_sparseseg.learning.distributed import ranks
 
         run = self._run
@@ -205,10 +256,11 @@ class LearningLoop:
 
         A slide that was closed while it was read is no error: the next turn goes on with the others.
         """
-        versions = self._versions()
+        versions = self._slides.versions()
         if isinstance(error, SlideClosedError) and versions != self._closed_at:
             self._closed_at, self._fitted = versions, ()
             return
+        _log.error("background work failed", exc_info=error)
         run, self._run = self._run, None
         self.rest()
         # Without this a failing refit would be asked for again at once, for ever.
@@ -265,7 +317,7 @@ class LearningLoop:
     def _finish(self, run: Run) -> None:
         self.rest()
         try:
-            path = self._checkpoint_path()
+            path = self.checkpoint_path()
             if path is not None:
                 self.save(path)
         except (OSError, SparseSegError) as error:  # `fail` ends the run with it
@@ -279,9 +331,21 @@ class LearningLoop:
         finally:
             run.done.set()
 
+    def _require_requested(self, settings: TrainConfig) -> None:
+        """Projects are passed between people: an encoder is not downloaded only because a project names it."""
+        metadata = None if self.model is None else self.model.metadata
+        kind = None if metadata is None else metadata.extra["net"]["kind"]
+        included = metadata is not None and kind == "pretrained" and metadata.encoder == settings.encoder
+        if settings.fetches and settings.encoder not in self._requested and not included:
+            raise TrainingError(
+                f"the project asks for the encoder {settings.encoder!r}, and no model in it includes its weights. They "
+                f"are downloaded only when you ask for them by name: train(encoder={settings.encoder!r}), or type its "
+                "name in the panel; or choose another encoder."
+            )
+
     def _set(self, status: Status) -> None:
         self.status = status
-        self._publish(status)
+        self._publish()
 
 
 def _explain(error: Exception) -> str:

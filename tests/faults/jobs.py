@@ -104,7 +104,7 @@ def save(folder: Path, seed: int) -> None:
                 session.save(folder / f"p{k}.sparseseg")
                 tell("saved", f"p{k}.sparseseg")
             elif k % 3 == 2:
-                session.set.entries[0].slide.mpp = 0.25 + k / 1000
+                session.entries[0].slide.mpp = 0.25 + k / 1000
                 session.save(session.project)
 
 

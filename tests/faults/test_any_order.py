@@ -210,11 +210,11 @@ class Sessions(RuleBasedStateMachine):
         self.kept, self.strokes, self.k = {}, {}, 0  # strokes of slides in the project, and of open ones
 
     def name(self):
-        return Path(self.session.set.active.slide.path).name
+        return Path(self.session.slide.path).name
 
     @property
     def active(self):
-        return self.session.set.has_active
+        return self.session.entry is not None
 
     @rule(k=st.integers(0, 2))
     def open(self, k):
@@ -226,7 +226,7 @@ class Sessions(RuleBasedStateMachine):
     @rule()
     def remove(self):
         name = self.name()
-        self.session.set.remove(self.session.set.active)
+        self.session.remove()
         count = self.strokes.pop(name)
         if self.session.project:
             self.kept[name] = count
@@ -258,7 +258,7 @@ class Sessions(RuleBasedStateMachine):
         self.session.close()
         self.session = Session.load(project)
         assert self.session.status.message == ""
-        assert {Path(e.slide.path).name for e in self.session.set.entries} >= set(before)
+        assert {Path(e.slide.path).name for e in self.session.entries} >= set(before)
         self.strokes = {**self.kept, **before}
         self.strokes = {n: v for n, v in self.strokes.items() if n in self.open_strokes()}
 
@@ -302,7 +302,7 @@ class Sessions(RuleBasedStateMachine):
         self.session.stop()
         self.session.load_model(self.folder / "m.safetensors")
         trained = {c.name for c in self.session.model.metadata.classes}
-        labelled = any(any(e.annotations.counts().values()) for e in self.session.set.entries)
+        labelled = any(any(e.annotations.counts().values()) for e in self.session.entries)
         assert {c.name for c in self.session.classes} == (names | trained if labelled else trained)
 
     @precondition(lambda self: self.active)
@@ -319,7 +319,7 @@ class Sessions(RuleBasedStateMachine):
         self.session.look_at((0, 0, 128, 128), 1.0)
 
     def open_strokes(self):
-        return {Path(e.slide.path).name: len(e.annotations.strokes) for e in self.session.set.entries}
+        return {Path(e.slide.path).name: len(e.annotations.strokes) for e in self.session.entries}
 
     @invariant()
     def strokes_are_the_models(self):

@@ -77,7 +77,7 @@ def test_a_clock_that_goes_back_while_somebody_draws(tmp_path):
             session.save(folder / "p")
         back(10 * year)
         with Session.load(folder / "p.sparseseg") as session:
-            print(session.status.message or "whole", *sorted(len(e.annotations.strokes) for e in session.set.entries))
+            print(session.status.message or "whole", *sorted(len(e.annotations.strokes) for e in session.entries))
             session.annotations.paint([(200, 9), (200, 90)], 4, 1)
             print(session.annotations.saved)
         print(len(list(recovery_folder().iterdir())))
@@ -90,7 +90,7 @@ def test_a_clock_that_goes_back_while_somebody_draws(tmp_path):
     assert lines[2:4] == ["whole 1 3", "True"]
     assert lines[4] == "2", "what was saved as a project is no longer unsaved work"
     with Session.load(tmp_path / "p.sparseseg") as session:
-        assert sorted(len(e.annotations.strokes) for e in session.set.entries) == [2, 3]
+        assert sorted(len(e.annotations.strokes) for e in session.entries) == [2, 3]
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_slide_overwritten_in_place_with_as_many_bytes(tmp_path, whole):
         session.save(tmp_path / "p")
     with Session.load(tmp_path / "p.sparseseg") as again:
         assert "left out" in again.status.message
-        assert not again.set.entries
+        assert not again.entries
     path.write_bytes(write_raw(tmp_path / "first.tif", old).read_bytes())
     with Session.load(tmp_path / "p.sparseseg") as again:
         assert again.status.message == ""
@@ -155,7 +155,7 @@ def test_a_stroke_on_an_overwritten_slide_is_kept_and_the_user_is_told(path, oth
     with Session(["a", "b"], autosave=True, config=CONFIG) as session:
         session.open(path)
         scribble(session)
-        wait_until(lambda: session._engine.running)
+        wait_until(lambda: any(t.name == "sparseseg-engine" for t in threading.enumerate()))
         session.save(tmp_path / "p")
         overwrite(path, other)
         session.annotations.paint([(120, 20), (160, 200)], 5, 2)

@@ -72,8 +72,8 @@ def annotator(session, rng, slides):
         a.redo()
     elif choice < 0.8:
         session.open(rng.choice(slides))
-    elif choice < 0.85 and len(session.set.entries) > 1:
-        session.set.remove(session.set.active)
+    elif choice < 0.85 and len(session.entries) > 1:
+        session.remove()
     elif choice < 0.9 and len(session.classes) < 6:
         add_class(a, f"class {len(session.classes)} {rng.random()}")
     elif choice < 0.95:
@@ -199,7 +199,7 @@ def test_closing_at_any_moment(slides, start, tmp_path, kind, seed):
     unexpected, UNEXPECTED[:] = UNEXPECTED[:], []
     assert not unexpected
     with Session.load(tmp_path / "p.sparseseg") as again:
-        first = next(e for e in again.set.entries if e.slide.path == str(slides[0]))
+        first = next(e for e in again.entries if e.slide.path == str(slides[0]))
         assert len(first.annotations.strokes) == 2
         assert again.status.message == ""
     _whole_or_absent(tmp_path)
@@ -242,7 +242,7 @@ def test_closing_a_slide_while_it_is_trained_on(slides):
         end = time.monotonic() + 60
         while session.status.step < 2 and time.monotonic() < end:
             time.sleep(0.02)
-        session.set.remove(session.set.entries[1])
+        session.remove(session.slides[1])
         step = session.status.step
         while session.status.step < step + 3 and session.status.state == "training" and time.monotonic() < end:
             time.sleep(0.02)
@@ -314,6 +314,5 @@ def test_two_threads_cannot_both_start_training(slides):
                 t.join()
             assert len(started) == 1
             session.pause()
-            run = session._loop.run
-            run.stopping = True
+            session.stop(wait=False)
             session.stop()

@@ -205,7 +205,7 @@ def test_saving_a_project(place, zygote, seed):
         with Session.load(folder / names[-1]) as session:
             assert session.status.message == ""
             assert [c.name for c in session.classes] == CLASSES
-            versions = [e.annotations.version for e in session.set.entries]
+            versions = [e.annotations.version for e in session.entries]
         missing = sum(max(0, version - versions[k]) for k, version in last.items())
         row.lost += missing
         row.cut += versions == [last.get(0, 0), last.get(1, 0)]

@@ -51,7 +51,7 @@ def recorded(project):
 
 
 def labelled(session):
-    return [Path(e.slide.path).name for e in session.set.entries if any(e.annotations.counts().values())]
+    return [Path(e.slide.path).name for e in session.entries if any(e.annotations.counts().values())]
 
 
 def test_opening_changes_nothing(project):
@@ -65,9 +65,9 @@ def test_opening_changes_nothing(project):
 
 def test_a_resolution_set_by_the_user_is_kept(project):
     with Session.load(project) as session:
-        session.set.entries[0].slide.mpp = 0.25
+        session.entries[0].slide.mpp = 0.25
     with Session.load(project) as session:
-        assert [e.slide.mpp for e in session.set.entries] == [(0.25, 0.25), (1, 1), (0.5, 0.5)]
+        assert [e.slide.mpp for e in session.entries] == [(0.25, 0.25), (1, 1), (0.5, 0.5)]
 
 
 @pytest.mark.fault("slide replaced, damaged or gone")
@@ -119,8 +119,8 @@ def test_a_slide_that_returns_does_not_take_the_others_classes_away(project, sli
     shutil.move(aside, slides[1])
     with Session.load(project) as session:
         assert [c.name for c in session.classes] == ["stripes", "dots", "necrosis"]
-        assert sum(e.annotations.counts().get(necrosis, 0) for e in session.set.entries) == pixels
-        assert {tuple(e.annotations.classes) for e in session.set.entries} == {session.classes}
+        assert sum(e.annotations.counts().get(necrosis, 0) for e in session.entries) == pixels
+        assert {tuple(e.annotations.classes) for e in session.entries} == {session.classes}
 
 
 def test_two_copies_of_a_slide_have_their_own_strokes(slides, tmp_path):
@@ -135,7 +135,7 @@ def test_two_copies_of_a_slide_have_their_own_strokes(slides, tmp_path):
         session.save(tmp_path / "study")
     with Session.load(tmp_path / "study.sparseseg") as session:
         assert session.status.message == ""
-        first, second = (e.annotations.counts() for e in session.set.entries)
+        first, second = (e.annotations.counts() for e in session.entries)
         assert (first[1] > 0, first[2], second[1], second[2] > 0) == (True, 0, 0, True)
 
 
@@ -176,12 +176,14 @@ def test_looking_at_the_unsaved_work_of_a_running_session_does_not_delete_it(sli
 @pytest.mark.fault("two viewers on one project")
 def test_a_reader_does_not_overwrite_the_writers_model(project):
     with Session.load(project) as session, Session.load(project) as reader:
-        assert reader._keeper.checkpoint_path() is None
+        for s in (session, reader):
+            s.annotations.paint([(20, 20), (20, 90)], 5, 2)
         before = (project / "project.json").read_bytes()
-        reader.config = reader.config.updated({"seed": 7})
-        reader._keeper.write()
+        reader.train(steps=1, seed=7, wait=True)
+        assert reader.checkpoint is None
         assert (project / "project.json").read_bytes() == before
-        assert session._keeper.checkpoint_path() == project / "models" / "model.safetensors"
+        session.train(steps=1, wait=True)
+        assert session.checkpoint == project / "models" / "model.safetensors"
 
 
 @pytest.mark.fault("clock set back")
@@ -226,7 +228,7 @@ from tests.helpers.limits import obey_permissions
 obey_permissions()
 with Session.load(sys.argv[1]) as session:
     print(session.status.message)
-    print(sum(sum(e.annotations.counts().values()) for e in session.set.entries))
+    print(sum(sum(e.annotations.counts().values()) for e in session.entries))
     session.annotations.paint([(50, 50), (60, 90)], 7, 2)
     try:
         session.save(sys.argv[1])
@@ -243,7 +245,7 @@ def test_a_folder_that_may_not_be_written_to_is_opened_to_read(project, slides, 
     if os.name == "nt":
         pytest.skip("permissions of Windows folders are not set by chmod")
     with Session.load(project) as session:
-        pixels = sum(sum(e.annotations.counts().values()) for e in session.set.entries)
+        pixels = sum(sum(e.annotations.counts().values()) for e in session.entries)
     out = tmp_path / "out"
     out.mkdir()
     before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
@@ -286,7 +288,7 @@ def test_a_slide_on_the_network_is_not_asked_for_but_goes_on_when_it_is_opened(t
         assert recorded(project)["a.zarr"]["path"] == address
         with Session.load(project) as session:
             assert address in session.status.message
-            assert not session.set.entries
+            assert not session.entries
             session.open(address)
             assert session.annotations.counts()[1] == pixels
     finally:
@@ -398,15 +400,16 @@ def test_kill_during_loading_forgets_no_slide(project, tmp_path):
         """
         import os, signal, sys
         from napari_sparseseg import Session
-        session = Session()
-        session.set.annotated.connect(lambda: None)
         opened = []
         def on_change():
             opened.append(1)
             if len(opened) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-        session.set.changed.connect(on_change)
-        session.open_recorded(sys.argv[1])
+        class Watched(Session):
+            def __init__(self, **options):
+                super().__init__(**options)
+                self.slides_changed.connect(on_change)
+        Watched.load(sys.argv[1])
         """
     )
     ended = subprocess.run([sys.executable, "-c", script, str(project)], cwd=ROOT, timeout=60)

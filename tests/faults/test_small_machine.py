@@ -15,7 +15,7 @@ from napari_sparseseg import Session
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.prediction.tile_store import LABELS
-from napari_sparseseg.session import live as live_worker
+from napari_sparseseg.session import prediction as session_prediction
 from napari_sparseseg.slides import ArraySlide
 from napari_sparseseg.slides.cache import TILES
 from tests.helpers.data import two_textures, write_slide
@@ -140,7 +140,7 @@ def test_no_cache_of_any_kind(tmp_path, monkeypatch):
     expected, kept = run()
     assert kept == 2
     monkeypatch.setattr(bank, "MAP_BYTES", 0)
-    monkeypatch.setattr(live_worker, "KEPT_BYTES", 0)
+    monkeypatch.setattr(session_prediction, "KEPT_BYTES", 0)
     with TILES.limited(0):
         found, kept = run()
         assert TILES.bytes == 0

@@ -29,9 +29,9 @@ PATIENCE = 120.0
 def main() -> None:
     """Serve until the input ends."""
     if "torch" in sys.argv:
-        from napari_sparseseg.session.training import LearningLoop
+        from napari_sparseseg.session.training import Training
 
-        LearningLoop.warm_up()
+        Training.warm_up()
 
     for line in sys.stdin:
         job, folder, seed, kill_after, lines = json.loads(line)

@@ -23,7 +23,7 @@ def panel(viewer, tiny_slide):
     wait_until(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
     session = widget.session
     session.set.set_classes(CLASSES)
-    session._engine.call(lambda: session._loop.use_model(SmoothModel()))
+    session.use_model(SmoothModel())
     look_at(viewer, session.slide.shape[0] / 2, session.slide.shape[1] / 2, 0.5)
     wait_until(lambda: session.live is not None and session.live.store.top.any() and session.live.pending == 0, 30)
     pump(0.5)

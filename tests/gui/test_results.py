@@ -27,7 +27,7 @@ def give_model(panel, delay: float = 0.0) -> SmoothModel:
     """A model that needs no training and no network."""
     model = SmoothModel(delay=delay)
     panel.session.set.set_classes(CLASSES)
-    panel.session._engine.call(lambda: panel.session._loop.use_model(model))
+    panel.session.use_model(model)
     wait_until(panel.predict.predict_slide.isEnabled, 20)
     return model
 

@@ -89,7 +89,7 @@ def test_no_companion_of_an_annotation_file_is_written_through_a_link(project, e
     before = contents(elsewhere)
     linked(kept.with_name(kept.name + tail), elsewhere / "secret")
     with Session.load(project) as session:
-        if session.set.has_active:
+        if session.entry is not None:
             try:
                 session.annotations.paint([(9, 9), (90, 9)], 3, 1)
             except AnnotationError as error:
@@ -111,7 +111,7 @@ def test_annotations_are_neither_read_nor_written_through_a_linked_folder(projec
     linked(project / "annotations", elsewhere)
     with Session.load(project) as session:
         assert "link" in session.status.message
-        assert not session.set.entries
+        assert not session.entries
     assert contents(elsewhere) == before
 
 
