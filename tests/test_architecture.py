@@ -27,9 +27,9 @@ FILE_LINES, CLASS_LINES, FUNCTION_LINES, LEVELS, ROOT_MODULES = 500, 450, 60, 2,
 
 PENDING: dict[str, set[str]] = {
     "large": {"Annotations", "FileBacked", "ClassEditing", "Session", "LabelQuadtree"},
-    "deep": {"Annotations", "FileBacked", "ClassEditing", "Session", "RegionEditing", "LabelQuadtree"},
-    "shared": {"Contents"},
-    "loose": {"predict_slide", "predict_project", "train"},
+    "deep": {"Annotations", "FileBacked", "ClassEditing", "RegionEditing", "LabelQuadtree"},
+    "shared": {"Contents", "TrainSettings"},
+    "loose": {"predict_slide"},
     "dated": {
         "augment", "config", "factory", "fine", "guidance", "learner", "network", "pseudo_labels", "shards", "tiles",
         "torch_runtime", "trainer", "validation",

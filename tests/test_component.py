@@ -64,18 +64,11 @@ def test_what_goes_on_beyond_the_window_is_cut_but_not_at_the_end_of_the_slide()
     assert component_at(labels, 2, 2, Box(8, 0, 8, 8), Frame(), (16, 8)).cut
 
 
-class Session1(Session):
-    """A session with a model that needs no training."""
-
-    def use(self, model) -> None:
-        self.use_model(model)
-
-
 @pytest.fixture
 def session(tiny_slide):
-    with Session1(["glass", "stroma", "nuclei"]) as s:
+    with Session(["glass", "stroma", "nuclei"]) as s:
         s.open(tiny_slide)
-        s.use(SmoothModel())
+        s.use_model(SmoothModel())
         yield s
 
 
