@@ -52,7 +52,7 @@ def slides(tmp_path_factory):
     ]
 
 
-def labelled_features(path):
+def rows_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -67,7 +67,7 @@ def test_one_summary_over_slides_that_are_trained_on_held_out_or_only_predicted(
             session.predict_project(tmp_path / "out")
     assert [r.output.name for r in batch.results] == ["case.ome.zarr", "case-2.ome.zarr", "other.ome.zarr"]
     assert batch.failed == ()
-    rows = labelled_features(batch.summary)
+    rows = rows_of(batch.summary)
     assert len(rows) == 3 * 3
     for result in batch.results:
         labels = np.asarray(PredictionStore(result.output, "r").labels[0])
@@ -120,7 +120,7 @@ def test_the_shell_names_slides_that_fail_and_predicts_the_others(slides, model,
     assert "1 slides failed" in told.err
     assert "broken.tif" in told.err
     assert "100%, write" in told.err
-    assert len(labelled_features(out / "summary.csv")) == 9
+    assert len(rows_of(out / "summary.csv")) == 9
     store = PredictionStore(out / "case-2.ome.zarr", "r")
     assert store.uncertainty
     assert main(["predict", *map(str, slides), "--model", str(model), "--output", str(out), "--json"]) == 2
@@ -143,7 +143,7 @@ def test_the_shell_predicts_a_project_by_its_own_model(slides, model, tmp_path, 
         session.save(project)
         assert main(["predict", str(project), "--output", str(out)]) == 0
     assert "case.tif" not in capsys.readouterr().err, "no slide is left out while the project is open elsewhere"
-    assert [row["slide"] for row in labelled_features(out / "summary.csv")[::3]] == ["case.tif", "case.tif"]
+    assert [row["slide"] for row in rows_of(out / "summary.csv")[::3]] == ["case.tif", "case.tif"]
     given = ["--output", str(out), "--model", str(model)]
     assert main(["predict", str(project), str(slides[2]), *given]) == 2
     assert main(["predict", str(slides[2]), "--output", str(out)]) == 2

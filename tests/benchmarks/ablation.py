@@ -129,9 +129,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         print(json.dumps(perform(**json.loads(given.one))))
         return []
     settings = grid(given.seeds, given.seconds)
-    rows = common.labelled_features(
-        "tests.benchmarks.ablation", settings, common.RESULTS / "ablation.jsonl", given.workers
-    )
+    rows = common.rows_of("tests.benchmarks.ablation", settings, common.RESULTS / "ablation.jsonl", given.workers)
     publish(rows)
     return rows
 

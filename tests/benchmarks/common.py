@@ -269,9 +269,7 @@ def row_of(module: str, settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def labelled_features(
-    module: str, settings: Sequence[dict[str, Any]], kept: Path, workers: int
-) -> list[dict[str, Any]]:
+def rows_of(module: str, settings: Sequence[dict[str, Any]], kept: Path, workers: int) -> list[dict[str, Any]]:
     """`row_of` each of the settings, in their order; rows in `kept`, a JSON object a line, are not made again."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []

@@ -146,9 +146,7 @@ def network_alone(learner: Learner) -> Model:
 def run_all(runs: list[Run], workers: int) -> list[dict]:
     """All results of these runs; those kept in ``balancing-steps.jsonl`` are not made again."""
     module = "tests.benchmarks.study_balancing"
-    return common.labelled_features(
-        module, [asdict(r) for r in runs], common.RESULTS / "balancing-steps.jsonl", workers
-    )
+    return common.rows_of(module, [asdict(r) for r in runs], common.RESULTS / "balancing-steps.jsonl", workers)
 
 
 def summary(rows: list[dict]) -> str:

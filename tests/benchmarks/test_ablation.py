@@ -27,8 +27,8 @@ def test_rows_are_kept_and_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(common, "row_of", row_of)
     wanted = [{"task": "a", "seed": k} for k in (1, 2, 3)]
     with pytest.raises(RuntimeError, match="killed"):
-        common.labelled_features("m", wanted, tmp_path / "rows.jsonl", 1)
-    rows = common.labelled_features("m", wanted, tmp_path / "rows.jsonl", 2)
+        common.rows_of("m", wanted, tmp_path / "rows.jsonl", 1)
+    rows = common.rows_of("m", wanted, tmp_path / "rows.jsonl", 2)
     assert [(r["seed"], r["mean"]) for r in rows] == [(1, 0.1), (2, 0.2), (3, pytest.approx(0.3))]
     assert sorted(s["seed"] for s in made) == [1, 2, 2, 3]
 
