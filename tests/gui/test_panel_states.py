@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt, QTimer, QUrl
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QTextBrowser
@@ -137,8 +137,12 @@ def test_help_is_the_documentation_and_not_modal(panel):
     next(a for a in panel.header.menu.actions() if a.text() == "Help").trigger()
     pump(0.2)
     window = next(w for w in QApplication.topLevelWidgets() if isinstance(w, QTextBrowser) and w.isVisible())
-    assert "Five minutes" in window.toPlainText()
+    assert "Five-minute tour" in window.toPlainText()
     assert not window.isModal()
+    window.setSource(QUrl("how-to/qupath.md"))  # as a click on a link does
+    assert "QuPath round trip" in window.toPlainText()
+    window.setSource(QUrl("../glossary.md"))
+    assert "training resolution" in window.toPlainText()
     window.close()
 
 

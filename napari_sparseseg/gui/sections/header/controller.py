@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import fields
-from importlib.metadata import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, Qt
+from qtpy.QtCore import QObject, Qt, QUrl
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QTextBrowser, QWidget
 
@@ -97,7 +96,7 @@ class ProjectActions(QObject):
             self._header.show_next_step("Copied to the clipboard.")
 
     def _on_help(self) -> None:
-        show_documentation(self._header)
+        Documentation(self._header).show()
 
 
 DEFAULT_SECONDS = 60
@@ -159,26 +158,37 @@ def _files(session: Session) -> list[tuple[str, Path | None]]:
     return found
 
 
-PLUGIN = "napari-sparseseg"
 WIDTH, HEIGHT = 720, 760
+FIRST_PAGE = "tour.md"
 _PICTURE = re.compile(r"^!\[(?P<what>[^\]]*)\]\([^)]*\)$", re.MULTILINE)
 
 
-def documentation() -> str:
-    """The README as Markdown, pictures replaced by what they show."""
-    checkout = Path(__file__).resolve().parents[2] / "README.md"
-    text = checkout.read_text(encoding="utf-8") if checkout.exists() else metadata(PLUGIN).json["description"]
-    return _PICTURE.sub(r"*\g<what>*", str(text))
+def documentation(page: Path) -> str:
+    """A page of the documentation as Markdown, pictures replaced by what they show."""
+    if not page.exists():
+        return f"# {page.stem}\n\nThis page is in the documentation on the web and in the repository, folder `docs`."
+    return _PICTURE.sub(r"*\g<what>*", page.read_text(encoding="utf-8"))
 
 
-def show_documentation(parent: QWidget) -> QTextBrowser:
-    """Open the window; napari stays usable beside it."""
-    browser = QTextBrowser(parent)
-    browser.setWindowFlag(Qt.WindowType.Window)
-    browser.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-    browser.setWindowTitle("napari-sparseseg: documentation")
-    browser.setOpenExternalLinks(True)
-    browser.setMarkdown(documentation())
-    browser.resize(WIDTH, HEIGHT)
-    browser.show()
-    return browser
+def documentation_folder() -> Path:
+    """Where the pages are: in a wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parents[3]
+    return next(f for f in (package / "docs", package.parent / "docs") if (f / FIRST_PAGE).exists())
+
+
+class Documentation(QTextBrowser):
+    """What users need to read, in a window of its own beside napari; also without a network."""
+
+    def __init__(self, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.setWindowFlag(Qt.WindowType.Window)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setWindowTitle("napari-sparseseg: documentation")
+        self.setOpenExternalLinks(True)
+        self.setSource(QUrl.fromLocalFile(str(documentation_folder() / FIRST_PAGE)))
+        self.resize(WIDTH, HEIGHT)
+
+    def loadResource(self, kind: int, url: QUrl) -> Any:
+        """The text of a page that a link leads to."""
+        page = Path(url.toLocalFile())
+        return documentation(page) if page.suffix == ".md" else super().loadResource(kind, url)
