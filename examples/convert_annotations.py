@@ -5,7 +5,7 @@ Run it in an empty folder: ``python convert_annotations.py``. The shell does the
 """
 
 from napari_sparseseg import open_slide
-from napari_sparseseg.io import load_annotations, save_as
+from napari_sparseseg.io import load_annotations, save_annotations
 from napari_sparseseg.samples import sample_scribbles, sample_slide
 
 with open_slide(sample_slide()) as slide:
@@ -19,7 +19,7 @@ stroma = next(c.id for c in annotations.classes if c.name == "stroma")
 annotations.fill_polygon([(600, 1000), (600, 1300), (900, 1300), (900, 1000)], stroma, dense=True)
 
 for name in ("all.sparseseg", "for-qupath.geojson", "for-asap.xml", "labels.ome.tif", "labels.ome.zarr"):
-    save_as(annotations, name)
+    save_annotations(annotations, name)
     back = load_annotations(name, shape, annotations.classes)
     assert (back.read((0, 0, *shape)) == annotations.read((0, 0, *shape))).all()
     print(f"{name:20s} the same labels, {len(back.snapshot().dense_regions)} dense regions")

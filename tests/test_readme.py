@@ -1,4 +1,4 @@
-"""What the README shows is what runs."""
+"""What the README and the docs show is what runs, and what they point to is there."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import shlex
 import shutil
 
 import numpy as np
+import pytest
 
 from napari_sparseseg.cli import _parser
-from tests.helpers.data import ROOT
+from napari_sparseseg.errors import SlideOpenError
+from napari_sparseseg.slides import Slide
+from tests.helpers.data import ROOT, two_textures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(language, text=README):
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.S | re.M)
+
+
+def commands(text):
+    lines = [line.split("#")[0].strip() for block in blocks("(?:text|bash)", text) for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("napari-sparseseg ")]
 
 
 def test_first_two_bash_blocks_are_the_two_commands():
@@ -25,10 +34,16 @@ def test_first_two_bash_blocks_are_the_two_commands():
     assert tests.endswith("pytest")
 
 
+def test_readme_is_one_screen_with_one_table():
+    assert README.startswith("![")
+    assert len(README.splitlines()) <= 60
+    assert len(re.findall(r"^\|[-|]+\|$", README, re.M)) == 1
+
+
 def test_python_block_runs(tiny_slide, tmp_path, monkeypatch):
     shutil.copy(tiny_slide, tmp_path / "slide.svs")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    (code,) = blocks("python", (ROOT / "docs" / "how-to" / "console.md").read_text(encoding="utf-8"))
     scope: dict[str, object] = {}
     exec(code.replace("seconds=60", "steps=1"), scope)
     assert isinstance(scope["labels"], np.ndarray)
@@ -36,14 +51,42 @@ def test_python_block_runs(tiny_slide, tmp_path, monkeypatch):
     assert (tmp_path / "study.sparseseg" / "project.json").exists()
 
 
+def test_slide_backend_of_the_docs_reads_a_slide(tmp_path):
+    (code,) = blocks("python", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    pixels = two_textures(900)[:700]
+    np.save(tmp_path / "a.npy", pixels)
+    with Slide(scope["open_npy"](str(tmp_path / "a.npy"))) as slide:
+        assert slide.shape == (700, 900)
+        np.testing.assert_array_equal(slide.read((500, 600, 40, 50)), pixels[500:540, 600:650])
+    (tmp_path / "b.npy").write_bytes(b"no array")
+    with pytest.raises(SlideOpenError, match="Save it with numpy"):
+        scope["open_npy"](str(tmp_path / "b.npy"))
+
+
 def test_every_shell_line_parses():
-    lines = [line.split("#")[0].strip() for block in blocks("text") for line in block.splitlines()]
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("napari-sparseseg ")]
-    assert len(commands) >= 4
-    for command in commands:
+    found = [command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))]
+    assert len(found) >= 20
+    for command in found:
         _parser().parse_args(command)
 
 
-def test_pictures_are_there():
-    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).stat().st_size > 10_000
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_pictures_are_there(page):
+    for label, target in re.findall(r"\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        path = target.split("#")[0]
+        if path and "://" not in path:
+            assert (page.parent / path).exists(), f"[{label}]({target})"
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / path).stat().st_size > 3_000
+
+
+def test_files_that_the_docs_name_are_there():
+    package = ROOT / "napari_sparseseg"
+    missing = []
+    for page in PAGES[2:]:
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", page.read_text(encoding="utf-8")):
+            if "/" in name and not ((ROOT / name).exists() or (package / name).exists()):
+                missing.append(f"{page.name}: {name}")
+    assert not missing
