@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +25,15 @@ if TYPE_CHECKING:
 # before napari is imported: it reads and writes the file named here, never the user's own settings
 os.environ.setdefault("NAPARI_CONFIG", str(Path(tempfile.mkdtemp(prefix="sparseseg-napari-")) / "settings.yaml"))
 MUST_RUN = os.environ.get("REQUIRE_GUI") == "1" or os.environ.get("CI") == "true"
+# Qt ends the process where it finds no display, so another one tries
+PROBE = """
+from qtpy.QtGui import QGuiApplication, QOpenGLContext
+application = QGuiApplication([])
+raise SystemExit(None if QOpenGLContext().create() else "no OpenGL")
+"""
 
 
+@cache
 def missing_for_gui() -> str:
     """Why no window can be opened here; empty when one can."""
     for module in ("napari", "qtpy", "pytestqt"):
@@ -34,11 +43,15 @@ def missing_for_gui() -> str:
         return "no Qt binding is installed"
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return "no display (pytest-xvfb needs the Xvfb program)"
+    tried = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
+    if tried.returncode:
+        return f"Qt opens no window here: {' '.join(tried.stderr.split())[:300]}"
     return ""
 
 
-@pytest.fixture(autouse=True)
-def _gui_or_skip():
+# before any fixture: that of the application is made first, and Qt would end the run
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     reason = missing_for_gui()
     if reason and MUST_RUN:
         pytest.fail(f"GUI tests must run here, but {reason}")
