@@ -50,28 +50,42 @@ def _fail(args: argparse.Namespace, text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="napari-sparseseg",
-        description="Scribble on a whole slide and train a segmentation network on it, with balanced loss.",
+        description="Train a segmentation network on scribbled whole slides with a balanced loss, and predict slides.",
+        epilog="Exit codes: 0 done; 2 a mistake that you can fix, explained in one line on stderr; 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = command(commands, "demo", _demo, "train live on a sample slide (in napari, or headless without a display)")
-    demo.add_argument("--headless", action="store_true", help="no window, also where there is a display")
-    demo.add_argument("--output", type=Path, default=Path("sparseseg-demo"), metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--seconds", type=positive, default=45.0, help="training time, default: %(default)s")
+    demo = command(commands, "demo", _demo, "train live on a sample slide, in napari or, without a display, headless")
+    demo.add_argument("--headless", action="store_true", help="open no window, even if there is a display")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("sparseseg-demo"),
+        metavar="DIR",
+        help="folder for the results; default: %(default)s",
+    )
+    demo.add_argument("--seconds", type=positive, default=45.0, help="training time; default: %(default)s")
 
-    info = command(commands, "info", _info, "what is in a slide or a model, and what is wrong with it")
-    info.add_argument("slide", help="a file, a folder of OME-Zarr, its address, or a model file")
+    info = command(commands, "info", _info, "print what a slide or a model file contains, and any problems")
+    info.add_argument("slide", metavar="SLIDE", help="slide file, OME-Zarr folder or address, or model file")
 
     add_train(commands)
     add_predict(commands)
-    export = command(commands, "export", _export, "write a model for other programs: ONNX or bioimage.io")
-    export.add_argument("model", type=Path, metavar="MODEL")
+    export = command(commands, "export", _export, "export a model for other programs, as ONNX or bioimage.io package")
+    export.add_argument("model", type=Path, metavar="MODEL", help="a .safetensors file")
     export.add_argument("output", type=Path, metavar="OUT", help="OUT.onnx, or OUT.zip for a bioimage.io package")
     convert = command(commands, "convert", _convert, "convert annotations between formats")
-    convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN")
-    convert.add_argument("target", type=Path, metavar="ANNOTATIONS_OUT")
-    convert.add_argument("--slide", type=Path, help="the slide they belong to, for its size")
+    convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN", help="file in any known format")
+    convert.add_argument(
+        "target",
+        type=Path,
+        metavar="ANNOTATIONS_OUT",
+        help="the suffix chooses the format: .geojson .xml .sparseseg .tif .zarr",
+    )
+    convert.add_argument(
+        "--slide", type=Path, help="slide that they belong to; needed if the file does not state its size"
+    )
     return parser
 
 

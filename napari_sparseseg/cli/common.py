@@ -9,8 +9,8 @@ from typing import Any
 
 def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     """A command that does `run`, with what all of them have."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout, messages on stderr")
     parser.set_defaults(run=run, silent=False)
     return parser
 
@@ -40,7 +40,7 @@ def positive_int(text: str) -> int:
 
 
 def say(args: argparse.Namespace, text: str) -> None:
-    """Print a line for people; to stderr where stdout is for JSON. Letters that it cannot show are spelt out."""
+    """Print a message; on stderr if stdout is for JSON. Characters that the stream cannot encode are escaped."""
     if args.silent:
         return
     out = sys.stderr if args.json else sys.stdout

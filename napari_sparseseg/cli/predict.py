@@ -20,37 +20,43 @@ def add_predict(commands: Any) -> None:
     """Describe the command."""
     predict = command(commands, "predict", _predict, "run a model over whole slides")
     predict.add_argument(
-        "slides", type=Path, nargs="+", metavar="SLIDE", help="or one project NAME.sparseseg, for all its slides"
+        "slides", type=Path, nargs="+", metavar="SLIDE", help="slides, or one project NAME.sparseseg for all its slides"
     )
-    predict.add_argument("--model", type=Path, help="a .safetensors file; default: that of the project")
+    predict.add_argument("--model", type=Path, help="a .safetensors file; default: the model of the project")
     predict.add_argument(
-        "--output", type=Path, required=True, metavar="OUT", help="OUT.ome.zarr, OUT.ome.tif, or a folder"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="OUT.ome.zarr, OUT.ome.tif, or a folder; several slides need a folder",
     )
-    predict.add_argument("--mpp", type=positive, help="resolution of the result, default: the model's")
-    predict.add_argument("--geojson", type=Path, metavar="FILE", help="regions as QuPath objects")
-    predict.add_argument("--csv", type=Path, metavar="FILE", help="area per class")
-    predict.add_argument("--resume", action="store_true", help="finish an interrupted prediction")
+    predict.add_argument("--mpp", type=positive, help="resolution of the result in um per pixel; default: the model's")
+    predict.add_argument("--geojson", type=Path, metavar="FILE", help="also write the regions as QuPath objects")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="also write the area of each class")
+    predict.add_argument("--resume", action="store_true", help="continue an interrupted prediction")
     predict.add_argument("--overwrite", action="store_true", help="replace existing results")
     predict.add_argument(
         "--everywhere", action="store_true",
-        help="predict glass too; else it gets the class called background, glass or alike, or 0 where there is none",
+        help="predict glass too; by default glass gets the class named background, glass or similar, else 0",
     )  # fmt: skip
     predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
     predict.add_argument(
-        "--flips", action="store_true", help="average over the eight flips and turns of each tile: eight times slower"
+        "--flips",
+        action="store_true",
+        help="average over the eight flips and rotations of each tile; eight times slower",
     )
     predict.add_argument(
         "--min-area", type=not_negative, default=100.0, metavar="UM2",
-        help="leave out smaller objects, um2; default: %(default)s",
+        help="leave out smaller objects, in um2; default: %(default)s",
     )  # fmt: skip
     predict.add_argument(
         "--ome-zarr", choices=("0.4", "0.5"), default="0.4",
-        help="0.5 is sharded: far fewer files, but not every reader knows it; default: %(default)s",
+        help="OME-Zarr version; 0.5 makes far fewer files, but not every reader knows it; default: %(default)s",
     )  # fmt: skip
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
     where = predict.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=positive_int, help="threads on this machine")
-    where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a dask.distributed cluster")
+    where.add_argument("--workers", type=positive_int, help="number of threads on this machine; default: 1")
+    where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of a dask.distributed cluster")
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
             line = ProgressLine(args.slides[0].name)
             result = session.predict_slide(out, geojson=args.geojson, csv=args.csv, progress=line, **options)
         except KeyboardInterrupt:
-            print("what is done is kept: give the same command with --resume to go on", file=sys.stderr)
+            print("finished parts are kept; run the same command with --resume to continue", file=sys.stderr)
             raise
     say(args, f"wrote {out}")
     return result.to_json()

@@ -22,26 +22,35 @@ _LINES, _WIDTH = 60, 100
 def add_train(commands: Any) -> None:
     """Describe the command."""
     train = command(commands, "train", _train, "train a model on annotated slides")
-    train.add_argument("slides", type=Path, nargs="+", metavar="SLIDE")
-    train.add_argument("--model", type=Path, required=True, metavar="OUT.safetensors")
+    train.add_argument("slides", type=Path, nargs="+", metavar="SLIDE", help="annotated slides")
+    train.add_argument("--model", type=Path, required=True, metavar="OUT.safetensors", help="model file to write")
     train.add_argument(
         "--annotations", type=Path, nargs="+", metavar="FILE",
-        help="one per slide, in the same order; default: the file beside each slide with its stem and .geojson, .xml "
-        "or .sparseseg",
+        help="one file per slide, in the same order; default: the file beside each slide with the same name and "
+        ".geojson, .xml or .sparseseg",
     )  # fmt: skip
-    train.add_argument("--balancing", choices=("none", "instance", "mini-batch"), default="instance")
-    train.add_argument("--mpp", type=positive, help="training resolution in um per pixel, default: 1.0")
-    train.add_argument("--encoder", help="any timm encoder, default: the model's, or tf_efficientnet_lite0")
+    train.add_argument(
+        "--balancing",
+        choices=("none", "instance", "mini-batch"),
+        default="instance",
+        help="how labelled pixels share the loss; default: %(default)s",
+    )
+    train.add_argument("--mpp", type=positive, help="training resolution in um per pixel; default: 1.0")
+    train.add_argument(
+        "--encoder", help="any timm encoder; default: that of the initial model, else tf_efficientnet_lite0"
+    )
     budget = train.add_mutually_exclusive_group()
-    budget.add_argument("--seconds", type=positive, help="training time, default: 60")
-    budget.add_argument("--steps", type=positive_int, help="training steps instead of time")
-    train.add_argument("--patience", type=positive_int, help="end when so many held-out comparisons brought no gain")
-    train.add_argument("--scratch", action="store_true", help="the paper's plain U-Net instead of a pretrained encoder")
-    train.add_argument("--yes", action="store_true", help="download the encoder named without a question")
+    budget.add_argument("--seconds", type=positive, help="training time; default: 60")
+    budget.add_argument("--steps", type=positive_int, help="number of training steps instead of a time")
+    train.add_argument("--patience", type=positive_int, help="stop after this many held-out comparisons without a gain")
+    train.add_argument(
+        "--scratch", action="store_true", help="train the paper's plain U-Net instead of using a pretrained encoder"
+    )
+    train.add_argument("--yes", action="store_true", help="download the named encoder without asking")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--resume", action="store_true", help="go on from the model file where it exists")
-    train.add_argument("--init", type=Path, metavar="MODEL", help="start from this model")
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument("--resume", action="store_true", help="continue from the model file if it exists")
+    train.add_argument("--init", type=Path, metavar="MODEL", help="start from this model instead")
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _agree_to_download(args: argparse.Namespace) -> None:
             say(args, line)
     asked = sys.stdin.isatty() and not args.silent and not args.yes
     if not args.yes and not (asked and input("Download where it is not here yet? [y/N] ").lower().startswith("y")):
-        raise TrainingError(f"{about}. It is used only after consent: give --yes.")
+        raise TrainingError(f"{about}. It is downloaded only with your consent: add --yes.")
 
 
 def _quoted(text: str) -> list[str]:
@@ -141,7 +150,7 @@ def _run_training(session: Session, args: argparse.Namespace, seconds: float | N
         session.stop()
         if not args.silent:
             session.save_model(args.model)
-        say(args, f"interrupted; what was learned so far is in {args.model}")
+        say(args, f"interrupted; the model so far is in {args.model}")
         raise
 
 
