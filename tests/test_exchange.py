@@ -259,7 +259,7 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;
         ("<ASAP_Annotations>", "valid XML"),
         ("<svg/>", "only the XML of ASAP"),
         ("<a>" * 100_000, "valid XML"),
-        (ASAP.replace('X="10"', 'X="nan"'), "no number"),
+        (ASAP.replace('X="10"', 'X="nan"'), "not a number"),
         (ASAP.replace('X="10"', 'X="1e308"'), "finite"),
         (ASAP.replace("Spline", "Blob"), "not known"),
         ('<ASAP_Annotations><Coordinate X="1" Y="2"/></ASAP_Annotations>', "outside"),
@@ -318,8 +318,8 @@ def test_label_images_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "l.tif"
     for image, message in [
         (np.zeros((100, 1000), np.uint8), "do not fit"),
-        (np.zeros((H, W), np.float32), "no label image"),
-        (np.zeros((H, W, 3), np.uint8), "no label image"),
+        (np.zeros((H, W), np.float32), "not a label image"),
+        (np.zeros((H, W, 3), np.uint8), "not a label image"),
         (np.full((H, W), 300, np.uint16), "class ids are 1 to 255"),
     ]:
         tifffile.imwrite(path, image)
@@ -361,7 +361,7 @@ def test_loading_dispatches_on_what_a_file_is(drawn, tmp_path):
     with pytest.raises(AnnotationError, match="2 annotation files"):
         load_annotations(tmp_path / "project.sparseseg", (H, W))
     (tmp_path / "what").write_text("?")
-    with pytest.raises(AnnotationError, match="known"):
+    with pytest.raises(AnnotationError, match="known format"):
         load_annotations(tmp_path / "what", (H, W))
     with pytest.raises(AnnotationError, match="there is no"):
         load_annotations(tmp_path / "absent", (H, W))

@@ -8,7 +8,7 @@ import pytest
 
 from napari_sparseseg.config import ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.io.qupath_classes import read_classes
+from napari_sparseseg.io.geojson import read_classes
 
 # QuPath's own default table: colours are alpha, red, green, blue in a signed 32-bit integer
 CLASSES = {
@@ -62,5 +62,5 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, text):
     path.write_text(text)
     with pytest.raises(AnnotationError, match=r"classes\.json"):
         read_classes(path)
-    with pytest.raises(AnnotationError, match="cannot read"):
+    with pytest.raises(AnnotationError, match="cannot be opened"):
         read_classes(tmp_path / "none.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
@@ -12,21 +11,22 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.files import write_atomic
 from napari_sparseseg.io.shapes import (
-    MAX_BYTES,
     THIN_RADIUS,
     UNCLASSIFIED,
     Document,
     Drawn,
     points_xy,
+    read_file,
     to_annotations,
+    write_file,
 )
 from napari_sparseseg.io.trace import trace
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from typing import TextIO
 
     from numpy.typing import NDArray
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.io.shapes import Classes
 
 DENSE_NAME = "dense region"
-"""How the name of an annotation begins that stands for a dense region."""
+"""Prefix of the names of annotations that are dense regions."""
 SPLINE_STEPS = 16
 """Straight pieces per span of a spline."""
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
@@ -43,16 +43,7 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 
 def read_asap(path: str | os.PathLike[str], shape: tuple[int, int], classes: Classes | None = None) -> Annotations:
     """Annotations from a file of ASAP; parameters and errors as in `read_geojson`."""
-    source = Path(path)
-    try:
-        if source.stat().st_size > MAX_BYTES:
-            raise AnnotationError(f"the file is larger than {MAX_BYTES >> 30} GB; split it.")
-        document = parse_asap(source.read_bytes())
-        return to_annotations(document, shape, classes)
-    except OSError as error:
-        raise AnnotationError(f"{source.name}: it cannot be opened: {error.strerror or error}.") from error
-    except AnnotationError as error:
-        raise AnnotationError(f"{source.name}: {error}") from error
+    return to_annotations(read_file(path, parse_asap), shape, classes)
 
 
 @dataclass(slots=True)
@@ -69,7 +60,7 @@ class _Annotation:
 
 
 class _Reader:
-    """Events of an XML parser to annotations; flat, so that no nesting can exhaust anything."""
+    """Collects annotations from the events of an XML parser, without recursion, so that nesting cannot exhaust it."""
 
     def __init__(self) -> None:
         self.is_asap = False
@@ -99,7 +90,7 @@ def _number(values: dict[str, str], key: str, default: float | None = None) -> f
     if text is None and default is not None:
         return default
     if text is None or not _NUMBER.fullmatch(text):
-        raise AnnotationError(f"a Coordinate has {key}={text!r}, which is no number.")
+        raise AnnotationError(f"a Coordinate has {key}={text!r}, which is not a number.")
     return float(text.replace(",", "."))
 
 
@@ -109,7 +100,7 @@ def parse_asap(data: bytes) -> Document:
     Raises
     ------
     AnnotationError
-        Where it is no XML of ASAP, declares a document type or entities, or holds something that cannot be drawn.
+        Where it is not XML of ASAP, declares a document type or entities, or contains something that cannot be drawn.
     """
     reader = _Reader()
     parser = expat.ParserCreate()
@@ -168,39 +159,32 @@ def closed_spline(knots: NDArray[np.float64], steps: int = SPLINE_STEPS) -> NDAr
 def write_asap(annotations: Annotations, path: str | os.PathLike[str]) -> None:
     """Write annotations as ASAP's XML, labels outlined exactly, classes as groups.
 
-    ASAP has no holes: a hole is joined to its outline by a seam of no width, which the even-odd rule does not see, so
-    that reading the file back gives the same labels. Dense regions are told by their name.
+    ASAP has no holes: a hole is joined to its outline by a seam of no width, which does not count under the even-odd
+    rule, so that reading the file gives the same labels. Dense regions are recognised by their names.
 
     Raises
     ------
     AnnotationError
         Where the file cannot be written.
     """
-    target = Path(path)
     snapshot = annotations.snapshot()
     classes = {c.id: c for c in snapshot.classes}
 
-    def write(part: Path) -> None:
-        number = 0
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n<Annotations>\n')
-            for region in snapshot.dense_regions:
-                number += 1
-                file.write(_element(f"{DENSE_NAME} {number}", classes[region.class_id], one_ring(region.parts())))
-            for outline in trace(snapshot.scribbles):
-                number += 1
-                ring = one_ring([outline.shell, *outline.holes])
-                file.write(_element(f"Annotation {number}", classes[outline.class_id], ring))
-            file.write("</Annotations>\n<AnnotationGroups>\n")
-            for c in snapshot.classes:
-                name, colour = quoteattr(c.name), quoteattr(c.colour)
-                file.write(f'<Group Name={name} PartOfGroup="None" Color={colour}><Attributes/></Group>\n')
-            file.write("</AnnotationGroups>\n</ASAP_Annotations>\n")
+    def write(file: TextIO) -> None:
+        file.write('<?xml version="1.0"?>\n<ASAP_Annotations>\n<Annotations>\n')
+        rings = [(f"{DENSE_NAME} {n}", r.class_id, r.parts()) for n, r in enumerate(snapshot.dense_regions, 1)]
+        for name, class_id, parts in rings:
+            file.write(_element(name, classes[class_id], one_ring(parts)))
+        for number, outline in enumerate(trace(snapshot.scribbles), len(rings) + 1):
+            ring = one_ring([outline.shell, *outline.holes])
+            file.write(_element(f"Annotation {number}", classes[outline.class_id], ring))
+        file.write("</Annotations>\n<AnnotationGroups>\n")
+        for c in snapshot.classes:
+            name, colour = quoteattr(c.name), quoteattr(c.colour)
+            file.write(f'<Group Name={name} PartOfGroup="None" Color={colour}><Attributes/></Group>\n')
+        file.write("</AnnotationGroups>\n</ASAP_Annotations>\n")
 
-    try:
-        write_atomic(target, write)
-    except OSError as error:
-        raise AnnotationError(f"cannot write {target}: {error.strerror or error}.") from error
+    write_file(path, write)
 
 
 def one_ring(rings: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
@@ -215,7 +199,7 @@ def one_ring(rings: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def _element(name: str, label: ClassDef, ring: NDArray[np.float64]) -> str:
-    # Every digit: an edge may pass a pixel's centre by less than ten of them say.
+    # All digits: an edge may pass a pixel's centre by less than any rounding.
     corners = "".join(f'<Coordinate Order="{n}" X="{x!r}" Y="{y!r}"/>' for n, (y, x) in enumerate(ring.tolist()))
     group, colour = quoteattr(label.name), quoteattr(label.colour)
     head = f'<Annotation Name="{name}" Type="Polygon" PartOfGroup={group} Color={colour}>'

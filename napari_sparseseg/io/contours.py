@@ -1,11 +1,11 @@
 """Connected regions of a label image and their outlines, found while its rows stream by.
 
-Bands of full-width rows are fed one after the other; a region is handed out as soon as no pixel of it can follow. So
-the memory is one band plus the outlines of the regions that are still open, however many regions the image has.
+Bands of full-width rows are fed one after the other; a region is returned as soon as no more of its pixels can follow.
+So the memory is one band plus the outlines of unfinished regions, however many regions the image has.
 
-Regions are 4-connected pixels of one class. An outline runs through the middles of the pixel sides that part the region
-from something else, which cuts every corner by sqrt(2)/4 = 0.354 px: diagonal borders come out straight instead of as
-stairs, neighbours share their points, and rings of one region never touch, so polygons are valid as they are.
+Regions are 4-connected pixels of one class. An outline runs through the middles of the pixel sides that separate the
+region from others, which cuts every corner by sqrt(2)/4 = 0.354 px: diagonal borders are straight instead of stairs,
+neighbours share their points, and rings of one region never touch, so that polygons are valid.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Region:
     """A connected region of one class.
 
     `rings` are int32 (n, 2) arrays of (y, x) in **half** pixels, not closed; the outer ring first, then the holes. They
-    are empty where the tracer was told not to trace.
+    are empty where the tracer does not trace.
     """
 
     class_id: int
@@ -41,7 +41,7 @@ class Region:
 
 @dataclass(slots=True)
 class _Open:
-    """What is known so far of a region that reaches the last row read; sums are of pixel centres."""
+    """A region that reaches the last row read; sums are of pixel centres."""
 
     class_id: int
     pixels: int
@@ -52,7 +52,7 @@ class _Open:
 
 @dataclass(slots=True)
 class _Fragment:
-    """A piece of outline whose ends lie on the last row read, named by the sides it begins and ends with."""
+    """A piece of outline with its ends on the last row read, identified by its first and last side."""
 
     head: int
     tail: int
@@ -78,9 +78,9 @@ class RegionTracer:
     width
         Pixels per row.
     min_pixels
-        Smaller regions are not handed out (and their outlines not traced).
+        Smaller regions are not returned, and their outlines not traced.
     rings
-        Whether outlines are wanted; without them only class, size and centroid are found.
+        Whether to trace outlines; without them only class, size and centroid are found.
     """
 
     def __init__(self, width: int, min_pixels: int = 1, *, rings: bool = True) -> None:
@@ -95,7 +95,7 @@ class RegionTracer:
         self._tails: dict[int, _Fragment] = {}
 
     def feed(self, rows: np.ndarray) -> list[Region]:
-        """Take the next rows, uint8 (h, width) with h >= 1, 0 for no class; returns the regions that are now whole."""
+        """Take the next rows, uint8 (h, width) with h >= 1, 0 for no class; returns the complete regions."""
         band = np.zeros((len(rows) + 1, self._stride), np.uint8)
         band[0] = self._above
         band[1:, 1:-1] = rows
@@ -106,8 +106,8 @@ class RegionTracer:
         in_last_row = runs.starts >= len(rows) * self._stride
         closed[runs.component[in_last_row]] = False
         if self._trace:
-            # Outlines of regions that are whole and too small are not worth following. A region that came in from
-            # above is kept, since its fragments have to be taken off the lists.
+            # Outlines of complete regions that are too small need not be traced. A region that came in from above is
+            # traced, because its fragments have to be removed from the lists.
             above = np.zeros(runs.n_components, bool)
             above[runs.component[runs.starts < self._stride]] = True
             small = np.fromiter((r.pixels < self._min_pixels for r in found), bool, len(found))
@@ -148,10 +148,10 @@ class RegionTracer:
         return _Runs(starts, ends, labels, component[:n], int(count_all))
 
     def _measure(self, runs: _Runs, height: int) -> list[_Open]:
-        """Class, size and coordinate sums of each component; what was known of open regions is added."""
+        """Class, size and coordinate sums of each component, those of open regions added."""
         n = runs.n_components
         y, x = np.divmod(runs.starts, self._stride)
-        length = (runs.ends - runs.starts) * (y > 0)  # the row above has been counted with its own band
+        length = (runs.ends - runs.starts) * (y > 0)  # the row above was counted with its own band
         pixels = np.bincount(runs.component, length, n)
         sum_y = np.bincount(runs.component, length * (y + self._row - 0.5), n)
         sum_x = np.bincount(runs.component, length * (x - 1 + (runs.ends - runs.starts) / 2), n)
@@ -250,8 +250,8 @@ def _sides(band: np.ndarray) -> np.ndarray:
 def _following(flat: np.ndarray, stride: int, sides: np.ndarray) -> np.ndarray:
     """Position in `sides` of the side that follows each, -1 where it lies in another band.
 
-    With the region on the right: turn right where the pixel ahead is another's, else go straight, else turn left. That
-    this looks at the pixel ahead first makes regions 4-connected.
+    With the region on the right: turn right where the pixel ahead belongs to another region, else go straight, else
+    turn left. Checking the pixel ahead first makes regions 4-connected.
     """
     ahead = np.array([1, stride, -1, -stride])
     outside = np.array([-stride, 1, stride, -1])
@@ -273,7 +273,7 @@ def _following(flat: np.ndarray, stride: int, sides: np.ndarray) -> np.ndarray:
 
 
 def _chains(sides: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut the links into chains: an order of all sides, begin and end of each chain in it, and which are rings."""
+    """Order the sides along their chains: the order, first and end of each chain in it, and whether it is a ring."""
     n = len(sides)
     linked = np.flatnonzero(following >= 0)
     preceding = np.full(n, -1, np.intp)
@@ -289,7 +289,7 @@ def _chains(sides: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.nd
     end = preceding[start]
     tails = np.flatnonzero(following < 0)
     end[chain[tails]] = tails
-    # All chains are hung one behind the other: then one walk along the links lists them all in order.
+    # All chains are linked one after the other, so that one traversal lists them in order.
     walk = following.copy()
     walk[end[:-1]] = start[1:]
     walk[end[-1]] = -1
@@ -302,7 +302,7 @@ def _chains(sides: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _corners(sides: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Which of the chained sides to keep: those next to a turn, and the ends of each chain."""
+    """Mask of the chained sides that become points: those next to a turn, and the ends of each chain."""
     direction = sides & 3
     keep = np.ones(len(sides), bool)
     keep[1:-1] = (direction[1:-1] != direction[:-2]) | (direction[1:-1] != direction[2:])

@@ -9,9 +9,9 @@ from napari_sparseseg.annotations import Annotations, renumbered
 from napari_sparseseg.annotations.sqlite_file import MAGIC
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.io.asap import read_asap, write_asap
-from napari_sparseseg.io.geojson import MARK, head_of, read_geojson, write_geojson
+from napari_sparseseg.io.geojson import read_geojson, shape_in, write_geojson
 from napari_sparseseg.io.labels import TIFF_SUFFIXES, read_labels, write_labels
-from napari_sparseseg.io.shapes import ClassTable
+from napari_sparseseg.io.shapes import ClassLookup
 
 if TYPE_CHECKING:
     import os
@@ -80,14 +80,14 @@ def load_annotations(
 
 
 def _kind(path: Path) -> str:
-    """Which reader a file is for: by content where that tells, else by suffix."""
+    """The format of a file, by its content where that is unambiguous, else by its suffix."""
     if path.is_dir():
         is_project = (path / "project.json").exists() or path.suffix == ".sparseseg"
         return "project" if is_project else "labels"
-    if path.exists() and not path.is_file():  # opening a pipe waits for ever
-        raise AnnotationError(f"{path} is no ordinary file; give an annotation file.")
+    if path.exists() and not path.is_file():  # opening a pipe would block
+        raise AnnotationError(f"{path} is not a regular file; give an annotation file.")
     if path.suffix.lower() in (".sparseseg", ".sqlite"):
-        return "own"  # and not opened here: `annotations.store.connect` says why
+        return "own"  # not opened here, see `annotations.sqlite_file.connect`
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -103,9 +103,7 @@ def _kind(path: Path) -> str:
         return "geojson"
     if start[:1] == b"<" or suffix == ".xml":
         return "asap"
-    raise AnnotationError(
-        f"{path} is no annotation file that is known: GeoJSON, XML of ASAP, label TIFF or OME-Zarr, or .sparseseg."
-    )
+    raise AnnotationError(f"{path} has no known format: GeoJSON, XML of ASAP, label TIFF or OME-Zarr, or .sparseseg.")
 
 
 def _in_project(folder: Path, shape: tuple[int, int]) -> Path:
@@ -122,7 +120,7 @@ def _in_project(folder: Path, shape: tuple[int, int]) -> Path:
 
 def _with_table(found: Annotations, classes: Classes) -> Annotations:
     """The same labels under another class table, matched by name."""
-    table = ClassTable(classes)
+    table = ClassLookup(classes)
     moved = {c.id: table.id_of(c.name, c.colour) for c in found.classes}
     if all(old == new for old, new in moved.items()):
         found.set_classes(table.classes)
@@ -166,7 +164,7 @@ def convert(
     Parameters
     ----------
     shape
-        Slide (H, W) in level-0 pixels; needed where the source does not know it.
+        Slide (H, W) in level-0 pixels; needed where the source does not say it.
 
     Raises
     ------
@@ -180,15 +178,14 @@ def convert(
 
 
 def _own_shape(path: Path) -> tuple[int, int]:
-    """The slide's shape as the file knows it."""
+    """The slide's shape, where the file says it."""
     if not path.exists():
         raise AnnotationError(f"there is no annotation file {path}.")
     kind = _kind(path)
     if kind == "own":
         return Annotations.load(path).shape
     if kind == "geojson":
-        mark = head_of(path).get(MARK)
-        shape = mark.get("shape") if isinstance(mark, dict) else None
-        if isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape):
-            return shape[0], shape[1]
+        shape = shape_in(path)
+        if shape is not None:
+            return shape
     raise AnnotationError(f"{path.name} does not say how large its slide is; name the slide with --slide.")

@@ -2,7 +2,7 @@
 
 Read: a FeatureCollection, a Feature, a bare geometry or a list of them; Polygon, MultiPolygon (holes too),
 LineString and Point with their multiples, GeometryCollection; classifications by name, by names (``A: B``) or as text;
-colours as ``color`` or ``colorRGB``. What is locked is read like everything else. Written: one Feature per connected
+colours as ``color`` or ``colorRGB``. Locked objects are read like all others. Written: one Feature per connected
 region, outlined along the pixels' sides, and one per dense region, marked in its ``metadata``.
 """
 
@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import AnnotationError, SparseSegError
-from napari_sparseseg.files import write_atomic
 from napari_sparseseg.io.shapes import (
-    MAX_BYTES,
     THIN_RADIUS,
     UNCLASSIFIED,
+    ClassLookup,
     Document,
     Drawn,
     points_xy,
+    read_file,
     to_annotations,
+    write_file,
 )
 from napari_sparseseg.io.trace import trace
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
+    from typing import TextIO
 
     import numpy as np
     from numpy.typing import NDArray
@@ -68,25 +70,16 @@ def read_geojson(
     Raises
     ------
     AnnotationError
-        Where the file is no GeoJSON, or holds something that cannot be drawn.
+        Where the file is not GeoJSON, or contains something that cannot be drawn.
     """
-    source = Path(path)
-    try:
-        return to_annotations(parse_geojson(_load(source)), shape, classes, progress)
-    except AnnotationError as error:
-        raise AnnotationError(f"{source.name}: {error}") from error
+    return to_annotations(read_file(path, lambda data: parse_geojson(_load(data))), shape, classes, progress)
 
 
-def _load(path: Path) -> Any:
+def _load(text: bytes) -> Any:
+    if _memory_of(text) > MAX_MEMORY:
+        raise AnnotationError(f"it would take more than {MAX_MEMORY >> 30} GB of memory to read it; split it.")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise AnnotationError(f"the file is larger than {MAX_BYTES >> 30} GB; split it.")
-        text = path.read_bytes()
-        if _memory_of(text) > MAX_MEMORY:
-            raise AnnotationError(f"it would take more than {MAX_MEMORY >> 30} GB of memory to read it; split it.")
         return json.loads(text, parse_constant=_no_constant)
-    except OSError as error:
-        raise AnnotationError(f"it cannot be opened: {error.strerror or error}.") from error
     except RecursionError as error:
         raise AnnotationError("it is nested far too deeply for GeoJSON.") from error
     except ValueError as error:
@@ -94,7 +87,7 @@ def _load(path: Path) -> Any:
 
 
 def _memory_of(text: bytes) -> int:
-    """What Python takes for parsed JSON, at most: lists, dictionaries and values by their separators."""
+    """Upper bound of the bytes of parsed JSON: lists, dictionaries and values, counted by their separators."""
     lists, tables, commas = (text.count(mark) for mark in (b"[", b"{", b","))
     return 88 * lists + 232 * tables + 40 * (lists + tables + commas)
 
@@ -103,10 +96,14 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number that JSON allows")
 
 
-def head_of(path: Path) -> dict[str, Any]:
-    """The members of a GeoJSON object; empty where the file holds a list."""
-    data = _load(path)
-    return data if isinstance(data, dict) else {}
+def shape_in(path: Path) -> tuple[int, int] | None:
+    """The slide's (H, W) in a file that this program wrote; None for any other."""
+    data = read_file(path, _load)
+    mark = data.get(MARK) if isinstance(data, dict) else None
+    shape = mark.get("shape") if isinstance(mark, dict) else None
+    if isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape):
+        return shape[0], shape[1]
+    return None
 
 
 def parse_geojson(data: Any) -> Document:
@@ -115,7 +112,7 @@ def parse_geojson(data: Any) -> Document:
     Raises
     ------
     AnnotationError
-        Where it holds something that cannot be drawn.
+        Where it contains something that cannot be drawn.
     """
     document = Document()
     if isinstance(data, dict):
@@ -232,12 +229,16 @@ def _classification(label: Any) -> tuple[str, str]:
 
 
 def _colour(label: dict[str, Any]) -> str:
-    rgb = label.get("color")
-    packed = label.get("colorRGB")
-    if isinstance(rgb, list) and len(rgb) in (3, 4) and all(isinstance(v, int) and 0 <= v <= 255 for v in rgb):
-        return "#{:02x}{:02x}{:02x}".format(*rgb[:3])
-    if isinstance(packed, int):
-        return f"#{packed & 0xFFFFFF:06x}"
+    """A colour as QuPath writes it: [r, g, b], or alpha, red, green and blue packed into one signed integer."""
+    for value in (label.get("color"), label.get("colorRGB")):
+        if isinstance(value, int):
+            return f"#{value & 0xFFFFFF:06x}"
+        if (
+            isinstance(value, list)
+            and len(value) in (3, 4)
+            and all(isinstance(v, int) and 0 <= v <= 255 for v in value)
+        ):
+            return "#{:02x}{:02x}{:02x}".format(*value[:3])
     return ""
 
 
@@ -249,31 +250,26 @@ def write_geojson(annotations: Annotations, path: str | os.PathLike[str]) -> Non
     AnnotationError
         Where the file cannot be written.
     """
-    target = Path(path)
     snapshot = annotations.snapshot()
     classes = {c.id: c for c in snapshot.classes}
     table = [{"id": c.id, "name": c.name, "colour": c.colour} for c in snapshot.classes]
     head = {"type": "FeatureCollection", MARK: {"classes": table, "shape": list(snapshot.shape)}}
 
-    def write(part: Path) -> None:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(head)[:-1] + ', "features": [')
-            between = "\n"
-            for region in snapshot.dense_regions:
-                # As they are: an edge may pass a pixel's centre by less than any number of decimals.
-                dense = {"name": "dense region", "metadata": {MARK: "dense"}}
-                file.write(between + json.dumps(_feature(region.parts(), classes[region.class_id], dense)))
-                between = ",\n"
-            for outline in trace(snapshot.scribbles):
-                parts: list[NDArray[Any]] = [outline.shell, *outline.holes]
-                file.write(between + json.dumps(_feature(parts, classes[outline.class_id], {})))
-                between = ",\n"
-            file.write("\n]}\n")
+    def features() -> Iterator[dict[str, Any]]:
+        for region in snapshot.dense_regions:
+            # Coordinates keep all digits: an edge may pass a pixel's centre by less than any number of decimals.
+            dense = {"name": "dense region", "metadata": {MARK: "dense"}}
+            yield _feature(region.parts(), classes[region.class_id], dense)
+        for outline in trace(snapshot.scribbles):
+            yield _feature([outline.shell, *outline.holes], classes[outline.class_id], {})
 
-    try:
-        write_atomic(target, write)
-    except OSError as error:
-        raise AnnotationError(f"cannot write {target}: {error.strerror or error}.") from error
+    def write(file: TextIO) -> None:
+        file.write(json.dumps(head)[:-1] + ', "features": [')
+        for number, feature in enumerate(features()):
+            file.write((",\n" if number else "\n") + json.dumps(feature))
+        file.write("\n]}\n")
+
+    write_file(path, write)
 
 
 def _feature(rings: Sequence[NDArray[Any]], label: ClassDef, more: dict[str, Any]) -> dict[str, Any]:
@@ -292,3 +288,53 @@ def _feature(rings: Sequence[NDArray[Any]], label: ClassDef, more: dict[str, Any
             **more,
         },
     }
+
+
+def read_classes(path: str | os.PathLike[str], known: Sequence[ClassDef] = ()) -> tuple[ClassDef, ...]:
+    """The classes of a QuPath file added to a table; those of the same name (in any case) keep their id.
+
+    Parameters
+    ----------
+    path
+        ``project.qpproj``, its folder, its ``classifiers/classes.json``, or GeoJSON of objects.
+    known
+        The table to begin with; its classes get the colours of the file.
+
+    Raises
+    ------
+    AnnotationError
+        Where the file cannot be read or names no class.
+    """
+    file = Path(path)
+    if file.suffix.lower() == ".qpproj":
+        file = file.parent
+    if file.is_dir():
+        file = file / "classifiers" / "classes.json"
+    table = ClassLookup(known)
+    named = read_file(file, lambda text: list(_labels(_load(text))))
+    for name, colour in named:
+        table.id_of(name, colour)
+        if colour:
+            table.recolour(name, colour)
+    if not named:
+        raise AnnotationError(
+            f"{file.name} names no class; choose a QuPath project (project.qpproj), its classifiers/classes.json, "
+            "or GeoJSON of classified objects."
+        )
+    return tuple(table.classes)
+
+
+def _labels(data: Any) -> Iterator[tuple[str, str]]:
+    """Names and colours of a QuPath file's classes, in its order; the colour is empty where there is none."""
+    if isinstance(data, dict) and isinstance(data.get("pathClasses"), list):
+        labels = data["pathClasses"]
+    else:
+        features = data.get("features", [data]) if isinstance(data, dict) else data
+        features = features if isinstance(features, list) else []
+        properties = [f.get("properties") for f in features if isinstance(f, dict)]
+        labels = [p.get("classification") for p in properties if isinstance(p, dict)]
+    for label in labels:
+        if isinstance(label, (str, dict)):
+            name, colour = _classification(label)
+            if name.strip() and name != UNCLASSIFIED:
+                yield name, colour

@@ -54,13 +54,13 @@ def read_labels(path: str | os.PathLike[str], shape: tuple[int, int], classes: C
     Raises
     ------
     AnnotationError
-        Where the image cannot be read, does not fit the slide, or has values that are no class ids.
+        Where the image cannot be read, does not fit the slide, or has values that are not class ids.
     """
     source = Path(path)
     with _opened(source) as (pixels, own):
         if pixels.ndim != 2 or pixels.dtype.kind not in "ui":
             raise AnnotationError(
-                f"{source.name} is no label image: it needs 2 axes of whole numbers, not {pixels.shape} {pixels.dtype}."
+                f"{source.name} is not a label image: it needs two axes of integers, not {pixels.shape} {pixels.dtype}."
             )
         scale = _scale(source, pixels.shape, shape)
         out = Annotations(shape, classes or own or ())
@@ -118,7 +118,7 @@ def _block(
     index = []
     for start, side, per_pixel, have in zip(origin, shape, scale, pixels.shape, strict=True):
         centres = (np.arange(start >> level, min((start >> level) + BLOCK, -(-side >> level))) + 0.5) * (1 << level)
-        # A coarse pixel that sticks out over the slide is judged within it.
+        # A coarse pixel that extends beyond the slide is read inside it.
         at = np.floor(np.minimum(centres, side - 0.5) / per_pixel).astype(np.int64)
         index.append(at[at < have])
     if not len(index[0]) or not len(index[1]):
@@ -252,7 +252,7 @@ def _remove(path: Path) -> None:
 
 
 class _Image:
-    """The label image that is not in memory."""
+    """A label image that is computed tile by tile."""
 
     def __init__(self, snapshot: Snapshot, frame: Frame, mpp: float | None) -> None:
         self.snapshot, self.frame, self.mpp = snapshot, frame, mpp
@@ -260,7 +260,7 @@ class _Image:
         self._occupied = {(box.y, box.x) for box in snapshot.occupied(frame, TILE)}
 
     def tiles(self) -> Iterator[tuple[Box, NDArray[np.uint8] | None]]:
-        """All tiles, row by row, whole; None where nothing is labelled."""
+        """All tiles, row by row, not cut at the border; None where nothing is labelled."""
         for box in tiles(Box(0, 0, *self.shape), TILE):
             yield box, self.snapshot.read_region(box, self.frame) if (box.y, box.x) in self._occupied else None
 

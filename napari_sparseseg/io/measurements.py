@@ -1,4 +1,4 @@
-"""What is measured of a predicted label image in one pass over its rows: areas and objects, as table and as GeoJSON."""
+"""Areas and objects of a predicted label image, found in one pass over its rows, as a table and as GeoJSON."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ WHOLE_SLIDE = "slide"
 NOT_PREDICTED = "not predicted"
 _BAND_PIXELS = 1 << 19
 """Label pixels that are measured at a time: the arrays then stay in the cache, which is faster than larger bands."""
-# The outline runs through the middles of pixel sides and so lies up to sqrt(2)/4 px from the pixels' true border. What
-# is left of half a pixel may go into leaving points out; then no pixel centre changes sides, and filling the polygon
-# gives the very pixels of the region back. In half pixels, a hair less for rounding.
+# The outline runs through the middles of pixel sides, up to sqrt(2)/4 px from the pixels' true border. Simplifying by
+# less than the remainder of half a pixel moves no pixel centre to the other side, so that filling the polygon gives
+# exactly the pixels of the region. In half pixels, slightly less because of rounding.
 _TOLERANCE = 2 * (0.5 - np.sqrt(2) / 4) - 0.005
 _DECIMALS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What to measure of which label image."""
+    """The measurement of a label image."""
 
     slide: str
     shape: tuple[int, int]
     classes: Sequence[ClassDef]
     placement: Placement
     min_area: float
-    """Smaller objects are left out; um^2, or level-0 px^2 where the slide's mpp is unknown."""
+    """Smaller objects are left out, um^2, or level-0 px^2 where the slide's mpp is unknown."""
     regions: Mapping[str, shapely.Geometry] | None = None
 
     def run(
         self, bands: Iterable[np.ndarray], geojson: Path | None, csv: Path | None, on_rows: Callable[[int, int], None]
     ) -> tuple[list[AreaRow], int]:
-        """Read the label image once; writes the files that are asked for.
+        """Read the label image once and write the files that are asked for.
 
         Parameters
         ----------
@@ -108,13 +108,13 @@ class AreaRow:
     mm2: float | None
     """None where the slide's mpp is unknown."""
     percent: float | None
-    """Share of the region's predicted pixels; None for what was not predicted."""
+    """Share of the region's predicted pixels; None for unpredicted pixels."""
     objects: int | None
     """Connected regions of at least the minimum area whose centroid lies in the region."""
 
 
 class _Outline:
-    """A polygon in label pixels that says which pixel centres of some rows it holds (even-odd rule)."""
+    """A polygon in label pixels, rasterised row by row at pixel centres (even-odd rule)."""
 
     def __init__(self, polygon: shapely.Geometry, placement: Placement) -> None:
         dy, dx = placement.frame.downsample
@@ -192,7 +192,7 @@ class AreaTable:
         return int(self._objects[WHOLE_SLIDE].sum())
 
     def rows(self, slide: str) -> list[AreaRow]:
-        """One row per region and class, absent classes included; one more for what was not predicted, if any."""
+        """One row per region and class, absent classes included; one more for unpredicted pixels, if any."""
         out = []
         for name, pixels in self._pixels.items():
             predicted = int(pixels[1:].sum())
@@ -225,7 +225,7 @@ class GeoJsonWriter:
 
     Coordinates are level-0 (x, y) with pixel corners at whole numbers, as in QuPath. Each feature carries its class
     (name and colour) and its exact area: in um^2, or in level-0 px^2 where the slide has no mpp. Use as a context
-    manager; the file is complete when that has been left without an error.
+    manager; the file is complete when it exits without an error.
 
     Parameters
     ----------
@@ -287,17 +287,17 @@ class GeoJsonWriter:
 def polygons_of(regions: Sequence[Region], placement: Placement) -> np.ndarray:
     """Simplified polygons of traced regions: object array of shapely polygons in level-0 (x, y).
 
-    Filled at the pixel centres of the label image they give the regions' pixels back exactly.
+    Filled at the pixel centres of the label image they give exactly the regions' pixels.
     """
     rings = [ring for region in regions for ring in region.rings]
     owner = np.repeat(np.arange(len(regions)), [len(region.rings) for region in regions])
     index = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
     points = np.concatenate(rings)[:, ::-1].astype(np.float64)
-    # Ring by ring: a hundred times faster than simplifying polygons with thousands of holes as wholes, and as safe, for
-    # parts of rings of one region are at least sqrt(1/2) px apart, and none moves by more than 0.15 px.
+    # Ring by ring, which is a hundred times faster than simplifying whole polygons with thousands of holes. It is as
+    # safe: rings of one region are at least sqrt(1/2) px apart, and no point moves by more than 0.15 px.
     simple = shapely.simplify(shapely.linearrings(points, indices=index), _TOLERANCE, preserve_topology=False)
     scale = np.array(placement.frame.downsample[::-1]) / 2
     simple = shapely.transform(simple, lambda xy: np.round(xy * scale, _DECIMALS))
-    # The walk that made the rings leaves shells counter-clockwise in (x, y) and holes clockwise, as GeoJSON wants.
+    # The tracer leaves shells counter-clockwise in (x, y) and holes clockwise, as GeoJSON requires.
     polygons: np.ndarray = shapely.polygons(simple, indices=owner)
     return polygons

@@ -31,8 +31,8 @@ def write_ome_tiff(
 ) -> None:
     """Copy a complete prediction store, tile by tile, into one OME-TIFF.
 
-    The first image holds class ids, a second one the uncertainty where the store has it. The pixel size is that of the
-    label image; class names and colours and the store's record lie in OME map annotations. `on_tile(done, total)` is
+    The first image contains class ids, a second one the uncertainty where the store has it. The pixel size is that of
+    the label image; class names, colours and the store's record are OME map annotations. `on_tile(done, total)` is
     called before each tile and at the end.
     """
     images = [("classes", store.labels)] + ([("uncertainty", store.uncertainty)] if store.uncertainty else [])
@@ -69,7 +69,7 @@ def write_ome_tiff(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of how a prediction was made, from an OME-TIFF of this program; empty for any other file."""
+    """The parameters of a prediction, from an OME-TIFF of this program; empty for any other file."""
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
             description = tiff.pages[0].description

@@ -1,8 +1,8 @@
 """Predictions as OME-Zarr label images with a pyramid, written block by block.
 
-Layout: the arrays lie in ``labels/classes/0..n`` with ``image-label`` metadata (colours, names), which is what label
-readers look for; the root's own ``multiscales`` points at the same arrays, so that readers that know only images open
-them too. Uncertainty is an image of its own in ``uncertainty/0..n``. Specification: https://ngff.openmicroscopy.org/0.4
+Layout: the arrays are in ``labels/classes/0..n`` with ``image-label`` metadata (colours, names), where label readers
+look; the root's own ``multiscales`` points at the same arrays, so that readers that know only images open them too.
+Uncertainty is a separate image in ``uncertainty/0..n``. Specification: https://ngff.openmicroscopy.org/0.4
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CHUNK = 512
 SHARD = 2048
 """Side of the block that one task writes; a multiple of the chunk, and the shard size of version 0.5."""
 RECORD = "napari_sparseseg"
-"""Attribute of the root that says how the prediction was made."""
+"""Attribute of the root with the parameters of the prediction."""
 _COARSEST = 256
 _LABELS, _UNCERTAINTY = "labels/classes", "uncertainty"
 
 
 @dataclass(frozen=True, slots=True)
 class StoreLayout:
-    """What an empty store is made for."""
+    """Shape, scale and contents of a store."""
 
     shape: tuple[int, int]
     placement: Placement
@@ -47,7 +47,7 @@ class StoreLayout:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Shapes of all pyramid levels, each half of the one before, rounded up, until a thumbnail's size."""
+        """Shapes of all pyramid levels, each half of the one before, rounded up, down to the size of a thumbnail."""
         shapes = [self.shape]
         while max(shapes[-1]) > _COARSEST:
             h, w = shapes[-1]
@@ -56,7 +56,7 @@ class StoreLayout:
 
 
 def create_store(path: Path, layout: StoreLayout, record: dict[str, Any]) -> None:
-    """Make an OME-Zarr with empty pyramids; `record` is kept as the root's attribute `RECORD`.
+    """Make an OME-Zarr with empty pyramids; `record` is saved as the root's attribute `RECORD`.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class PredictionStore:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `create_store` was given."""
+        """The parameters given to `create_store`."""
         return dict(self._root.attrs.get(RECORD, {}))
 
     @property
@@ -136,7 +136,7 @@ class PredictionStore:
 
 
 def majority(block: np.ndarray) -> np.ndarray:
-    """Halve an even-sided label image: the commonest value of each 2 x 2; on a tie the first in reading order."""
+    """Halve an even-sided label image: the most frequent value of each 2 x 2; on a tie the first in reading order."""
     a, b, c, d = block[::2, ::2], block[::2, 1::2], block[1::2, ::2], block[1::2, 1::2]
     twice_a = (a == b) | (a == c) | (a == d)
     return np.where(twice_a, a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
@@ -161,7 +161,7 @@ def _levels(group: zarr.Group) -> list[zarr.Array]:
 
 
 def _set(group: zarr.Group, version: Version, attributes: dict[str, Any]) -> None:
-    """Version 0.4 keeps its metadata at the top of the attributes and versions each; 0.5 keeps all under "ome"."""
+    """Version 0.4 has its metadata at the top of the attributes; 0.5 has all of it under "ome"."""
     group.attrs.update(attributes if version == "0.4" else {"ome": {"version": version, **attributes}})
 
 

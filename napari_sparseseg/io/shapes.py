@@ -1,10 +1,14 @@
-"""Drawings from files, before they are drawn: shapes with class names, and the class table they make."""
+"""Shapes read from a file with their class names, and how they become annotations.
+
+Every reader parses its file to a `Document`; every writer replaces its file atomically.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -12,15 +16,19 @@ from napari_sparseseg.annotations import Annotations, Shape
 from napari_sparseseg.annotations.raster import as_points
 from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.files import write_atomic
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable
+    from typing import TextIO
 
     from numpy.typing import NDArray
 
     Classes = Iterable[ClassDef | tuple[str, str] | str]
     Progress = Callable[[int, int], None]
 
+Parsed = TypeVar("Parsed")
 UNCLASSIFIED = "unclassified"
 THIN_RADIUS = 4.0
 """Radius in level-0 pixels at which lines and dots without a width are drawn."""
@@ -41,7 +49,7 @@ class Drawn:
 
     @property
     def ignored(self) -> bool:
-        """Whether its class says that these pixels have none: QuPath's ``Ignore*`` and other names with a star."""
+        """Whether its class means "no class": QuPath's ``Ignore*`` and other names that end with a star."""
         return self.name.rstrip().endswith("*")
 
     @property
@@ -52,7 +60,7 @@ class Drawn:
 
 @dataclass(slots=True)
 class Document:
-    """What a file holds."""
+    """The contents of a file."""
 
     drawn: list[Drawn] = field(default_factory=list)
     classes: list[ClassDef] = field(default_factory=list)
@@ -75,15 +83,21 @@ class Document:
         self.drawn.append(shape)
 
 
-class ClassTable:
-    """Finds classes by name, whatever its case, and appends those that are new."""
+class ClassLookup:
+    """Finds classes by name, ignoring case, and appends those that are new.
+
+    Parameters
+    ----------
+    classes
+        The table to start from.
+    """
 
     def __init__(self, classes: Classes) -> None:
         self.classes = list(make_classes(classes))
-        self._ids = {c.name.casefold(): c.id for c in self.classes}
+        self._index = {c.name.casefold(): k for k, c in enumerate(self.classes)}
 
     def id_of(self, name: str, colour: str = "") -> int:
-        """The id of a class name.
+        """The id of a class; a new one gets the lowest free id, and a colour of the palette where none is given.
 
         Raises
         ------
@@ -91,16 +105,61 @@ class ClassTable:
             When there are more classes than a label image can hold.
         """
         name = " ".join(name.split()) or UNCLASSIFIED
-        known = self._ids.get(name.casefold())
+        known = self._index.get(name.casefold())
         if known is not None:
-            return known
-        new_id = max((c.id for c in self.classes), default=0) + 1
-        if new_id > MAX_CLASS_ID:
+            return self.classes[known].id
+        used = {c.id for c in self.classes}
+        new_id = next((i for i in range(1, MAX_CLASS_ID + 1) if i not in used), None)
+        if new_id is None:
             raise AnnotationError(f"the file has more than {MAX_CLASS_ID} classes, more than a label image can hold.")
         colour = colour if _COLOUR.fullmatch(colour) else PALETTE[(new_id - 1) % len(PALETTE)]
+        self._index[name.casefold()] = len(self.classes)
         self.classes.append(ClassDef(new_id, name, colour))
-        self._ids[name.casefold()] = new_id
         return new_id
+
+    def recolour(self, name: str, colour: str) -> None:
+        """Give a class that is in the table another colour."""
+        index = self._index[" ".join(name.split()).casefold()]
+        self.classes[index] = replace(self.classes[index], colour=colour)
+
+
+def read_file(path: str | os.PathLike[str], parse: Callable[[bytes], Parsed]) -> Parsed:
+    """What `parse` makes of a file's bytes.
+
+    Raises
+    ------
+    AnnotationError
+        Beginning with the file's name: where it cannot be opened, is too large, or `parse` refuses it.
+    """
+    source = Path(path)
+    try:
+        if source.stat().st_size > MAX_BYTES:
+            raise AnnotationError(f"the file is larger than {MAX_BYTES >> 30} GB; split it.")
+        return parse(source.read_bytes())
+    except OSError as error:
+        raise AnnotationError(f"{source.name}: it cannot be opened: {error.strerror or error}.") from error
+    except AnnotationError as error:
+        raise AnnotationError(f"{source.name}: {error}") from error
+
+
+def write_file(path: str | os.PathLike[str], write: Callable[[TextIO], None]) -> None:
+    """Replace a text file atomically.
+
+    Raises
+    ------
+    AnnotationError
+        Where the file cannot be written.
+    """
+    target = Path(path)
+
+    def write_part(part: Path) -> None:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            write(file)
+
+    try:
+        write_atomic(target, write_part)
+    except OSError as error:
+        raise AnnotationError(f"cannot write {target}: {error.strerror or error}.") from error
 
 
 def points_xy(values: object, least: int = 1) -> NDArray[np.float64]:
@@ -109,7 +168,7 @@ def points_xy(values: object, least: int = 1) -> NDArray[np.float64]:
     Raises
     ------
     AnnotationError
-        Where they are anything else than finite numbers.
+        Where they are not finite numbers.
     """
     try:
         array = np.asarray(values)
@@ -128,7 +187,7 @@ def _short(value: object) -> str:
 def to_annotations(
     document: Document, shape: tuple[int, int], classes: Classes | None, progress: Progress | None = None
 ) -> Annotations:
-    """Draw what a file holds, large shapes first so that what lies inside them stays visible, lines and dots last.
+    """Draw a file's shapes, large ones first so that small ones inside them stay visible, lines and dots last.
 
     Parameters
     ----------
@@ -141,7 +200,7 @@ def to_annotations(
     progress
         Called now and then with (drawn, all).
     """
-    table = ClassTable(classes if classes else document.classes)
+    table = ClassLookup(classes if classes else document.classes)
     if classes:
         for own in document.classes:
             table.id_of(own.name, own.colour)

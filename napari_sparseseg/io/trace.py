@@ -1,9 +1,13 @@
-"""Outlines of labels as polygons on the pixel grid, exact to the level-0 pixel, in memory that grows with the outlines.
+"""Outlines of annotations on the pixel grid, exact to the level-0 pixel, in memory that grows with the outlines.
 
-Every pixel of a class whose neighbour is of another class has a side on the outline. Sides are found chunk by chunk, at
-the level of the chunk and at level 0 along its rim; runs of sides become long ones, those are joined to rings, and
-rings to polygons with holes. Pixels that touch only at a corner belong to different polygons.
+A pixel has a side on the outline where its neighbour has another class. Sides are found chunk by chunk, at the level of
+the chunk and at level 0 along its rim, and merged to long ones; those are joined to rings, and rings to polygons with
+holes. Pixels that touch only at a corner belong to different polygons.
 """
+
+# `contours` traces dense label images that stream by in rows. It cannot do this job: a sparse quadtree of a 100,000-px
+# slide would be a stream of 10 gigapixels, however little is labelled. Nor can this module do the other: it joins the
+# sides of a class at the end, in memory that grows with the slide. See D35.
 
 from __future__ import annotations
 

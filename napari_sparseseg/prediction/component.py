@@ -1,4 +1,4 @@
-"""One connected region of a prediction as an outline, to be accepted as annotation."""
+"""The outline of one connected region of a prediction, to be accepted as an annotation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Component:
     pixels
         Its area in level-0 pixels.
     cut
-        Whether it goes on beyond the part of the slide that was looked at.
+        Whether it continues beyond the part of the slide that was searched.
     """
 
     class_id: int
@@ -52,7 +52,7 @@ def component_at(
     region
         Where `labels` lies, in pixels of `frame`.
     shape
-        (h, w) of the slide in pixels of `frame`: what ends there is not cut.
+        (h, w) of the slide in pixels of `frame`: a region that ends at its edge is not cut.
     """
     class_id = int(labels[row, column])
     marked, _ = ndimage.label(labels == class_id)
@@ -69,5 +69,5 @@ def component_at(
         class_id,
         tuple((ring / 2 + corner) * (dy, dx) for ring in found.rings),
         float(mask.sum() * dy * dx),
-        any(bool(side.any()) and goes_on for side, goes_on in sides),
+        any(bool(side.any()) and continues for side, continues in sides),
     )

@@ -1,17 +1,8 @@
-"""Where to scribble next: unlabelled tissue that the model doubts, spread over the slide.
+"""The next region to label: unlabelled tissue where the model is unsure, spread over the slide.
 
-A cell's worth is its mean predictive entropy, lowered near what is labelled and near what was already suggested.
-Uncertainty alone sends the user back to the same border again and again; distance is the cheap form of the diversity
-that batch active learning asks for (Sener & Savarese, ICLR 2018).
-
-Against wandering over the tissue (`tests/benchmarks/annotator.py`, 2026-11-30, six seeds): after ten corrections
-+0.005 +- 0.014 (s.e.) mean Dice, after as many seconds of the person, who need not look around, +0.015 +- 0.013.
-
-Tried and not taken. The margin of the two likeliest classes above that of the least doubtful cell, rare classes weighed
-up: better on both slides that it was made on, worse on all three others (2026-11-26). The doubt of every class counted
-the same over the cells looked at, after mini-batch balancing: 0.788 on seeds 10 to 13, entropy 0.801, wandering 0.753
-(2026-11-30). Leaving out predicted borders ranked cells by their errors the wrong way round (rank correlation -0.5,
-entropy +0.6): what is wrong is mostly scattered, and has borders itself.
+A cell is ranked by its mean predictive entropy, lowered near labels and near earlier suggestions. Uncertainty alone
+returns to the same border again and again; distance is the cheap form of the diversity that batch active learning asks
+for (Sener & Savarese, ICLR 2018). Alternatives that were measured: D33.
 """
 
 from __future__ import annotations
@@ -35,7 +26,7 @@ if TYPE_CHECKING:
 CELL = 256
 """Side of a suggestion in pixels at the training resolution."""
 LOOKED_AT = 16
-"""Cells that are predicted for one suggestion; more would make the user wait."""
+"""Cells that are predicted for one suggestion; more would take noticeably longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +36,7 @@ class Suggestion:
     box: Box
     """Level-0 pixels."""
     classes: tuple[int, int]
-    """The two class ids that the model wavers between most often there, likelier first."""
+    """The two class ids that the model confuses most often there, the more probable first."""
     uncertainty: float
     """Mean entropy, 0..1."""
 
@@ -65,8 +56,8 @@ def candidates(
 ) -> list[Box]:
     """Up to `LOOKED_AT` unlabelled tissue cells in frame pixels, far from labels, from each other and from `visited`.
 
-    They are drawn one after the other, each the farthest of a few random ones from all chosen so far, which spreads
-    them without comparing all cells of a gigapixel slide with each other.
+    Each is the farthest of a few random cells from all chosen so far, which spreads them without comparing all cells of
+    a gigapixel slide with each other.
     """
     taken = set(labels.occupied(frame, CELL)) | {frame.cover(box) for box in visited}
     rows, columns = (-(-n // CELL) for n in frame.shape(shape))
@@ -90,7 +81,7 @@ def candidates(
 def suggest(
     model: Model, slide: Slide, frame: Frame, cells: Sequence[Box], near: Sequence[Box] = ()
 ) -> Suggestion | None:
-    """Predict `cells` (frame pixels) and pick the most doubtful; `near` are earlier suggestions, level 0.
+    """Predict `cells` (frame pixels) and pick the most uncertain; `near` are earlier suggestions, level 0.
 
     Cells within two cells of an earlier suggestion count half. None without cells.
     """
@@ -107,7 +98,7 @@ def suggest(
 
 
 def _most_confused(probabilities: np.ndarray, ids: Sequence[int]) -> tuple[int, int]:
-    """The pair of classes that is first and second in most pixels, weighed by how close they are."""
+    """The pair of classes that is first and second in most pixels, weighted by how close they are."""
     if len(ids) < 2:
         return ids[0], ids[0]
     order = np.argsort(probabilities, axis=0)

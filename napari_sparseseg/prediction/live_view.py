@@ -1,4 +1,4 @@
-"""Live prediction: which tiles the view wants, predicted one at a time on the engine thread."""
+"""Live prediction: the tiles of what is on screen, predicted one at a time on the engine thread."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 QUICK_TILES = 4
-"""Up to this many tiles the view is predicted at full resolution at once; above it, where nothing is shown, a coarse
-pass of no more tiles comes first, so that the first answer does not wait for all of them."""
+"""A view of up to this many tiles is predicted at full resolution at once. For a wider one, where nothing is shown, a
+coarse pass of no more tiles comes first, so that something is visible early."""
 FINE_TILES = 16
-"""Above this many the coarse pass is repeated for every new model, because not all of the view will be refined."""
+"""For a wider view the coarse pass is repeated for every new model, because not all of the view will be refined."""
 MOST_TILES = 64
-"""A view never asks for more tiles than this; on a wider one the centre is refined and the rest stays coarse."""
+"""A view gets at most this many tiles; of a wider one the centre is refined and the remainder stays coarse."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is on screen: a level-0 box and how many level-0 pixels one screen pixel covers."""
+    """The visible level-0 box, and how many level-0 pixels one screen pixel covers."""
 
     box: Box
     pixel_size: float
@@ -49,10 +49,10 @@ def _by_distance(region: Box, level: int, store: TileStore) -> Iterator[TileKey]
 
 
 def plan(view: View, frame: Frame, store: TileStore) -> list[TileKey]:
-    """The tiles that a view wants, in the order to predict them: coarse first where it is wide, centre outwards, then a
-    margin of one tile.
+    """The tiles of a view in the order to predict them: a coarse pass where it is wide, then from the centre outwards,
+    then a margin of one tile.
 
-    At most `MOST_TILES` full-resolution tiles are asked for, so that a view of the whole slide ends too.
+    There are at most `MOST_TILES` full-resolution tiles, so that a view of the whole slide ends too.
     """
     region = frame.cover(view.box).intersection(Box(0, 0, *store.shape))
     if not region.area:
@@ -77,12 +77,12 @@ def _coarse(region: Box, store: TileStore) -> list[TileKey]:
 
 
 class LiveView:
-    """What the live layers show of one slide.
+    """The live prediction of one slide.
 
     Attributes
     ----------
     updated
-        Signal (Box in prediction-frame pixels): something there changed. Emitted on the engine thread.
+        Signal (Box in prediction-frame pixels) of what changed. Emitted on the engine thread.
     """
 
     updated = Signal(Box)
@@ -97,7 +97,7 @@ class LiveView:
 
     @property
     def view(self) -> View | None:
-        """The view asked for last."""
+        """The last requested view."""
         return self._view
 
     @property
@@ -106,11 +106,11 @@ class LiveView:
         return len(self._queue)
 
     def request(self, box: Box, pixel_size: float) -> None:
-        """Say what is on screen: level-0 box, level-0 pixels per screen pixel. Replaces the view before; any thread."""
+        """Set the visible level-0 box and the level-0 pixels per screen pixel, from any thread."""
         self._view = View(Box(*box), pixel_size)
 
     def work(self, model: Model, model_version: int, annotation_version: int) -> bool:
-        """Predict the next tile the view wants, on the engine thread; False when there is none."""
+        """Predict the next tile of the view, on the engine thread; False when there is none."""
         view = self._view
         if view is None:
             return False
@@ -130,13 +130,13 @@ class LiveView:
         try:
             tile = self._predict(key, model, model_version, annotation_version)
         except SlideChangedError:
-            self._queue.clear()  # said once, not once a tile
+            self._queue.clear()  # reported once, not once a tile
             raise
         self.updated.emit(self.store.put(key, tile, self._wanted))
         return True
 
     def _is_shown(self, key: TileKey) -> bool:
-        """Whether a coarse tile would only repeat, more roughly, what the view shows already."""
+        """Whether the view already shows at least as much as a coarse tile would."""
         level, i, j = key
         region = Box(i * TILE, j * TILE, TILE, TILE).intersection(Box(0, 0, *self.store.shapes[level]))
         return level > 0 and bool(self.store.read(LABELS, level, region)[:: TILE // 8, :: TILE // 8].all())
@@ -147,8 +147,8 @@ class LiveView:
         coarse = Frame((dy * (1 << level), dx * (1 << level)))
         region = Box(i * TILE, j * TILE, TILE, TILE)
         inside = region.intersection(Box(0, 0, *self.store.shapes[level]))
-        # A coarse pass shows the model a coarser slide than it was trained on (no `read_frame`): it is there for a
-        # first answer on a wide view, and at the training resolution it would take 4^level times as long.
+        # The coarse pass shows the model a coarser slide than it was trained on (no `read_frame`). It gives a first
+        # answer on a wide view; at the training resolution it would take 4^level times as long.
         labels, probabilities = predict_region(model, self.slide, inside, coarse)
         packed = encode(labels, probabilities, self._before(key, inside, model_version))
         if level == 0 and self._coarse_version(key) == model_version and self.store.model_version(key) < 0:
@@ -156,14 +156,14 @@ class LiveView:
         data = np.zeros((self.store.channels, TILE, TILE), np.uint8)
         data[:, : inside.height, : inside.width] = packed
         if level:
-            self._keep_finer(key, data, model_version)
+            self._copy_finer(key, data, model_version)
         return Tile(data, model_version, annotation_version)
 
     def _before(self, key: TileKey, inside: Box, model_version: int) -> np.ndarray | None:
-        """What an older model said of a tile, or None where only this one has spoken.
+        """Labels of an older model in a tile, or None where only this model has predicted.
 
-        A coarse pass of this same model must not pass for the model before: it differs from the full-resolution answer
-        at every border.
+        A coarse pass of this model must not be compared with as if it came from an older one: it differs from the
+        full-resolution prediction at every border.
         """
         shown = self._coarse_version(key) if self.store.model_version(key) < 0 else self.store.model_version(key)
         return None if shown == model_version else self.store.read(LABELS, key[0], inside)
@@ -174,8 +174,8 @@ class LiveView:
         above = ((k, i >> (k - level), j >> (k - level)) for k in range(level + 1, self.store.n_levels))
         return next((v for v in map(self.store.model_version, above) if v >= 0), -1)
 
-    def _keep_finer(self, key: TileKey, data: np.ndarray, model_version: int) -> None:
-        """Where full-resolution tiles of this model exist, a coarse one must not paint over them."""
+    def _copy_finer(self, key: TileKey, data: np.ndarray, model_version: int) -> None:
+        """Copy existing full-resolution tiles of this model into a coarse one, which must not replace them."""
         level, i, j = key
         side = TILE >> level
         if side == 0:

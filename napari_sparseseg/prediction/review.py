@@ -1,4 +1,4 @@
-"""Held-out strokes that the model gets wrong: what nobody has taught it, or what was drawn by mistake."""
+"""Held-out strokes that the model gets wrong: tissue it has not learnt, or strokes drawn by mistake."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 LEAST_WRONG = 0.1
-"""A stroke that is right but for less is passed over: borders are never right to the pixel."""
+"""Strokes with a smaller share of wrong pixels are left out: borders are never right to the pixel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A held-out stroke, or what of its class a held-out dense region or slide shows in one place."""
+    """A held-out stroke, or the part of a held-out dense region or slide in one window, with wrong pixels."""
 
     slide: Slide
     box: Box
@@ -32,9 +32,9 @@ class Mistake:
     truth: int
     """Class id it was labelled as."""
     predicted: int
-    """Class id that most of its wrong pixels are predicted as."""
+    """Class id predicted for most of its wrong pixels."""
     share: float
-    """Part of its labelled pixels that is predicted as something else, 0..1."""
+    """Share of its labelled pixels that is predicted as another class, 0..1."""
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -44,7 +44,7 @@ class Mistake:
 
 @dataclass(slots=True)
 class _Tally:
-    """What was counted of one stroke so far."""
+    """Pixels of one stroke counted so far."""
 
     source: Source
     truth: int
@@ -68,9 +68,9 @@ class _Tally:
 
 
 def mistakes(model: Segmenter, held: HeldOut) -> list[Mistake]:
-    """Predict the squares that held-out scores come from and list the strokes that are wrong, worst first.
+    """Predict the windows in which held-out scores are computed and list the strokes that are wrong, worst first.
 
-    Strokes of classes that the model does not have are left out; so is what is less than `LEAST_WRONG` wrong.
+    Strokes of classes that the model does not have are left out, and those less than `LEAST_WRONG` wrong.
     """
     known = [c.id for c in model.metadata.classes]
     tallies: dict[Hashable, _Tally] = {}
@@ -92,7 +92,7 @@ def mistakes(model: Segmenter, held: HeldOut) -> list[Mistake]:
 
 
 def _labelled(window: Window, source: Source, units: tuple[Unit, ...]) -> Iterator[tuple[Unit, np.ndarray]]:
-    """The held-out units that have labels in a window, and where."""
+    """The held-out units with labels in a window, and a mask of these labels."""
     for unit in units:
         if unit.region.intersection(window.region).area:
             own = unit.labelled(window.labels, window.region, source.frame)

@@ -1,8 +1,8 @@
 """The bounded store of predicted tiles that the live layers read.
 
 The prediction pyramid has the training resolution as level 0 and halves from there. One thread, the engine, writes; the
-GUI thread only reads: tiles are replaced, never changed in place, so no reader waits for a lock. A read assembles what
-is there and never computes; where a level has no tile its nearest coarser ancestor is shown.
+GUI thread only reads. Tiles are replaced, never changed in place, so readers need no lock. A read assembles stored
+tiles and never computes; where a level has no tile its nearest coarser ancestor is shown.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ COARSEST = 1024
 """The top level is one dense array of at most this many pixels a side (napari reads it whole)."""
 LABELS, UNCERTAINTY, MARGIN, CHANGED, PROBABILITY = 0, 1, 2, 3, 4
 """Channels of a tile: class ids; entropy, and 1 minus the margin between the two likeliest classes, scaled to 0..255;
-255 where the model before said another class; and from 4 on the probability of each class, in channel order, 0..255."""
+255 where the previous model predicted another class; from 4 on each class's probability, 0..255, in channel order."""
 
 NO_TILE, NOTHING = -2, -1
-"""Instead of a model version: the level has no tile there; it has one, but nothing was predicted there."""
+"""In place of a model version: the level has no tile there; the level has a tile, but without a prediction."""
 
 TileKey = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One predicted tile: uint8 (channels, TILE, TILE), and which model and annotations it comes from."""
+    """One predicted tile, uint8 (channels, TILE, TILE), with the versions of model and annotations."""
 
     data: np.ndarray
     model_version: int
@@ -47,7 +47,7 @@ def encode(labels: np.ndarray, probabilities: np.ndarray, before: np.ndarray | N
     probabilities
         float32 (K, h, w), summing to 1 over K.
     before
-        The class ids that an older model gave there, 0 where it gave none; None without one.
+        Class ids of an older model there, 0 where it has none; None: there is no older model.
     """
     k = len(probabilities)
     out = np.empty((PROBABILITY + k, *labels.shape), np.uint8)
@@ -69,7 +69,7 @@ class TileStore:
     channels
         Channels of a tile.
     budget
-        Bytes of tiles to keep; the least recently written go first.
+        Bytes of tiles to store; the least recently written are dropped first.
     """
 
     def __init__(self, shape: tuple[int, int], channels: int, budget: int = 256 << 20) -> None:
@@ -84,7 +84,7 @@ class TileStore:
         self.top = np.zeros((channels, *self.shapes[-1]), np.uint8)
         self._tiles: OrderedDict[TileKey, Tile] = OrderedDict()
         self._top_versions: dict[TileKey, int] = {}
-        # Of each level, which model each tile-sized square of level 0 is shown from: 4 bytes per 512 x 512 px.
+        # For each level, the model version shown in each tile-sized square of level 0: 4 bytes per 512 x 512 px.
         cells = (-(-h // TILE), -(-w // TILE))
         self._shown = [np.full(cells, NO_TILE, np.int32) for _ in range(self.n_levels - 1)]
         self._shown.append(np.full(cells, NOTHING, np.int32))
@@ -95,23 +95,23 @@ class TileStore:
         return self.top.nbytes + len(self._tiles) * self.channels * TILE * TILE
 
     def get(self, key: TileKey) -> Tile | None:
-        """The tile (level, row, column), if it is there."""
+        """The tile (level, row, column), if it is stored."""
         return self._tiles.get(key)
 
     def model_version(self, key: TileKey) -> int:
-        """Version of the model that predicted this tile; -1 where none did."""
+        """Version of the model that predicted this tile; -1 where there is none."""
         if key[0] == self.n_levels - 1:
             return self._top_versions.get(key, -1)
         tile = self._tiles.get(key)
         return -1 if tile is None else tile.model_version
 
     def put(self, key: TileKey, tile: Tile, keep: frozenset[TileKey] = frozenset()) -> Box:
-        """Store a tile, show it at every coarser level too, drop the oldest beyond the budget except `keep`.
+        """Store a tile, copy it into every coarser level, and drop the oldest beyond the budget except `keep`.
 
         Returns
         -------
         Box
-            What changed, in pixels of the prediction frame (level 0 of this pyramid).
+            The changed area, in pixels of the prediction frame (level 0 of this pyramid).
         """
         level, i, j = key
         if level == self.n_levels - 1:
@@ -126,7 +126,7 @@ class TileStore:
         return Box(i * TILE << level, j * TILE << level, TILE << level, TILE << level)
 
     def clear(self) -> None:
-        """Forget every tile."""
+        """Drop every tile."""
         self._tiles.clear()
         self._top_versions.clear()
         self.top[:] = 0
@@ -135,7 +135,7 @@ class TileStore:
         self._shown[-1][:] = NOTHING
 
     def shown_versions(self, level: int, cells: tuple[slice, slice]) -> np.ndarray:
-        """int32: which model a reader of `level` sees in squares of `TILE` level-0 pixels; `NOTHING` where none."""
+        """int32: version of the model that `level` shows in each square of `TILE` level-0 pixels, or `NOTHING`."""
         versions: np.ndarray = self._shown[-1][cells].copy()
         for shown in reversed(self._shown[level:-1]):
             own = shown[cells]
@@ -143,7 +143,7 @@ class TileStore:
         return versions
 
     def read(self, channel: int, level: int, region: Box) -> np.ndarray:
-        """uint8 (h, w) of a region in pixels of `level`; 0 where nothing is known. Never computes a prediction."""
+        """uint8 (h, w) of a region in pixels of `level`; 0 where nothing is stored. Never computes a prediction."""
         if level == self.n_levels - 1:
             whole: np.ndarray = self.top[channel][region.slices()]
             return whole.copy()
@@ -195,7 +195,7 @@ class TileStore:
             if parent is None:
                 self._shown[k][_cells(parent_key)] = self.shown_versions(k, _cells(parent_key))
             merged[:, y % TILE : y % TILE + size, x % TILE : x % TILE + size] = data
-            # A merged parent is no coarse prediction of its own: version -1 until a coarse pass makes it one.
+            # A merged parent is not a coarse prediction: its version is -1 until a coarse pass replaces it.
             version = -1 if parent is None else parent.model_version
             self._insert(parent_key, Tile(merged, version, tile.annotation_version))
 
@@ -231,7 +231,7 @@ def _cells(key: TileKey) -> tuple[slice, slice]:
 
 
 class LiveLevel:
-    """One channel of one level as the array-like that napari wants: lazy, uint8, 2-D; reading never computes."""
+    """One channel of one level as an array-like for napari: lazy, uint8, 2-D; reading never computes."""
 
     dtype = np.dtype(np.uint8)
     ndim = 2
@@ -261,13 +261,13 @@ class LiveLevel:
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         if self.size > 4 * COARSEST * COARSEST:
-            raise MemoryError(f"level {self._level} of the live prediction, {self.shape}, is not to be read whole")
+            raise MemoryError(f"level {self._level} of the live prediction, {self.shape}, is too large to read whole")
         return self[:, :]
 
 
 def live_levels(store: TileStore, channel: int) -> list[LiveLevel | np.ndarray]:
-    """The levels of one channel for a multiscale layer; the coarsest is the live array itself, never a copy, because
-    napari keeps what it reads of it.
+    """The levels of one channel for a multiscale layer; the coarsest is the live array itself, not a copy, because
+    napari caches the array it reads.
     """
     levels: list[LiveLevel | np.ndarray] = [LiveLevel(store, channel, k) for k in range(store.n_levels - 1)]
     return [*levels, store.top[channel]]

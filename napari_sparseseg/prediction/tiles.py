@@ -1,10 +1,8 @@
-"""Prediction of regions by tiles, so that the cut into tiles does not show.
+"""Prediction of regions by tiles, without visible seams.
 
-Each tile is read with the model's halo around it, from a frame with absolute coordinates, and begins at a multiple of
-the model's stride. So every pixel gets the value it would get from one pass over the whole slide, wherever the region
-begins and however it is cut. Beyond its edges the slide goes on mirrored, in training too: against white, tissue that
-the edge cuts off looked like another class (81 runs of `tests.benchmarks.study`, three tasks, each before and after,
-2026-11-26: mean Dice +0.008 ± 0.002, up in 63; of the rare class +0.025 ± 0.006).
+Each tile is read with the model's halo around it, in absolute coordinates of a frame, starting at a multiple of the
+model's stride. So every pixel gets the value it would get from one pass over the whole slide, wherever the region
+starts and however it is cut. Beyond its edges the slide is mirrored, in training and in prediction; see D32.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Segmenter(Protocol):
-    """What prediction needs of a model; `learning.Model` is one."""
+    """The part of a model that prediction uses; `learning.Model` is one."""
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -38,11 +36,11 @@ class Segmenter(Protocol):
 
     @property
     def halo(self) -> int:
-        """Pixels around a tile that the tile's values depend on."""
+        """Pixels around a tile that the values in it depend on."""
 
     @property
     def size_divisor(self) -> int:
-        """Origin and size of what the model is given are multiples of this."""
+        """Origin and size of the model's input are multiples of this."""
 
     def probabilities(self, pixels: np.ndarray, *, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
         """(h, w, C) pixels to float32 (K, h, w)."""
@@ -56,10 +54,10 @@ class SavableSegmenter(Segmenter, Protocol):
 
 
 class RegionReader(Protocol):
-    """What prediction needs of a slide."""
+    """The part of a slide that prediction uses."""
 
     def read_region(self, region: Box, frame: Frame, *, mirrored: bool = False) -> np.ndarray:
-        """(h, w, C) pixels; any region, beyond the slide's edges its mirror image or background."""
+        """(h, w, C) pixels of any region; beyond the slide's edges its mirror image, or background."""
 
 
 class PredictionStopped(PredictionError):
@@ -67,12 +65,12 @@ class PredictionStopped(PredictionError):
 
 
 def model_frame(metadata: ModelMetadata, slide: Slide, asked: Frame) -> Frame:
-    """What the model sees of a slide: the resolution it was trained at, where both say theirs, else the asked one."""
+    """The frame in which the model sees a slide: of its training resolution where both mpp are known, else `asked`."""
     return asked if metadata.mpp is None or slide.mpp is None else slide.frame(metadata.mpp)
 
 
 def input_region(model: Segmenter, tile: Box) -> Box:
-    """What has to be read to predict `tile`: with its halo, at the model's stride."""
+    """The region to read to predict `tile`: with its halo, aligned to the model's stride."""
     m = model.size_divisor
     y0, x0 = (tile.y - model.halo) // m * m, (tile.x - model.halo) // m * m
     y1, x1 = -(-(tile.y1 + model.halo) // m) * m, -(-(tile.x1 + model.halo) // m) * m
@@ -91,7 +89,7 @@ def predict_tile(
 ) -> np.ndarray:
     """Probabilities of one tile of a frame, float32 (K, h, w); the tile may begin and end anywhere.
 
-    The model sees the slide in `read_frame` where that is given, and its answer is resampled to `frame`.
+    The model sees the slide in `read_frame` where that is given; its probabilities are resampled to `frame`.
     """
     view = TileView(frame, read_frame or frame, tile)
     source = input_region(model, view.needed)
@@ -100,7 +98,7 @@ def predict_tile(
 
 
 class TileView:
-    """A tile of the result's frame, and what of the frame that the model sees it takes to fill it.
+    """A tile of the result, and the region that the model has to predict to fill it.
 
     Where the two frames differ, probabilities are averaged over each pixel of a coarser result and interpolated for a
     finer one, in absolute coordinates: tiles agree however the slide is cut.
@@ -145,13 +143,13 @@ def predict_region(
     region
         Box in pixels of the frame.
     frame
-        The slide at the resolution of the answer.
+        The slide at the resolution of the result.
     read_frame
-        The slide at the resolution that the model sees, see `model_frame`; None: that of the answer.
+        The slide at the resolution that the model sees, see `model_frame`; None: `frame`.
     tile
-        Largest side of what the model gets at once, without halo; only time and memory depend on it.
+        Largest side of the model's input, without halo; it affects time and memory only.
     stop
-        When set, no further tile is begun.
+        When set, no further tile is predicted.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Where on a slide there is tissue, found on a thumbnail, so that empty glass need not be predicted."""
+"""Tissue and glass on a slide, found on a thumbnail, so that empty glass need not be predicted."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 GLASS_NAMES = ("background", "bg", "blank", "empty", "glass", "no tissue", "white")
-"""Classes so named, in any case, are what glass is labelled with where it is not predicted."""
+"""Names, in any case, of the class that glass gets where it is not predicted."""
 _THUMBNAIL = 2048
 _SMOOTHING = 1.5
 _LEAST_CONTRAST = 8.0
-"""Below this many grey values (of 255) between glass and the rest, the slide is taken to be all tissue."""
+"""With fewer grey values (of 255) between glass and the rest, the whole slide counts as tissue."""
 _FAINTEST = 10.0
-"""So many grey values from the colour of glass are tissue, however dark the rest is."""
+"""Pixels this many grey values from the colour of glass are tissue, however dark the rest is. See D34."""
 _MARGIN_UM = 20.0
 _DARKEST_GLASS, _PINK = 200.0, 6.0
 
@@ -39,7 +39,7 @@ class TissueMask:
 
     @property
     def share(self) -> float:
-        """Part of the slide that is tissue, 0..1."""
+        """Share of the slide that is tissue, 0..1."""
         return float(self.mask.mean())
 
     def overlaps(self, region: Box, frame: Frame) -> bool:
@@ -58,7 +58,7 @@ class TissueMask:
         centres = (np.arange(start, start + count) + 0.5) * (downsample / self.frame.downsample[axis])
         cells = np.floor(centres).astype(np.intp)
         last = self.mask.shape[axis] - 1
-        # A thumbnail may end a part of its pixel before the slide does; the last one stands for that too.
+        # A thumbnail may end a fraction of its pixel before the slide does; the last pixel covers that too.
         return np.clip(cells, 0, last), (cells >= 0) & (cells <= last + 1)
 
     def save(self, path: Path) -> None:
@@ -67,14 +67,14 @@ class TissueMask:
 
     @classmethod
     def load(cls, path: Path) -> TissueMask:
-        """Read what `save` wrote."""
+        """Read a file written by `save`."""
         with np.load(path) as file:
             y, x = file["downsample"].tolist()
             return cls(file["mask"], Frame((y, x)))
 
 
 def glass_label(classes: Sequence[ClassDef]) -> int:
-    """What skipped glass is labelled with: the class with one of `GLASS_NAMES`, else 0, unlabelled."""
+    """Id of the class for glass that is not predicted: one named as in `GLASS_NAMES`, else 0, unlabelled."""
     return next((c.id for c in classes if c.name.strip().casefold() in GLASS_NAMES), UNLABELLED)
 
 
@@ -82,18 +82,16 @@ def detect_tissue(slide: Slide, margin_px: int | None = None) -> TissueMask:
     """Find tissue by how much a smoothed thumbnail differs from the background; in doubt it is tissue.
 
     A pixel's difference is that of its most different channel, so pale pink (which is bright) and unsaturated dark
-    (which is grey) both count. Otsu's threshold says whether there are two groups of pixels at all: if not, everything
-    is tissue. It is no good for the border, as it parts pale tissue from dark where both are there; so on brightfield
-    ten grey values from glass are enough, elsewhere six standard deviations of what is dark.
+    (which is grey) both count. Otsu's threshold decides whether there are two groups of pixels at all; if not,
+    everything is tissue. The border is lower than Otsu's threshold, which may separate pale tissue from dark tissue: on
+    brightfield ten grey values from glass, elsewhere six standard deviations of the dark pixels. See D34.
 
     Parameters
     ----------
     slide
         An open slide.
     margin_px
-        The mask is widened by this many thumbnail pixels (2,048 on the longer side); 20 um and at least four if not
-        given. Measured on a real skin slide: of the pixels with a saturation above 0.05, Otsu's threshold and four
-        pixels missed 6.5 %, ten grey values 1.5 %, with 10 um around them none.
+        The mask is widened by this many thumbnail pixels (2,048 on the longer side); None: 20 um, at least four.
     """
     image, frame = slide.thumbnail(_THUMBNAIL)
     pixels = np.nan_to_num(image.astype(np.float32))
@@ -121,10 +119,10 @@ def _above_noise(values: np.ndarray) -> float:
 
 
 def _background(pixels: np.ndarray, slide: Slide) -> np.ndarray:
-    """Colour of empty glass: of the brightest pixels of a brightfield slide, else what the slide says.
+    """Colour of empty glass: that of the brightest pixels of a brightfield slide, else the slide's background.
 
-    On a slide without glass these are pale tissue: too dark for glass, or pinkish, which eosin is and lamps are not.
-    Then white is taken for glass, so that all of it is tissue.
+    On a slide without glass the brightest pixels are pale tissue: too dark for glass, or pinkish like eosin. Then glass
+    is assumed to be white, so that the whole slide is tissue.
     """
     if not slide.is_rgb:
         return np.asarray(slide.background, np.float32)
@@ -139,7 +137,7 @@ def _background(pixels: np.ndarray, slide: Slide) -> np.ndarray:
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:
-    """Threshold that parts values into two groups with the largest variance between them (Otsu, 1979)."""
+    """Threshold that separates values into two groups with the largest variance between them (Otsu, 1979)."""
     counts, edges = np.histogram(values, bins)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
