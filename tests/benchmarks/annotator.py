@@ -222,7 +222,7 @@ def _attacks(rows: Sequence[dict[str, Any]]) -> str:
         f"One lucky moment? Next - wander with as many corrections, seed by seed: at the end {ends}; the mean over all "
         f"scored rounds {whole}.",
         f"Does the clock decide? The person's times are assumed ({SECONDS}), not measured. When Next ends, Next - "
-        f"wander (between its rounds) is {', '.join(f'{_when_next_ends(rows, s):+.3f}' for s in paired)}.",
+        f"wander (between its rounds) is {', '.join(f'{when_next_ends(rows, s):+.3f}' for s in paired)}.",
         "Does the labelled slide flatter? Strokes are part of what is scored 'here', some percent; 'another slide' "
         "has none.",
         "Is the hand too good? It never strokes the wrong class; people do, with every policy.",
@@ -232,7 +232,7 @@ def _attacks(rows: Sequence[dict[str, Any]]) -> str:
     return "## Attacks, and their outcome\n\n" + "\n".join(f"- {s}" for s in said)
 
 
-def _when_next_ends(rows: Sequence[dict[str, Any]], seed: int) -> float:
+def when_next_ends(rows: Sequence[dict[str, Any]], seed: int) -> float:
     """Dice of Next at its end less that of wander after as many seconds of the person."""
     ours, other = ([r for r in rows if (r["policy"], r["seed"]) == (p, seed)] for p in ("next", "wander"))
     then = np.interp(ours[-1]["person"], [r["person"] for r in other], [r["here"] for r in other])

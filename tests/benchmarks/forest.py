@@ -29,7 +29,7 @@ class Forest:
 
     def __init__(self, seed: int = 0, threads: int = 1) -> None:
         self._threads = threads
-        self._trees = RandomForestClassifier(
+        self.trees = RandomForestClassifier(
             100, max_depth=20, class_weight="balanced", n_jobs=threads, random_state=seed
         )
 
@@ -40,13 +40,13 @@ class Forest:
             if known.any():
                 rows.append(self.features(image)[known > 0])
                 classes.append(known[known > 0])
-        self._trees.fit(np.concatenate(rows), np.concatenate(classes))
+        self.trees.fit(np.concatenate(rows), np.concatenate(classes))
         return self
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Class ids uint8 (h, w)."""
         features = self.features(image)
-        found: np.ndarray = self._trees.predict(features.reshape(-1, features.shape[-1]))
+        found: np.ndarray = self.trees.predict(features.reshape(-1, features.shape[-1]))
         return found.reshape(image.shape[:2]).astype(np.uint8)
 
     def features(self, image: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from scipy import ndimage
 from napari_sparseseg.samples import CLASS_NAMES, sample_slide, sample_truth, score
 from tests.benchmarks.make_pictures import shown_dice
 from tests.helpers.answers import answer_file
-from tests.helpers.mouse import Mouse, line, pump
+from tests.helpers.mouse import Mouse, line, main_window, pump
 
 LEFT = Qt.MouseButton.LeftButton
 WIDTH, HEIGHT = 1280, 800
@@ -81,7 +81,7 @@ class Tour:
     def note(self, name: str) -> None:
         """A picture, and what the panel says."""
         idle(0.5)
-        self.viewer.window._qt_window.grab().save(str(self.output / f"tour-{name}.png"))
+        main_window(self.viewer).grab().save(str(self.output / f"tour-{name}.png"))
         said = self.panel.header.next_step.text() or self.panel.header.state.text()
         print(f"{time.monotonic() - self.started:6.1f} s  {name}: {said}")
 

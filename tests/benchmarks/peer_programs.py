@@ -165,7 +165,7 @@ class RandomForest:
         if variant == "wide":
             settings = (True, True, True, 1, 32, None, 1)
             self.model.features = lambda image: multiscale_basic_features(image, *settings, channel_axis=-1)
-            self.model._trees.set_params(n_estimators=200, max_depth=None, min_samples_leaf=5)
+            self.model.trees.set_params(n_estimators=200, max_depth=None, min_samples_leaf=5)
 
     def fit(self, images, strokes):
         self.model.fit(images, strokes)

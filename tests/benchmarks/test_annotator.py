@@ -55,7 +55,7 @@ def test_next_is_compared_with_wandering_after_as_many_seconds() -> None:
     given = [("next", 0, 2, 0.5), ("next", 10, 50, 0.8), ("wander", 0, 2, 0.5), ("wander", 5, 40, 0.6)]
     given.append(("wander", 10, 80, 0.8))
     rows = [{"policy": p, "seed": 3, "round": t, "person": s, "here": dice} for p, t, s, dice in given]
-    assert annotator._when_next_ends(rows, 3) == pytest.approx(0.8 - 0.65)
+    assert annotator.when_next_ends(rows, 3) == pytest.approx(0.8 - 0.65)
 
 
 @pytest.mark.timeout(0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.faults.jobs import JOBS, LABELS
+from tests.helpers.limits import end_now
 
 if TYPE_CHECKING:
     import random
@@ -58,8 +59,8 @@ def _work(job: Any, folder: Path, seed: int) -> None:
         job(folder, seed)
     except BaseException:  # noqa: BLE001 - told to the test, whatever it is
         (folder / "error.txt").write_text(traceback.format_exc())
-        os._exit(1)
-    os._exit(0)
+        end_now(1)
+    end_now(0)
 
 
 class Zygote:

@@ -23,7 +23,7 @@ from napari_sparseseg.slides.cache import TILES
 from napari_sparseseg.slides.pyramid import SlideWarning
 from tests.helpers.bad_slides import sparse
 from tests.helpers.data import ROOT
-from tests.helpers.mouse import line, look_at, pump
+from tests.helpers.mouse import Mouse, line, look_at, main_window, part_of, pump
 from tests.helpers.slide_files import (
     mean2,
     overwrite,
@@ -84,7 +84,7 @@ def choose_us(tries=600):
 
 def drop(viewer, *paths):
     """What the window system sends when files are let go over the canvas."""
-    target = viewer.window._qt_viewer
+    target = part_of(main_window(viewer), "QtViewer")
     data = QMimeData()
     data.setUrls([QUrl.fromLocalFile(str(p)) for p in paths])
     at, left, none = QPointF(200, 200), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
@@ -153,7 +153,7 @@ def test_channels_are_added_up_in_their_colours(viewer, panel, tmp_path, dtype):
         assert layer.contrast_limits == pytest.approx((0, top), rel=1e-3)
     look_at(viewer, 450, 600, 0.2)
     shot = viewer.screenshot(canvas_only=True, flash=False)
-    middle, scale = shot.shape[0] // 2, shot.shape[1] / viewer.window._qt_viewer.canvas.native.width()
+    middle, scale = shot.shape[0] // 2, shot.shape[1] / Mouse(viewer).size[0]
     seen = [shot[middle, int(shot.shape[1] / 2 + (x - 600) * 0.2 * scale), :3] for x in (50, 250, 600, 1000)]
     np.testing.assert_allclose(seen, [[0, 0, 0], [0, 0, 255], [0, 255, 255], [255, 255, 255]], atol=3)
     QTest.mouseClick(panel.slide.close_slide, Qt.MouseButton.LeftButton)

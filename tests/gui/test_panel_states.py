@@ -67,7 +67,7 @@ def test_keys_over_the_slide_are_naparis(viewer, panel, mouse, tiny_slide):
     """Delete and Alt+Up act on the table only when it has the focus."""
     open_slide(panel, tiny_slide)
     mouse.hover((mouse.size[0] / 2, mouse.size[1] / 2))
-    viewer.window._qt_viewer.canvas.native.setFocus()
+    mouse.widget.setFocus()
     mouse.key("Delete")
     QTest.keyClick(mouse.widget, Qt.Key.Key_Down, Qt.KeyboardModifier.AltModifier)
     pump(0.1)
@@ -215,7 +215,7 @@ def close_from_outside(window):
 def test_closing_napari_while_it_trains_asks_first(viewer, panel, tiny_slide):
     open_slide(panel, tiny_slide)
     fitted(panel)
-    session, window = panel.session, viewer.window._qt_window
+    session, window = panel.session, panel.window()
     asked = answer("Cancel")
     close_from_outside(window)
     wait_until(lambda: bool(asked), 10)
@@ -237,7 +237,7 @@ def test_training_waits_while_napari_asks_whether_to_close(viewer, panel, tiny_s
     """Its own question, by its keys: nothing new is begun meanwhile; no goes on, yes writes the model and leaves."""
     open_slide(panel, tiny_slide)
     fitted(panel)
-    session, window = panel.session, viewer.window._qt_window
+    session, window = panel.session, panel.window()
     held: list[int] = []
 
     def look() -> None:

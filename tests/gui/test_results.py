@@ -45,10 +45,10 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     click(panel.predict.predict_slide)
     assert asked == ["Predict the whole slide into"]
     wait_until(lambda: panel.predict.predict_slide.text() == "Cancel prediction", 20)
-    window = viewer.window._qt_window
+    window = panel.window()
 
     def cancels() -> list[QPushButton]:
-        buttons = window._activity_dialog.findChildren(QPushButton)
+        buttons = window.findChildren(QPushButton)
         return [b for b in buttons if b.text() == "Cancel" and not b.isHidden()]
 
     wait_until(lambda: bool(cancels()), 10)

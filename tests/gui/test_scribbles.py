@@ -12,7 +12,7 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.gui.layers import napari_compat
 from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
 from napari_sparseseg.gui.layers.slide_layers import Scribbles
-from tests.helpers.mouse import camera, line, look_at, pump, wave
+from tests.helpers.mouse import camera, line, look_at, main_window, pump, wave
 from tests.helpers.waiting import wait_until
 from tests.helpers.windows import opened_viewer
 
@@ -297,7 +297,7 @@ def test_brush_keeps_its_size_on_the_screen_and_the_slider_works(viewer, layer, 
     assert layer.brush_diameter == pytest.approx(21 / 0.05)
     look_at(viewer, MIDDLE, MIDDLE, 2.0)
     assert layer.brush_diameter == pytest.approx(21 / 2)
-    sliders = [s for s in viewer.window._qt_window.findChildren(QSlider) if s.maximum() == 40 and s.isVisible()]
+    sliders = [s for s in main_window(viewer).findChildren(QSlider) if s.maximum() == 40 and s.isVisible()]
     assert [s.value() for s in sliders] == [21]
     sliders[0].setValue(30)
     assert layer.brush_size == 30

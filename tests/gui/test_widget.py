@@ -70,7 +70,7 @@ def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
     open_slide(panel, tiny_slide)
     click(panel.train.more.heading)
     dock = panel.parent()
-    viewer.window._qt_window.resizeDocks([dock], [320], Qt.Orientation.Horizontal)
+    panel.window().resizeDocks([dock], [320], Qt.Orientation.Horizontal)
     pump(0.3)
     assert panel.width() <= 325
     shown = [w for s in panel.sections for w in s.findChildren(QWidget) if w.isVisible() and not w.isWindow()]

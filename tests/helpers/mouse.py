@@ -14,12 +14,13 @@ import numpy as np
 from qtpy.QtCore import QEvent, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QWidget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import napari
+    from qtpy.QtWidgets import QMainWindow
 
     Point = tuple[float, float]
 
@@ -40,6 +41,16 @@ def pump(seconds: float = 0.0) -> None:
 def camera(viewer: napari.Viewer):
     """The viewer's camera, wherever this napari keeps it."""
     return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
+
+
+def main_window(viewer: napari.Viewer) -> QMainWindow:
+    """The window of a viewer, for which napari has no public name."""
+    return viewer.window._qt_window
+
+
+def part_of(window: QWidget, kind: str) -> QWidget:
+    """The widget inside a window whose class is called `kind`."""
+    return next(w for w in window.findChildren(QWidget) if w.metaObject().className() == kind)
 
 
 def look_at(viewer: napari.Viewer, y: float, x: float, zoom: float) -> None:
@@ -68,7 +79,7 @@ class Mouse:
 
     def __init__(self, viewer: napari.Viewer) -> None:
         self.viewer = viewer
-        self.widget = viewer.window._qt_viewer.canvas.native
+        self.widget = viewer.window._qt_viewer.canvas.native  # napari offers no public way to it
 
     @property
     def size(self) -> Point:

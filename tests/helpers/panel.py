@@ -9,7 +9,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QLineEdit, QWidget
 
 from napari_sparseseg.gui.sections.classes.table import NAME
-from tests.helpers.mouse import line, pump
+from tests.helpers.mouse import line, main_window, part_of, pump
 from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def palette_entry(viewer, words: str) -> None:
     """View > Command Palette, type, Enter."""
     next(a for a in viewer.window.view_menu.actions() if a.text() == "Command Palette").trigger()
     pump(0.2)
-    edit = viewer.window._qt_window._command_palette.findChild(QLineEdit)
+    edit = part_of(main_window(viewer), "QCommandPalette").findChild(QLineEdit)
     wait_until(edit.isVisible, 10)
     QTest.keyClicks(edit, words)
     pump(0.5)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers.limits import obey_permissions
+from tests.helpers.limits import end_now, obey_permissions
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = 60
@@ -71,7 +71,7 @@ def _work(arguments: list[str], out: int, err: int) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        end_now(code)
 
 
 def _command_line(arguments: list[str]) -> int:
