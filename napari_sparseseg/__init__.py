@@ -10,25 +10,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.config import TrainConfig
     from napari_sparseseg.errors import SparseSegError
-    from napari_sparseseg.session.session import Session
+    from napari_sparseseg.io import load_annotations, save_annotations
+    from napari_sparseseg.learning.model import load_model
+    from napari_sparseseg.prediction.slide import PredictOptions
+    from napari_sparseseg.prediction.tissue import detect_tissue
+    from napari_sparseseg.session import Session
     from napari_sparseseg.slides import Slide, open_slide
 
 __version__ = "0.1.0"
-__all__ = ["Annotations", "Session", "Slide", "SparseSegError", "__version__", "open_slide"]
+__all__ = [
+    "Annotations",
+    "PredictOptions",
+    "Session",
+    "Slide",
+    "SparseSegError",
+    "TrainConfig",
+    "__version__",
+    "detect_tissue",
+    "load_annotations",
+    "load_model",
+    "open_slide",
+    "save_annotations",
+]
 
 _HOME = {
-    "Annotations": "napari_sparseseg.annotations",
-    "Session": "napari_sparseseg.session.session",
-    "Slide": "napari_sparseseg.slides",
-    "SparseSegError": "napari_sparseseg.errors",
-    "open_slide": "napari_sparseseg.slides",
+    "Annotations": "annotations",
+    "PredictOptions": "prediction.slide",
+    "Session": "session",
+    "Slide": "slides",
+    "SparseSegError": "errors",
+    "TrainConfig": "config",
+    "detect_tissue": "prediction.tissue",
+    "load_annotations": "io",
+    "load_model": "learning.model",
+    "open_slide": "slides",
+    "save_annotations": "io",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

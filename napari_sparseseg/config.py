@@ -92,7 +92,20 @@ DEFAULT_CLASSES = make_classes([("tissue", PALETTE[0]), ("background", GREY)])
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How to train; the defaults come from ``tests/benchmarks``."""
+    """How to train; the defaults come from ``tests/benchmarks``.
+
+    Raises
+    ------
+    SparseSegError
+        For a value outside its range.
+
+    Examples
+    --------
+    >>> from napari_sparseseg import TrainConfig
+    >>> config = TrainConfig(balancing="mini-batch", mpp=2.0)
+    >>> config.updated({"seed": 1}).mpp
+    2.0
+    """
 
     balancing: Balancing = "instance"
     """In the study of the paper (three seeds, +- s.e.; `tests.benchmarks.study --grid full`, 2026-11-30):

@@ -1,7 +1,6 @@
-"""What can go wrong, each with what failed, what was found and what to do.
+"""User-facing errors: each message says what failed, what was found and what to do.
 
-Every error that a user's file or setting can cause derives from `SparseSegError`; the shell prints its text as one
-line and exits with 2, the panel shows the same text. Anything else is a defect of ours.
+The shell prints the message as one line and exits with 2, the panel shows the same text. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -13,7 +12,17 @@ if TYPE_CHECKING:
 
 
 class SparseSegError(Exception):
-    """Base of every error that a user can cause and can mend."""
+    """Base class for user-facing errors.
+
+    Examples
+    --------
+    >>> from napari_sparseseg import SparseSegError, open_slide
+    >>> try:
+    ...     open_slide("missing.svs")
+    ... except SparseSegError as error:
+    ...     print(error)
+    cannot open slide missing.svs: there is no such file. Check the path; has it been moved?
+    """
 
 
 class SlideError(SparseSegError):
@@ -35,9 +44,8 @@ class SlideChangedError(SlideError):
 
     def __init__(self, path: str | PathLike[str]) -> None:
         super().__init__(
-            f"slide {path} was overwritten or replaced since it was opened, and what lies there now is another slide. "
-            "Nothing of that was used; strokes and model are kept and belong to the slide as it was. Save, close the "
-            "slide and open it again."
+            f"slide {path} was overwritten or replaced since it was opened. The new file was not used. Your strokes "
+            "and model still refer to the old one. Save, close the slide and open it again."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from napari_sparseseg import Annotations, Session
+from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import PredictionError, SlideError, SlideOpenError, SparseSegError, TrainingError
 from napari_sparseseg.geometry import Box
 from tests.helpers.classes import add_class
@@ -221,6 +223,38 @@ def test_empty_autosave_leaves_nothing_behind(tiny_slide):
     with Session(autosave=True) as s:
         s.open(tiny_slide)
     assert list(recovery_folder().iterdir()) == []
+
+
+def written(project):
+    return json.loads((project / "project.json").read_text())
+
+
+def test_what_is_set_is_on_disk_at_once(session, tmp_path):
+    """Without a save: a process that is killed now loses none of it."""
+    session.save(tmp_path / "p")
+    project = tmp_path / "p.sparseseg"
+    session.set_mpp((0.25, 0.5))
+    assert written(project)["slides"][0]["mpp"] == [0.25, 0.5]
+    session.set_role("held-out")
+    assert written(project)["slides"][0]["role"] == "held-out"
+    session.config = session.config.updated({"balancing": "none"})
+    assert written(project)["config"]["balancing"] == "none"
+    session.classes = [*session.classes, ClassDef(3, "glass", "#999999")]
+    assert [c["name"] for c in written(project)["classes"]] == ["stripes", "dots", "glass"]
+    session.slide.mpp = 0.3
+    session.annotations.paint([(100, 100), (100, 200)], 5, 1)
+    assert written(project)["slides"][0]["mpp"] == [0.3, 0.3]
+
+
+def test_a_new_resolution_refits_the_learner(session):
+    """The resolution of the slide decides what the network sees, so the head is fitted again without a stroke."""
+    scribble(session)
+    session.train(steps=1, wait=True)
+    session.live_enabled = True
+    fitted = session.status.model_version
+    session.set_mpp(0.5)
+    wait_until(lambda: session.status.model_version > fitted)
+    assert session.training_mpp == 1.0
 
 
 def test_live_view_predicts_what_is_on_screen(session):

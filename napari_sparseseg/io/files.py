@@ -61,6 +61,14 @@ def load_annotations(
     ------
     AnnotationError
         Where the file cannot be read or belongs to a slide of another size.
+
+    Examples
+    --------
+    >>> from napari_sparseseg import load_annotations
+    >>> from napari_sparseseg.samples import sample_scribbles
+    >>> annotations = load_annotations(sample_scribbles(), (4096, 4096))
+    >>> [c.name for c in annotations.classes]
+    ['tumour glands', 'stroma', 'lymphoid', 'necrosis', 'background']
     """
     source = Path(path)
     table = list(classes or ())
@@ -139,6 +147,13 @@ def save_annotations(annotations: Annotations, path: str | os.PathLike[str]) -> 
     ------
     AnnotationError
         Where the suffix is another, or the file cannot be written.
+
+    Examples
+    --------
+    >>> from napari_sparseseg import Annotations, save_annotations
+    >>> annotations = Annotations((1000, 2000), classes=["tumour", "stroma"])
+    >>> annotations.paint([(100, 100), (100, 400)], 5, 1)
+    >>> save_annotations(annotations, "strokes.geojson")
     """
     target = Path(path)
     suffix = target.suffix.lower()

@@ -152,6 +152,20 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
         When the file cannot be read, was not written by this program, or its weights do not fit its metadata.
     TrainingError
         When the device is not there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_sparseseg import Session, load_model
+    >>> from napari_sparseseg.samples import sample_scribbles, sample_slide
+    >>> with Session() as session:
+    ...     slide = session.open(sample_slide())
+    ...     session.import_annotations(sample_scribbles())
+    ...     session.train(steps=1, mpp=8.0, wait=True)
+    ...     session.save_model("sample.safetensors")
+    >>> model = load_model("sample.safetensors", device="cpu")
+    >>> model.probabilities(np.zeros((128, 192, 3), np.uint8)).shape
+    (5, 128, 192)
     """
     from safetensors.torch import load_file
 

@@ -92,6 +92,15 @@ def detect_tissue(slide: Slide, margin_px: int | None = None) -> TissueMask:
         An open slide.
     margin_px
         The mask is widened by this many thumbnail pixels (2,048 on the longer side); None: 20 um, at least four.
+
+    Examples
+    --------
+    >>> from napari_sparseseg import detect_tissue, open_slide
+    >>> from napari_sparseseg.samples import sample_slide
+    >>> with open_slide(sample_slide()) as slide:
+    ...     tissue = detect_tissue(slide)
+    >>> 0.5 < tissue.share < 1.0
+    True
     """
     image, frame = slide.thumbnail(_THUMBNAIL)
     pixels = np.nan_to_num(image.astype(np.float32))

@@ -61,6 +61,7 @@ class ProjectKeeper:
         self._slides, self._training, self._autosave = slides, training, autosave
         self._lock = threading.RLock()  # the engine thread asks for `checkpoint_path`
         self._binding = threading.RLock()  # never taken by the engine thread: signals are sent while it is held
+        self._written: tuple[object, ...] = ()
         self.project: Project | None = None
         self.left_out: list[SlideRecord] = []
         """Slides of the project that are not open because they could not be; they stay listed."""
@@ -220,6 +221,7 @@ class ProjectKeeper:
             project = self.project
             if project is None or self.read_only:
                 return
+            now = self._to_write()
             ours = self._records(project).values()
             known = {r.annotations for r in (*ours, *self.left_out)}
             self.left_out += [r for r in project.listed_by_others() if r.annotations not in known]
@@ -227,6 +229,16 @@ class ProjectKeeper:
             state = ProjectState(records, self._slides.classes, self._training.settings)
             if state != project.state or not (project.path / "project.json").exists():
                 project.write(state)
+            self._written = now
+
+    def write_changes(self) -> None:
+        """Write ``project.json`` if roles, resolutions, classes or settings have changed; cheap where they have not."""
+        if self._written and self._written != self._to_write():
+            self.write()
+
+    def _to_write(self) -> tuple[object, ...]:
+        slides = tuple((e.key, e.role, e.slide.mpp) for e in self._slides.entries)
+        return slides, self._slides.classes, self._training.settings
 
     def close(self) -> None:
         """Close all slides; a recovery folder without strokes and without a model is removed."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 from psygnal import Signal
 
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, TrainSettings
+from napari_sparseseg.errors import ProjectError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.session.engine import Engine
 from napari_sparseseg.session.persistence import ProjectKeeper
@@ -41,15 +42,26 @@ class Session:
     Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
     where the change happened; in a GUI, connect with ``thread="main"``.
 
+    Examples
+    --------
+    >>> from napari_sparseseg import Session
+    >>> from napari_sparseseg.samples import sample_scribbles, sample_slide
+    >>> with Session() as session:
+    ...     slide = session.open(sample_slide())
+    ...     session.import_annotations(sample_scribbles())
+    ...     session.train("instance", steps=1, mpp=8.0, wait=True)  # seconds=60 for a useful model
+    ...     labels, probabilities = session.predict((0, 0, 1024, 2048), mpp=8.0)
+    >>> labels.shape, probabilities.shape
+    ((64, 128), (5, 64, 128))
+
     Parameters
     ----------
     classes
-        The initial class table: names, (name, colour) pairs or `ClassDef`. The default has two classes.
+        The initial class table: names, (name, colour) pairs or `ClassDef`.
     config
         Training settings; None: the defaults.
     autosave
-        Write every stroke to disk at once, into a recovery folder until the session is saved as a project. The panel
-        does; scripts need not.
+        Write every stroke to disk at once, into a recovery folder until the session is saved as a project.
 
     Attributes
     ----------
@@ -97,20 +109,13 @@ class Session:
 
     # Slides
 
-    set = property(lambda self: self._slides)
-    """Private soon: use the methods and signals of `Session`."""
+    set = property(lambda self: self._slides)  # until the window is off it
 
     def open(self, path: str | os.PathLike[str], *, role: Role | None = None) -> Slide:
-        """Open a slide and make it the active one.
+        """Open a slide (a file, an OME-Zarr folder or an address) and make it active; `SlideOpenError` if that fails.
 
         A slide of the project that was moved is recognised by its fingerprint: its strokes, role and mpp are restored.
-
-        Parameters
-        ----------
-        path
-            File, OME-Zarr folder, or address; `SlideOpenError` when it is not a slide that can be opened.
-        role
-            ``train``, ``held-out`` or ``predict``. None: its role in the project, else ``train``.
+        The role is ``train``, ``held-out`` or ``predict``; None: that in the project, else ``train``.
         """
         return self._keeper.open(path, role).slide
 
@@ -134,18 +139,12 @@ class Session:
     def set_role(self, role: Role, slide: Slide | None = None) -> None:
         """Use a slide, by default the active one, to ``train``, as ``held-out`` or only to ``predict``."""
         self._slides.set_role(self._slides.entry_of(slide), role)
-        self._keeper.write()
+        self._keeper.write_changes()
 
     def set_mpp(self, mpp: float | tuple[float, float] | None, slide: Slide | None = None) -> None:
-        """Set the resolution of a slide, by default the active one; saved at once, and a running learner is refitted.
-
-        Parameters
-        ----------
-        mpp
-            Micrometres per level-0 pixel, one number or (y, x); None: unknown.
-        """
+        """Set the um per level-0 pixel, one number or (y, x), of a slide, by default the active one; None: unknown."""
         self._slides.set_mpp(self._slides.entry_of(slide), mpp)
-        self._keeper.write()
+        self._keeper.write_changes()
 
     @property
     def slide(self) -> Slide:
@@ -184,6 +183,7 @@ class Session:
     @classes.setter
     def classes(self, classes: Sequence[ClassDef]) -> None:
         self._slides.set_classes(classes)
+        self._keeper.write_changes()
 
     def import_annotations(self, path: str | os.PathLike[str]) -> None:
         """Replace the active slide's annotations by those of a file (GeoJSON, ASAP XML, .sparseseg, label image).
@@ -200,16 +200,13 @@ class Session:
 
     @property
     def config(self) -> TrainConfig:
-        """Settings of the next run; assign to change them.
-
-        An encoder set here or passed to `train` counts as requested by the user; one that only a project names does
-        not, and is never downloaded.
-        """
+        """Settings of the next run; assign to change them. Setting an encoder allows its download."""
         return self._training.settings
 
     @config.setter
     def config(self, config: TrainConfig) -> None:
         self._training.settings = config
+        self._keeper.write_changes()
 
     @property
     def training_mpp(self) -> float | None:
@@ -234,27 +231,24 @@ class Session:
 
         Parameters
         ----------
-        balancing
-            ``none``, ``instance`` or ``mini-batch``; None: the session's setting.
+        balancing, **settings
+            Fields of `TrainConfig`, used for later runs as well. An `encoder` named here is downloaded if necessary.
         seconds, steps
             Budget of this run, pauses excluded; without either it runs until `stop`.
         patience
             End after this many held-out comparisons in a row without improvement; the best model is used in any case.
-            None: continue, as strokes may still be drawn.
         wait
             Return only when the run has ended, and raise the error that ended it.
-        **settings
-            Other fields of `TrainConfig` (mpp, encoder, device, seed, ...), used for later runs as well. An `encoder`
-            named here is downloaded if it is not on this machine yet.
 
         Raises
         ------
         TrainingError
-            When fewer than two classes are labelled, training is running already, or an encoder is needed that only
-            the project names.
+            When fewer than two classes are labelled, training is running already, or only the project names the
+            encoder.
         """
         values = {**settings} if balancing is None else {**settings, "balancing": balancing}
         run = self._training.start(values, seconds, steps, patience)
+        self._keeper.write_changes()
         self._engine.wake()
         self._emit_status()
         if wait:
@@ -345,17 +339,17 @@ class Session:
     def review(self) -> list[Mistake]:
         """Held-out strokes of all open slides that the model gets wrong, worst first.
 
-        The held-out strokes are exchanged during training, so the list changes. Call it off the GUI thread.
-        `PredictionError` when there is no model, or nothing is held out.
+        The list changes during training. `PredictionError` when there is no model, or nothing is held out. Call it off
+        the GUI thread.
         """
         return self._predictor.review()
 
     def accept_region(self, at: tuple[float, float]) -> Component:
         """Make the predicted region around a level-0 (y, x) of the active slide a dense region, as one undo step.
 
-        It is the 4-connected region of one class that the live view shows there, or that is predicted now. Scribbles
-        inside it, drawn before or later, take precedence. Call it off the GUI thread. `PredictionError` when there is
-        no model, or the point lies outside the slide.
+        It is the 4-connected region of one class that the live view shows, or that is predicted now; scribbles inside
+        it take precedence. `PredictionError` when there is no model, or (y, x) lies outside the slide. Call it off the
+        GUI thread.
         """
         return self._predictor.accept(at)
 
@@ -421,9 +415,9 @@ class Session:
         stop: threading.Event | None = None,
         **settings: Unpack[PredictSettings],
     ) -> BatchResult:
-        """Predict every open slide, whatever its role, into a folder: image, objects, table, and one ``summary.csv``.
+        """Predict every open slide into a folder: image, objects, table, and one ``summary.csv``; see `predict_slide`.
 
-        A slide that fails does not prevent the others. Parameters are those of `predict_slide`.
+        A slide that fails does not prevent the others.
         """
         return self._predictor.all_slides(Path(folder), options, settings, progress=progress, stop=stop)
 
@@ -484,6 +478,10 @@ class Session:
         self.status_changed.emit(self.status)
 
     def _on_annotated(self) -> None:
+        try:
+            self._keeper.write_changes()
+        except ProjectError as error:  # the stroke is in its own file, and may not fail for this
+            self._training.note(str(error))
         self._engine.wake()
         self.annotated.emit()
 
