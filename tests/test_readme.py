@@ -90,3 +90,15 @@ def test_files_that_the_docs_name_are_there():
             if "/" in name and not ((ROOT / name).exists() or (package / name).exists()):
                 missing.append(f"{page.name}: {name}")
     assert not missing
+
+
+def test_names_that_the_docs_place_in_a_file_are_there():
+    pairs = []
+    for page in PAGES[2:]:
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        pairs += re.findall(r"`([A-Za-z_][\w.]*)` \(`([\w/]+\.py)`\)", text)
+    assert len(pairs) > 30
+    for name, file in pairs:
+        *owner, last = name.split(".")
+        code = (ROOT / "napari_sparseseg" / file).read_text(encoding="utf-8")
+        assert all(re.search(rf"\b{part}\b", code) for part in (*owner, last)), f"{name} is not in {file}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from napari_sparseseg.cli.common import command, positive, positive_int, say
+from napari_sparseseg.config import Balancing
 from napari_sparseseg.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def add_train(commands: Any) -> None:
     )  # fmt: skip
     train.add_argument(
         "--balancing",
-        choices=("none", "instance", "mini-batch"),
+        choices=get_args(Balancing),
         default="instance",
         help="how labelled pixels share the loss; default: %(default)s",
     )
