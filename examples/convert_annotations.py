@@ -4,8 +4,7 @@ Run it in an empty folder: ``python convert_annotations.py``. The shell does the
 ``napari-sparseseg convert IN OUT --slide SLIDE``.
 """
 
-from napari_sparseseg import open_slide
-from napari_sparseseg.io import load_annotations, save_annotations
+from napari_sparseseg import load_annotations, open_slide, save_annotations
 from napari_sparseseg.samples import sample_scribbles, sample_slide
 
 with open_slide(sample_slide()) as slide:

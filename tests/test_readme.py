@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+import napari_sparseseg
 from napari_sparseseg.cli import _parser
 from napari_sparseseg.errors import SlideOpenError
 from napari_sparseseg.slides import Slide
@@ -102,3 +103,8 @@ def test_names_that_the_docs_place_in_a_file_are_there():
         *owner, last = name.split(".")
         code = (ROOT / "napari_sparseseg" / file).read_text(encoding="utf-8")
         assert all(re.search(rf"\b{part}\b", code) for part in (*owner, last)), f"{name} is not in {file}"
+
+
+def test_every_public_name_is_in_the_api():
+    page = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in napari_sparseseg.__all__ if not name.startswith("_"))
