@@ -1,23 +1,24 @@
-"""Features of everything that is labelled, kept from stroke to stroke.
+"""Features of everything that is labelled, cached from stroke to stroke.
 
-The frame of each slide is cut into cells. A cell with labels is read once, with a margin, and encoded; the maps are
-kept as long as memory allows, so that a stroke within a known cell costs only the sampling of its pixels. What the head
-is fitted on are *rows*: features of at most `MOST_ROWS` labelled pixels per cell and class, weighted to stand for all.
+The frame of each slide is cut into cells. A cell with labels is read once, with a margin, and encoded; its maps stay
+cached as long as memory allows, so that a stroke within a known cell costs only the sampling of its pixels. The head is
+fitted on `LabelledFeatures`: at most `MOST_ROWS` labelled pixels per cell and class, weighted to stand for all.
 
-Neither memory nor the time that a stroke takes grows with what was drawn before: rows are thinned out when they are
-more than `ROW_BYTES`, and only cells whose labels may have changed are looked at again.
+Neither memory nor the time per stroke grows with what was drawn before: pixels are thinned out when they take more than
+`CacheSettings.row_bytes`, and only cells whose labels may have changed are read again.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 
 from napari_sparseseg.annotations.packing import pack, unpack
 from napari_sparseseg.balancing import weight_table
@@ -25,8 +26,7 @@ from napari_sparseseg.config import MAX_CLASS_ID
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.learning.features import sample
 from napari_sparseseg.learning.head import Samples
-from napari_sparseseg.learning.label_changes import changed_cells
-from napari_sparseseg.learning.sources import occupied_cells
+from napari_sparseseg.learning.sources import changed_cells, occupied_cells
 from napari_sparseseg.learning.torch_runtime import out_of_memory
 
 if TYPE_CHECKING:
@@ -39,22 +39,31 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.features import FeatureMaps, InputScale
     from napari_sparseseg.learning.sources import Source
 
+logger = logging.getLogger(__name__)
+
 CELL = 256
 """Side of a cell in frame pixels."""
 MARGIN = 64
 """Frame pixels read around a cell, so that features near its sides know what lies beyond."""
 MOST_ROWS = 400
 """Per cell and class: neighbouring pixels of a stroke say nearly the same."""
-ROW_BYTES = 256 * 2**20
-"""Of all rows together: about 1,000 cells with `MOST_ROWS` of one class each; beyond, each cell gives fewer."""
-MAP_BYTES = 512 * 2**20
 
 CellKey = tuple[str, tuple[float, float], Box]
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """How much memory the cache may take."""
+
+    row_bytes: int = 256 * 2**20
+    """Of all labelled features: about 1,000 cells with `MOST_ROWS` of one class each; beyond, each cell keeps fewer."""
+    map_bytes: int = 512 * 2**20
+    """Of the encoder's maps."""
+
+
+@dataclass(frozen=True, slots=True)
 class LabelledFeatures:
-    """Labelled pixels of one patch.
+    """Features of the labelled pixels of one patch, one row per pixel.
 
     Attributes
     ----------
@@ -63,7 +72,7 @@ class LabelledFeatures:
     labels
         uint8 (n,), class ids.
     ys, xs
-        int64 (n,), frame pixels within the patch.
+        int64 (n,), frame pixels within the patch; empty for pixels of slides that are not open.
     counts
         int64 (256,): *all* labelled pixels of the patch by class id.
     """
@@ -84,19 +93,22 @@ class LabelledFeatures:
         before = np.bincount(self.labels, minlength=MAX_CLASS_ID + 1)
         after = np.bincount(self.labels[keep], minlength=MAX_CLASS_ID + 1)
         counts = np.where(before > 0, np.ceil(self.counts * after / np.maximum(before, 1)), 0).astype(np.int64)
-        kept = torch.from_numpy(keep)
-        return LabelledFeatures(
-            self.features[kept], self.labels[keep], self.ys[keep], self.xs[keep], counts, self.slide
-        )
+        return replace(self._at(keep), counts=counts)
 
     def thinned(self, most: int, rng: np.random.Generator) -> LabelledFeatures:
-        """At most so many of each class; those that stay stand for more pixels."""
+        """At most `most` pixels of each class; those that stay stand for more."""
         picked = [rng.permutation(np.flatnonzero(self.labels == c))[:most] for c in np.unique(self.labels)]
-        keep = np.sort(np.concatenate(picked))
-        at = torch.from_numpy(keep)
-        return LabelledFeatures(
-            self.features[at], self.labels[keep], self.ys[keep], self.xs[keep], self.counts, self.slide
-        )
+        return self._at(np.concatenate(picked))
+
+    def without_places(self) -> LabelledFeatures:
+        """The same for labels that cannot change any more: pixels of slides that are not open."""
+        nowhere = np.empty(0, np.int64)
+        return replace(self, ys=nowhere, xs=nowhere)
+
+    def _at(self, keep: NDArray[Any]) -> LabelledFeatures:
+        """Those at these indices, or where a mask is True."""
+        known = self.without_places() if not len(self.ys) else replace(self, ys=self.ys[keep], xs=self.xs[keep])
+        return replace(known, features=self.features[torch.from_numpy(keep)], labels=self.labels[keep])
 
 
 @dataclass(slots=True)
@@ -112,27 +124,43 @@ class _Cell:
 
 
 class FeatureCache:
-    """Rows of all labelled cells of the training sources.
+    """Labelled features of all cells of the training sources.
 
     Parameters
     ----------
     features
-        The maps; on the device where they are computed.
+        Gives the maps; on the device where they are computed.
     scale
         Of the input.
+    settings
+        Memory limits.
+
+    Attributes
+    ----------
+    maps : LRUCache
+        The encoder's maps of the cells that were used last.
+    row_bytes : int
+        Memory that all labelled features take.
     """
 
-    def __init__(self, features: FeatureMaps, scale: InputScale) -> None:
-        self.features, self.scale = features, scale
+    def __init__(self, features: FeatureMaps, scale: InputScale, settings: CacheSettings | None = None) -> None:
+        self.features, self.scale, self.settings = features, scale, settings or CacheSettings()
         self.device = next(features.parameters()).device
+        self.maps: LRUCache[CellKey, list[torch.Tensor]] = LRUCache(
+            self.settings.map_bytes, getsizeof=lambda maps: sum(m.nbytes for m in maps)
+        )
+        self.row_bytes = 0
         self._cells: dict[CellKey, _Cell] = {}
-        self._maps: OrderedDict[CellKey, list[torch.Tensor]] = OrderedDict()
-        self._map_bytes = 0
-        self._most, self._row_bytes = MOST_ROWS, 0
+        self._most = MOST_ROWS
         self._seen: dict[tuple[str, tuple[float, float]], Snapshot | None] = {}
 
+    @property
+    def cells(self) -> dict[CellKey, frozenset[int]]:
+        """The labelled cells with the ids of the classes in them."""
+        return {key: cell.classes for key, cell in self._cells.items()}
+
     def set_sources(self, sources: Sequence[Source]) -> bool:
-        """Look which cells hold labels now; nothing is encoded yet. Whether any label was erased or changed."""
+        """Find the cells with labels; nothing is encoded yet. Whether any label was erased or changed."""
         before, self._cells = self._cells, {}
         seen: dict[tuple[str, tuple[float, float]], Snapshot | None] = {}
         for source in sources:
@@ -141,11 +169,11 @@ class FeatureCache:
             # Of two copies of a slide the second counts; then it is not known what changed.
             seen[slide] = None if slide in seen else source.labels
         self._seen = seen
-        self._row_bytes = sum(cell.rows.features.nbytes for cell in self._cells.values() if cell.rows is not None)
+        self.row_bytes = sum(cell.rows.features.nbytes for cell in self._cells.values() if cell.rows is not None)
         return any(_lost_any(old, self._cells.get(key)) for key, old in before.items())
 
     def _look(self, source: Source, known: dict[CellKey, _Cell], last: Snapshot | None) -> dict[CellKey, _Cell]:
-        """Cells of a source row by row, those `known` where they are the same; `last`: what was looked at before."""
+        """Cells of a source row by row, those `known` where they are the same; `last`: the labels read before."""
         changed = None if last is None else changed_cells(last, source.labels, source.frame, CELL)
         own = self.key(source, Box(0, 0, CELL, CELL))[:2]
         cells: dict[CellKey, _Cell] = {}
@@ -167,21 +195,21 @@ class FeatureCache:
 
     @staticmethod
     def key(source: Source, region: Box) -> CellKey:
-        """What a cell is known by."""
+        """Identifies a cell: slide, resolution, place."""
         return (source.slide.fingerprint, source.frame.downsample, region)
 
     def knows(self, source: Source, region: Box) -> bool:
-        """Whether this is a labelled cell that was encoded."""
+        """Whether this is a labelled cell that has been encoded."""
         cell = self._cells.get(self.key(source, region))
         return cell is not None and cell.rows is not None
 
     @property
     def pending(self) -> int:
-        """Labelled cells without rows yet."""
+        """Number of labelled cells that have not been encoded yet."""
         return sum(cell.rows is None for cell in self._cells.values())
 
     def encode(self, seconds: float = float("inf")) -> int:
-        """Make the rows of pending cells, newest first, each class once before any class twice.
+        """Encode pending cells, newest first, each class once before any class twice.
 
         Parameters
         ----------
@@ -190,7 +218,7 @@ class FeatureCache:
 
         Returns
         -------
-        How many cells are still pending.
+        Number of cells that are still pending.
         """
         started = time.monotonic()
         seen = {c for cell in self._cells.values() if cell.rows is not None for c in cell.classes}
@@ -211,7 +239,7 @@ class FeatureCache:
         return 0
 
     def rows(self, hide: Callable[[Source, Box], NDArray[np.bool_] | None] | None = None) -> list[LabelledFeatures]:
-        """Rows of every encoded cell, without the pixels that `hide(source, region)` marks (held-out strokes)."""
+        """Features of every encoded cell, without the pixels that `hide(source, region)` marks (held-out strokes)."""
         out = []
         for cell in self._cells.values():
             if cell.rows is None:
@@ -227,31 +255,31 @@ class FeatureCache:
         rng = np.random.default_rng(zlib.crc32(repr(key[2]).encode()))
         rows = labelled_features(maps, self.features.strides, unpack(cell.packed), rng, offset=MARGIN, most=self._most)
         cell.rows = replace(rows, slide=key[0])
-        self._row_bytes += rows.features.nbytes
-        while self._row_bytes > ROW_BYTES and self._most > 1:
+        self.row_bytes += rows.features.nbytes
+        while self.row_bytes > self.settings.row_bytes and self._most > 1:
             self._most //= 2
             self._thin_out()
 
     def _thin_out(self) -> None:
-        self._row_bytes = 0
+        self.row_bytes = 0
         for number, cell in enumerate(self._cells.values()):
             if cell.rows is not None:
                 cell.rows = cell.rows.thinned(self._most, np.random.default_rng([number, self._most]))
-                self._row_bytes += cell.rows.features.nbytes
+                self.row_bytes += cell.rows.features.nbytes
 
     def maps_for(self, source: Source, region: Box) -> list[torch.Tensor]:
-        """Maps (1, C_i, h_i, w_i), float16, of a cell with `MARGIN` around it; from memory where it was seen lately."""
+        """Maps (1, C_i, h_i, w_i), float16, of a cell with `MARGIN` around it; from memory where they are cached."""
         key = self.key(source, region)
-        maps = self._maps.get(key)
+        maps = self.maps.get(key)
         if maps is None:
             pixels = source.read_pixels(region.grown(MARGIN))
             maps = [m.half() for m in self.encode_patches(pixels[None])]
-            self._keep(key, maps)
-        self._maps.move_to_end(key)
+            if self.maps.getsizeof(maps) <= self.maps.maxsize:
+                self.maps[key] = maps
         return maps
 
     def maps_by(self, features: FeatureMaps, source: Source, region: Box) -> list[torch.Tensor]:
-        """The same by other features, and not kept: those of a tuned encoder change with every step."""
+        """The same by other features, uncached: those of a tuned encoder change with every step."""
         return self.encode_patches(source.read_pixels(region.grown(MARGIN))[None], features)
 
     def encode_patches(self, pixels: NDArray[Any], features: FeatureMaps | None = None) -> list[torch.Tensor]:
@@ -263,29 +291,21 @@ class FeatureCache:
             try:
                 maps = features(image)
             except (RuntimeError, MemoryError) as error:
-                if not (out_of_memory(error) and self._maps):
+                if not (out_of_memory(error) and self.maps):
                     raise
-                self._forget_maps()
+                self._free_maps()
                 maps = features(image)
         return maps
 
-    def _forget_maps(self) -> None:
-        """Give back what is only kept to save time."""
-        self._maps.clear()
-        self._map_bytes = 0
+    def _free_maps(self) -> None:
+        logger.warning("memory ran out: the cached feature maps are freed")
+        self.maps.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _keep(self, key: CellKey, maps: list[torch.Tensor]) -> None:
-        self._maps[key] = maps
-        self._map_bytes += sum(m.nbytes for m in maps)
-        while self._map_bytes > MAP_BYTES and len(self._maps) > 1:
-            _, old = self._maps.popitem(last=False)
-            self._map_bytes -= sum(m.nbytes for m in old)
-
 
 def _lost_any(before: _Cell, after: _Cell | None) -> bool:
-    """Whether a label of a cell is gone or another."""
+    """Whether a label of a cell was erased or changed."""
     if after is None or before.packed == after.packed:
         return after is None
     old = unpack(before.packed)
@@ -293,7 +313,7 @@ def _lost_any(before: _Cell, after: _Cell | None) -> bool:
 
 
 class Parts:
-    """Rows of several tensors as if they were one, copied only where they are asked for."""
+    """Several tensors indexed as one, copying only the rows asked for."""
 
     def __init__(self, parts: Sequence[torch.Tensor]) -> None:
         self._parts = tuple(parts)
@@ -323,7 +343,7 @@ def labelled_features(
     offset: int = 0,
     most: int = MOST_ROWS,
 ) -> LabelledFeatures:
-    """Rows of one patch.
+    """Features of the labelled pixels of one patch.
 
     Parameters
     ----------
@@ -351,10 +371,10 @@ def labelled_features(
 
 
 def join(rows: Sequence[LabelledFeatures], ids: Sequence[int], config: TrainConfig) -> Samples:
-    """Rows of all patches with the balanced weight of every pixel, as `fit_head` wants them.
+    """Features of all patches with the balanced weight of every pixel, for `fit_head`.
 
-    A pixel that was kept stands for all of its class in its patch: its weight is the patch's weight of one pixel times
-    the number of pixels per row kept.
+    A chosen pixel stands for all of its class in its patch: its weight is the patch's weight of one pixel times the
+    number of labelled pixels per chosen pixel.
 
     Parameters
     ----------

@@ -16,6 +16,7 @@ from torch import nn
 
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.sources import occupied_cells
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.learning.encoders import Encoder
     from napari_sparseseg.learning.sources import Source
 
 WORKING_STRIDE = 2
 """The head works on a grid of this many pixels; its class scores are then upsampled."""
+CONTEXT = 3
+"""Cells of the coarsest map that are averaged as its context. See D4."""
 _LOOK, _LOOKS = 256, 16
 """Side and number of the patches that the range of values is measured on."""
 
@@ -92,7 +94,7 @@ class InputScale:
 
 
 class FeatureMaps(nn.Module):
-    """Everything the head looks at: colour, the encoder's maps, and the coarsest map averaged around each place.
+    """The input of the head: colour, the encoder's maps, and the coarsest map averaged around each place.
 
     Parameters
     ----------
@@ -128,6 +130,12 @@ class FeatureMaps(nn.Module):
             around = F.avg_pool2d(maps[-1], self.context, 1, self.context // 2, count_include_pad=False)
             return [colour, *maps, around]
         return [colour, *maps]
+
+
+def new_features(encoder: str, channels: int, device: torch.device) -> FeatureMaps:
+    """Frozen maps of the encoder of this name."""
+    features = FeatureMaps(Encoder(encoder, channels), CONTEXT).requires_grad_(False).eval()
+    return features.to(memory_format=torch.channels_last).to(device)
 
 
 def sample(

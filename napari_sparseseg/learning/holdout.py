@@ -17,17 +17,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from napari_sparseseg.errors import TrainingError
-from napari_sparseseg.learning.scores import Scorer, Scores
 from napari_sparseseg.learning.sources import held_labels, is_alive, occupied_cells, units_of, whole_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Box
     from napari_sparseseg.learning.sources import Source, Unit
+    from napari_sparseseg.metrics import Scorer, Scores
     from napari_sparseseg.slides import Slide
 
     Key = tuple[int, tuple[int, Box | None]]
@@ -116,8 +116,13 @@ class HeldOut:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What `update` was given last; `Window.source` counts in it."""
+        """The sources that `update` was given last; `Window.source` is an index into them."""
         return self._sources
+
+    @property
+    def classes(self) -> tuple[ClassDef, ...]:
+        """The class table that `update` was given last."""
+        return self._classes
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -156,10 +161,6 @@ class HeldOut:
         self._choose(set(), prefer_untrained=False)
         return self._recalled(before)
 
-    def restart(self) -> None:
-        """Say that training begins anew, with weights that have seen nothing."""
-        self._trained.clear()
-
     def windows(self) -> tuple[Window, ...]:
         """Squares to predict for scoring; the same until the next `update` or `swap`."""
         if self._windows is None:
@@ -167,15 +168,8 @@ class HeldOut:
         return self._windows
 
     def scores(self, scorer: Scorer) -> Scores:
-        """What a scorer that was fed the `windows` has found, with the warnings."""
+        """Scores of a scorer that all `windows` were added to, with the warnings."""
         return scorer.scores(len(self._held), self.seen, self._warnings)
-
-    def score(self, probabilities: Callable[[Source, Box], NDArray[np.float32]]) -> Scores:
-        """Score a function (source, region of its frame) -> probabilities (K, h, w) on all windows."""
-        scorer = Scorer(self._classes)
-        for window in self.windows():
-            scorer.add(window.labels, probabilities(self._sources[window.source], window.region))
-        return self.scores(scorer)
 
     def _recalled(self, before: set[Key]) -> bool:
         """Whether anything trained on is held out that was not held out `before`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
@@ -18,9 +18,10 @@ from napari_sparseseg.errors import ModelError, SparseSegError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
+    from napari_sparseseg.learning.sources import Source
 
 FORMAT = "napari-sparseseg model"
 VERSION = 1
@@ -57,6 +58,39 @@ class ModelMetadata:
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; `from_json` reads it back."""
         return asdict(self)
+
+    @classmethod
+    def of(
+        cls,
+        sources: Sequence[Source],
+        classes: Sequence[ClassDef],
+        config: TrainConfig,
+        metrics: dict[str, Any],
+        step: int,
+    ) -> ModelMetadata:
+        """Of a model trained on these sources."""
+        first = sources[0]
+        mpp = first.slide.mpp
+        described = tuple(
+            {
+                "name": PurePath(s.slide.path).name,
+                "fingerprint": s.slide.fingerprint,
+                "annotations": s.labels.version,
+                "strokes": len(s.labels.strokes),
+            }
+            for s in sources
+        )
+        return cls(
+            classes=tuple(classes),
+            mpp=None if mpp is None else mpp[0] * first.frame.downsample[0],
+            encoder=config.encoder,
+            channels=tuple(first.slide.channels),
+            dtype=str(first.slide.dtype),
+            config=config,
+            metrics=metrics,
+            sources=described,
+            step=step,
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelMetadata:

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.learning.head import Head
 
+DECODER_WIDTHS = (64, 48, 32, 24)
+STATISTICS = 50_000
+"""Rows that the spread of the features is measured on, at least."""
 _NEW_CLASS = -4.0
-"""First score of a class that was just added: rarely chosen until it is learned."""
+"""Initial score of a new class: rarely chosen until it is learned."""
 
 
 class Network(Protocol):
-    """What a model needs of a network."""
+    """The interface that a model needs of a network."""
 
     @property
     def receptive_field(self) -> int:
@@ -193,10 +196,8 @@ class TwoSpeedNet(nn.Module):
 class PlainUNet(nn.Module):
     """U-Net from random weights (Ronneberger et al., 2015), as the paper trains it, with padding.
 
-    Features are normalised over channels at each place, as in `Decoder`. With batch norm the loss of a batch depended
-    on the parts that it was worked off in, and what was served on running means of them. EBHI-Seg, gland against
-    background, dense, 150 steps, seed 3, 2026-11-26: mean Dice 0.763 with this, 0.671 with batch norm, in 1.08 times
-    the CPU time.
+    Features are normalised over channels at each place, as in `Decoder`, so that a patch does not depend on the others
+    in its batch or on the part that it is processed in. See D3.
 
     Parameters
     ----------
@@ -240,6 +241,23 @@ class PlainUNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, K, H, W)."""
         return self.logits(image).float().softmax(1)
+
+
+def new_unet(seed: int, channels: int, classes: int) -> PlainUNet:
+    """The plain U-Net with random weights that depend on the seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PlainUNet(channels, classes)
+
+
+def new_decoder(seed: int, features: FeatureMaps, classes: int, rows: Sequence[torch.Tensor]) -> Decoder:
+    """A decoder with random weights that depend on the seed only, standardised by sampled features (N, F)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = Decoder(features.channels, features.strides, DECODER_WIDTHS[: len(set(features.strides))], classes)
+    step = 1 + sum(map(len, rows)) // STATISTICS  # of very many, some are as good without a copy of all
+    decoder.standardise(torch.cat([r[::step] for r in rows]))
+    return decoder
 
 
 def with_classes(net: Decoder | PlainUNet, old: Sequence[int], new: Sequence[int]) -> Decoder | PlainUNet:

@@ -1,7 +1,7 @@
-"""What a model remembers of the slides it was trained on: features of some labelled pixels, by slide.
+"""Rehearsal samples: features of some labelled pixels of the slides a model was trained on, stored with the model.
 
-With them a saved model can be continued on another slide without forgetting the first ones. They are numbers of the
-encoder, not pixels. Those of a slide that is open again are not used: its annotations may have been corrected since.
+With them training continues on another slide without forgetting the first ones. They are outputs of the encoder, not
+pixels. Those of a slide that is open again are not used: its annotations may have been corrected since.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def chosen(rows: Sequence[LabelledFeatures], seed: int = 0) -> tuple[LabelledFea
             picked.append(by_slide[slide].pop())
             if not by_slide[slide]:
                 del by_slide[slide]
-    return tuple(_thinned(r, rng) for r in picked[:MOST_PATCHES])
+    return tuple(r.thinned(MOST_ROWS, rng).without_places() for r in picked[:MOST_PATCHES])
 
 
 def without_slides(rows: Sequence[LabelledFeatures], fingerprints: Collection[str]) -> tuple[LabelledFeatures, ...]:
-    """Rows of other slides than these."""
+    """Those of other slides than these."""
     return tuple(r for r in rows if r.slide not in fingerprints)
 
 
@@ -90,14 +90,4 @@ def from_tensors(tensors: dict[str, torch.Tensor], slides: Sequence[Any], column
         LabelledFeatures(features[torch.from_numpy(at)], labels[at], nowhere, nowhere, counts[k], str(slides[k]))
         for k, at in enumerate(picks)
         if len(at)
-    )
-
-
-def _thinned(rows: LabelledFeatures, rng: np.random.Generator) -> LabelledFeatures:
-    keep = np.concatenate(
-        [rng.permutation(np.flatnonzero(rows.labels == c))[:MOST_ROWS] for c in np.unique(rows.labels)]
-    )
-    nowhere = np.empty(0, np.int64)
-    return LabelledFeatures(
-        rows.features[torch.from_numpy(keep)], rows.labels[keep], nowhere, nowhere, rows.counts, rows.slide
     )

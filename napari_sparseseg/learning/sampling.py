@@ -1,8 +1,8 @@
-"""Which patches to train on: every class, slide and stroke gets its turn; dense regions get a stated share.
+"""Training patches: classes, slides and strokes are drawn round robin; dense regions get a stated share.
 
-A patch is drawn in three turns: which class, on which slide, along which stroke; then a random labelled pixel of that
-stroke is put anywhere in the patch. A class with one stroke is therefore seen as often as one with a hundred. Nothing
-is written to disk, and the same seed gives the same patches.
+For each patch a class is chosen, then a slide, then a stroke; a random labelled pixel of that stroke is placed anywhere
+in the patch. A class with one stroke is therefore seen as often as one with a hundred. Nothing is written to disk, and
+the same seed gives the same patches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.learning.distributed import ranks
 from napari_sparseseg.learning.sources import Source, Unit, find_in_cells, find_pixel, stroke_area, training_labels
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.strokes import Stroke
     from napari_sparseseg.config import TrainConfig
+    from napari_sparseseg.learning.holdout import HeldOut
 
-__all__ = ["Batch", "PatchSampler", "ReadAhead", "Source"]
+__all__ = ["Batch", "PatchSampler", "PatchStream", "ReadAhead", "Source"]
+
+PATCH_MARGIN = 8
+"""A patch is read larger by 1 / this of its side all around, to be turned without empty corners."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +63,7 @@ class Batch:
 
 
 class RoundRobin:
-    """Indices in turn, each as often as its weight says, as evenly spread as can be, from a random start."""
+    """Indices in proportion to their weights, spread as evenly as possible, from a random start."""
 
     def __init__(self, weights: Sequence[float], rng: np.random.Generator) -> None:
         self._weights = np.asarray(weights, dtype=np.float64)
@@ -75,12 +80,12 @@ class RoundRobin:
         return k
 
     def drop(self, k: int) -> None:
-        """Never give `k` again."""
+        """Never return `k` again."""
         self._weights[k] = 0.0
 
 
 class _Strokes:
-    """The strokes of one class on one source, in turn. Those whose label is gone drop out."""
+    """The strokes of one class on one source, round robin. Those without labels left drop out."""
 
     def __init__(
         self,
@@ -292,6 +297,46 @@ class ReadAhead:
     def close(self) -> None:
         """Forget the batch drawn ahead, wait for the read under way and end the thread."""
         self._thread.shutdown(cancel_futures=True)
+
+
+class PatchStream:
+    """Batches of training patches, from a new sampler whenever the labels or what is held out have changed.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    held
+        What it holds out when a sampler is made is left out of the batches.
+    """
+
+    def __init__(self, config: TrainConfig, held: HeldOut) -> None:
+        self._config, self._held = config, held
+        self._sources: tuple[Source, ...] = ()
+        self._ahead: ReadAhead | None = None
+        self._made = 0
+
+    def restart(self, sources: Sequence[Source]) -> None:
+        """Draw from these sources from now on."""
+        self._sources = tuple(sources)
+        self.close()
+
+    def close(self) -> None:
+        """End the reading thread and discard its batch; the next `draw` starts another."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
+
+    def draw(self, n: int) -> Batch:
+        """The next `n` patches; see `PatchSampler.draw`."""
+        if self._ahead is None:
+            # Another seed each time, or every stroke would bring the same patches again; each rank draws its own.
+            self._made += 1
+            seed = self._config.seed + 7919 * self._made + 104_729 * ranks().rank
+            margin = self._config.patch_px // PATCH_MARGIN
+            exclude = self._held.exclude
+            self._ahead = ReadAhead(PatchSampler(self._sources, self._config, seed, exclude=exclude, margin=margin))
+        return self._ahead.draw(n)
 
 
 def _check_alike(sources: Sequence[Source]) -> bool:

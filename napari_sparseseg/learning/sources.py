@@ -6,20 +6,23 @@ makes sources on whatever thread a stroke ends.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from napari_sparseseg.annotations.packing import CHUNK
 from napari_sparseseg.annotations.strokes import stroke_mask
 from napari_sparseseg.geometry import Box, Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from napari_sparseseg.annotations.pyramid import PackedPyramid
     from napari_sparseseg.annotations.snapshot import Snapshot
     from napari_sparseseg.annotations.strokes import Stroke
     from napari_sparseseg.slides import Slide
@@ -31,6 +34,8 @@ _NEARBY = 16
 _KEEP = 512 * 512
 """Largest mask in pixels that a unit keeps."""
 _TRIES = 6
+MOST_CHANGED_CELLS = 1024
+"""Of more changed cells than this, listing them is not worth the time."""
 _ROWS = 8
 _cells: WeakKeyDictionary[Snapshot, dict[tuple[Frame, int], list[Box]]] = WeakKeyDictionary()
 
@@ -318,3 +323,48 @@ def _classes_inside(source: Source, stroke: Stroke, side: int = 64) -> frozenset
     cover = coarse.cover(stroke.box)
     seen = source.labels.read_region(cover, coarse)[stroke_mask(stroke, cover, coarse)]
     return frozenset(np.unique(seen).tolist()) - {0} | {stroke.class_id}
+
+
+def changed_cells(before: Snapshot, after: Snapshot, frame: Frame, size: int) -> set[Box] | None:
+    """Cells of the frame's absolute grid of `size` pixels in which labels may differ; None where all may.
+
+    The time depends on what was drawn in between; only a pass over the keys of the stored chunks grows with all labels.
+    """
+    if before.shape != after.shape or bool(before.dense_regions) != bool(after.dense_regions):
+        return None
+    height, width = frame.shape(after.shape)
+    cells: set[Box] = set()
+    for old, new in ((before.scribbles, after.scribbles), (before.dense, after.dense)):
+        for box in _changed_boxes(old, new):
+            (i0, i1), (j0, j1) = (
+                (math.floor(start / step - 1e-6), math.ceil(stop / step + 1e-6))
+                for start, stop, step in (
+                    (box.y, box.y1, size * frame.downsample[0]),
+                    (box.x, box.x1, size * frame.downsample[1]),
+                )
+            )
+            if (i1 - i0) * (j1 - j0) > MOST_CHANGED_CELLS:
+                return None
+            cells |= {Box(i * size, j * size, size, size) for i in range(max(i0, 0), i1) for j in range(max(j0, 0), j1)}
+            if len(cells) > MOST_CHANGED_CELLS:
+                return None
+    return {cell for cell in cells if cell.y < height and cell.x < width}
+
+
+def _changed_boxes(before: PackedPyramid, after: PackedPyramid) -> Iterator[Box]:
+    """Level-0 boxes outside of which both read the same.
+
+    A pixel has the label of the finest chunk over it. Where that is another one, or another label, one of the two
+    chunks is not in both pyramids as it is; and read at its level, both pyramids give the labels that level 0 shows.
+    """
+    for level, (old, new) in enumerate(zip(before.levels, after.levels, strict=True)):
+        changed = [key for key, packed in new.items() if old.get(key) is not packed and old.get(key) != packed]
+        for i, j in (*changed, *(key for key in old if key not in new)):
+            y, x = i * CHUNK, j * CHUNK
+            area = (level, y, y + CHUNK, x, x + CHUNK)
+            differs = before.read(*area) != after.read(*area)
+            rows, columns = np.flatnonzero(differs.any(1)), np.flatnonzero(differs.any(0))
+            if len(rows):
+                top, left = y + int(rows[0]), x + int(columns[0])
+                size = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+                yield Box(top << level, left << level, size[0] << level, size[1] << level)

@@ -1,13 +1,19 @@
 """The training loop, one short piece at a time: draw, augment, forward, balanced loss, backward, update, average.
 
-A batch is worked off in parts that take well under a second on a laptop, so that painting and live prediction get their
-turn in between. The balancing counts are those of the whole batch, so the gradients are too. How large a part is
-follows from the task and the size of the patches, never from the time one took: a seed gives one result on any machine.
+A batch is processed in parts that take well under a second on a laptop, so that painting and live prediction get the
+processor in between. The balancing counts are those of the whole batch, so the gradients are too. The size of a part
+follows from the task and the size of the patches, never from the time that one took: a seed gives one result on any
+machine.
+
+The encoder is frozen at first: from random weights a decoder would spoil it before it is of use, and frozen maps let
+head and decoder share one pass of the encoder in prediction. Later the decoder gets its own copy of the encoder,
+trained at a small rate, while the head goes on with the frozen one, whose features are cached. See D1 and D2.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,10 +23,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from napari_sparseseg.balancing import BatchTotals, balanced_cross_entropy, count_labels
-from napari_sparseseg.config import MAX_CLASS_ID
+from napari_sparseseg.config import MAX_CLASS_ID, class_ids
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning.augment import Augmentation, augment
 from napari_sparseseg.learning.distributed import ranks
+from napari_sparseseg.learning.feature_cache import labelled_features
+from napari_sparseseg.learning.network import Decoder, PlainUNet
 from napari_sparseseg.learning.torch_runtime import autocast_dtype, out_of_memory
 
 if TYPE_CHECKING:
@@ -28,24 +36,33 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from napari_sparseseg.config import TrainConfig
-    from napari_sparseseg.learning.features import InputScale
+    from napari_sparseseg.config import ClassDef, TrainConfig
+    from napari_sparseseg.learning.feature_cache import LabelledFeatures
+    from napari_sparseseg.learning.features import FeatureMaps, InputScale
     from napari_sparseseg.learning.sampling import Batch
+
+logger = logging.getLogger(__name__)
 
 WARM_UP = 20
 """Steps until the full learning rate."""
 AVERAGE = 0.98
 """Decay of the averaged weights, reached after some dozens of steps."""
 PSEUDO_WEIGHT = 2.0
-"""Weight of the pseudo-labels' loss beside the balanced loss of the labels: cross-entropy over all pixels of the batch,
-so that what few pseudo-labels say counts little."""
+"""Weight of the pseudo-labels' loss beside the balanced loss of the labels: cross-entropy averaged over all pixels of
+the batch, so that few pseudo-labels count little."""
+AUGMENTED_ROWS = 64
+"""Per patch and class: pixels of augmented patches that the instant head learns from too."""
+ENCODER_RATE = 0.05
+"""Learning rate of the decoder's own encoder, as a share of the decoder's."""
+MOST_AUGMENTED = 512
+"""Augmented patches whose features are retained; the oldest give way."""
 _CLIP = 1.0
 _WEIGHT_DECAY = 0.02
 _MOST_RESTARTS = 5
 
 
 class Trainable(Protocol):
-    """What is trained: see `DecoderTask` and `ScratchTask`."""
+    """A network with the way it is trained: see `DecoderTask` and `ScratchTask`."""
 
     @property
     def weights(self) -> nn.Module:
@@ -57,7 +74,7 @@ class Trainable(Protocol):
 
     @property
     def pixels_at_once(self) -> int:
-        """Of a part of a batch on a CPU, where one patch need not wait for the next: about 0.2 s on one core."""
+        """Pixels of a part of a batch on a CPU, where patches need not wait for each other: about 0.2 s on one core."""
 
     def rate_of(self, name: str) -> float:
         """Share of the full rate that the parameter of this name is trained at."""
@@ -66,44 +83,157 @@ class Trainable(Protocol):
         """Scores (B, K, H, W) of an image in training mode; `labels` are class ids."""
 
 
+class DecoderTask:
+    """The decoder on frozen maps; collects features of the augmented patches for the head.
+
+    Parameters
+    ----------
+    features
+        Gives the maps; not trained.
+    decoder
+        Trained in place, with its own encoder where it has one.
+    learning_rate
+        Full rate of the decoder.
+    channel_dropout
+        Share of feature channels blanked per patch, so that no single one decides.
+
+    Attributes
+    ----------
+    rows : list of LabelledFeatures
+        Of the latest `MOST_AUGMENTED` augmented patches.
+    """
+
+    def __init__(
+        self, features: FeatureMaps, decoder: Decoder, learning_rate: float, channel_dropout: float = 0.2
+    ) -> None:
+        self.features, self._dropout = features, channel_dropout
+        self.weights: Decoder = decoder
+        self.learning_rate = 2 * learning_rate
+        self.rows: list[LabelledFeatures] = []
+        self._rng = np.random.default_rng(0)
+
+    @property
+    def pixels_at_once(self) -> int:
+        """See `Trainable`: four patches of 192 px on frozen maps, one end to end."""
+        return 150_000 if self.weights.tuned is None else 40_000
+
+    def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
+        """See `Trainable`."""
+        tuned = self.weights.tuned
+        # With an encoder of its own the frozen maps are for the head alone, and only until it has enough.
+        if tuned is None or len(self.rows) < MOST_AUGMENTED:
+            with torch.no_grad():
+                maps = self.features(image)
+            self._remember(maps, labels)
+        if tuned is not None:
+            maps = tuned(image)
+        keep = 1 - self._dropout
+        masks = [torch.empty(*m.shape[:2], 1, 1).bernoulli_(keep, generator=generator) / keep for m in maps]
+        return upsample(self.weights(maps, [mask.to(image.device) for mask in masks]), image)
+
+    def rate_of(self, name: str) -> float:
+        """See `Trainable`."""
+        return ENCODER_RATE if name.startswith("tuned.") else 1.0
+
+    def _remember(self, maps: Sequence[torch.Tensor], labels: NDArray[np.uint8]) -> None:
+        for k, patch in enumerate(labels):
+            if patch.any():
+                strides = self.features.strides
+                self.rows.append(labelled_features(maps, strides, patch, self._rng, patch=k, most=AUGMENTED_ROWS))
+        del self.rows[:-MOST_AUGMENTED]
+
+
+class ScratchTask:
+    """The plain U-Net from random weights, trained end to end as in the paper."""
+
+    pixels_at_once = 40_000
+
+    def __init__(self, net: PlainUNet, learning_rate: float) -> None:
+        self.weights: PlainUNet = net.train()
+        self.learning_rate = learning_rate
+
+    def rate_of(self, name: str) -> float:
+        """See `Trainable`."""
+        return 1.0
+
+    def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
+        """See `Trainable`."""
+        scores: torch.Tensor = self.weights.logits(image)
+        return scores
+
+
 class Trainer:
-    """Trains one network on batches, with warm-up, clipping, averaged weights and a way back from NaN.
+    """Trains one network on batches, with warm-up, clipping, averaged weights and recovery from NaN.
 
     Parameters
     ----------
     task
-        What is trained, on `device`.
+        The network to train, on its device.
     ids
         Class ids in channel order.
     config
         Batch size, balancing, seed.
     scale
         Of the input.
+    augmentation
+        Random changes of the patches.
+    part
+        Patches processed at once; None: as many as the task and the device suggest.
+
+    Attributes
+    ----------
+    averaged : Module
+        The averaged weights, in eval mode.
+    steps : int
+        Completed steps.
+    message : str
+        For the user: what went wrong and was overcome in the last `work`; else empty.
     """
 
-    def __init__(self, task: Trainable, ids: Sequence[int], config: TrainConfig, scale: InputScale) -> None:
+    def __init__(
+        self,
+        task: Trainable,
+        ids: Sequence[int],
+        config: TrainConfig,
+        scale: InputScale,
+        *,
+        augmentation: Augmentation | None = None,
+        part: int | None = None,
+    ) -> None:
         self.task, self.config, self.scale = task, config, scale
         self.device = next(task.weights.parameters()).device
-        self._ranks = ranks()
-        self._ranks.share_weights(task.weights)
+        self._reduce = ranks()
+        self._reduce.share_weights(task.weights)
         self.averaged = copy.deepcopy(task.weights).requires_grad_(False).eval()
         self.steps = 0
         self.message = ""
         self._rate, self._restarts = task.learning_rate, 0
         self._optimizer = self._new_optimizer()
-        self._rng = np.random.default_rng(config.seed + self._ranks.rank)
-        self._generator = torch.Generator().manual_seed(config.seed + self._ranks.rank)
+        self._augmentation = augmentation or Augmentation()
+        self._rng = np.random.default_rng(config.seed + self._reduce.rank)
+        self._generator = torch.Generator().manual_seed(config.seed + self._reduce.rank)
         self._lookup = np.zeros(MAX_CLASS_ID + 1, np.uint8)
         self._lookup[list(ids)] = np.arange(1, len(ids) + 1)
-        self._part = config.batch_size
-        if self.device.type == "cpu":
+        self._part = part or config.batch_size
+        if part is None and self.device.type == "cpu":
             self._part = min(self._part, max(1, task.pixels_at_once // config.patch_px**2))
         self._batch: Batch | None = None
+        self._pseudo: torch.Tensor | None = None
         self._done = 0
         self._loss = 0.0
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step, before a parameter's own share of it."""
+        return self._rate * min(1.0, self.steps / WARM_UP)
+
+    @property
+    def uses_pseudo_labels(self) -> bool:
+        """Whether the last batch had any."""
+        return self._pseudo is not None
+
     def work(self, draw: Callable[[int], Batch]) -> float | None:
-        """Work off the next part of a batch; the balanced loss when that completes a step, else None.
+        """Process the next part of a batch; the balanced loss when that completes a step, else None.
 
         Raises
         ------
@@ -112,10 +242,10 @@ class Trainer:
         """
         self.message = ""
         if self._batch is None:
-            # What is cut away was drawn so that a turned patch has few mirrored corners; none of them is labelled.
+            # Patches are drawn with a margin so that turned ones have few mirrored corners; none of it is labelled.
             drawn = draw(self.config.batch_size)
-            self._begin(augment(drawn, self._rng, Augmentation(), size=self.config.patch_px))
-            if self._ranks.ended:
+            self._begin(augment(drawn, self._rng, self._augmentation, size=self.config.patch_px))
+            if self._reduce.ended:
                 self.drop_batch()
                 return None
         try:
@@ -130,7 +260,7 @@ class Trainer:
         return self._update()
 
     def drop_batch(self) -> None:
-        """Forget the batch under way: its labels are out of date."""
+        """Discard the batch in progress: its labels are out of date."""
         self._batch = None
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -138,7 +268,7 @@ class Trainer:
         self._batch, self._done, self._loss = batch, 0, 0.0
         self._channels = torch.from_numpy(self._lookup[batch.labels])
         self._pseudo = None if batch.pseudo is None else torch.from_numpy(self._lookup[batch.pseudo])
-        self._totals = totals or self._ranks.begin(BatchTotals.of(count_labels(self._channels)), self.device)
+        self._totals = totals or self._reduce.begin(BatchTotals.of(count_labels(self._channels)), self.device)
         self._optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self) -> None:
@@ -164,8 +294,8 @@ class Trainer:
         self._done += len(image)
 
     def _pseudo_loss(self, logits: torch.Tensor, pseudo: torch.Tensor) -> torch.Tensor:
-        """What these patches add to the pseudo-labels' loss over the joint batch of all ranks."""
-        count = pseudo[0].numel() * self.config.batch_size * self._ranks.world
+        """Share of these patches in the pseudo-labels' loss over the joint batch of all ranks."""
+        count = pseudo[0].numel() * self.config.batch_size * self._reduce.world
         target = pseudo.to(self.device, torch.int64) - 1
         summed = F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="sum")
         return summed * (PSEUDO_WEIGHT / count)
@@ -173,7 +303,7 @@ class Trainer:
     def _update(self) -> float:
         self._batch = None
         parameters = [p for p in self.task.weights.parameters() if p.requires_grad]
-        self._loss = self._ranks.sum_step(parameters, self._loss)
+        self._loss = self._reduce.sum_step(parameters, self._loss)
         norm = float(nn.utils.clip_grad_norm_(parameters, _CLIP))
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             self._go_back()
@@ -207,6 +337,7 @@ class Trainer:
         self._rate /= 2
         self._optimizer = self._new_optimizer()
         self.message = f"the loss was not a number; went back to the last good weights, learning rate {self._rate:.2g}."
+        logger.warning(self.message)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         by_share: dict[float, list[nn.Parameter]] = {}
@@ -216,7 +347,7 @@ class Trainer:
         return torch.optim.AdamW(groups, self._rate, weight_decay=_WEIGHT_DECAY)
 
     def _smaller_part(self, error: Exception) -> None:
-        """After out-of-memory: begin the batch anew in smaller parts, with the same gradients in the end."""
+        """After out-of-memory: restart the batch in smaller parts, with the same gradients in the end."""
         if self._part == 1:
             raise TrainingError(
                 f"{self.device} has not enough memory for one patch of {self.config.patch_px} px; choose smaller "
@@ -224,12 +355,54 @@ class Trainer:
             ) from error
         self._part = max(1, self._part // 2)
         if self._batch is not None:
-            self._begin(self._batch, self._totals)  # the other ranks do not begin anew
+            self._begin(self._batch, self._totals)  # the other ranks do not restart
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.message = f"memory ran out; now {self._part} of {self.config.batch_size} patches at a time."
+        logger.warning(self.message)
 
 
 def upsample(scores: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Scores at the size of the image."""
     return F.interpolate(scores.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def new_trainer(
+    fine: Decoder | PlainUNet,
+    features: FeatureMaps | None,
+    classes: Sequence[ClassDef],
+    config: TrainConfig,
+    scale: InputScale,
+    device: torch.device,
+) -> Trainer:
+    """A trainer that continues from a copy of the weights given; a decoder needs `features`."""
+    net = copy.deepcopy(fine).requires_grad_(True).to(device)
+    task: DecoderTask | ScratchTask
+    if isinstance(net, Decoder) and features is not None:
+        task = DecoderTask(features, net, config.learning_rate)
+    elif isinstance(net, PlainUNet):
+        task = ScratchTask(net, config.learning_rate)
+    else:
+        raise TypeError("a decoder cannot be trained without features")
+    return Trainer(task, class_ids(classes), config, scale)
+
+
+def unfreeze(
+    trainer: Trainer, features: FeatureMaps, classes: Sequence[ClassDef], config: TrainConfig, device: torch.device
+) -> Trainer:
+    """A trainer that continues end to end: the averaged decoder gets a copy of the encoder, its statistics frozen."""
+    decoder, task = copy.deepcopy(trained_part(trainer)), trainer.task
+    if isinstance(decoder, Decoder):
+        decoder.tuned = copy.deepcopy(features).eval()
+    later = new_trainer(decoder, features, classes, config, trainer.scale, device)
+    if isinstance(task, DecoderTask) and isinstance(later.task, DecoderTask):
+        later.task.rows = task.rows
+    return later
+
+
+def trained_part(trainer: Trainer) -> Decoder | PlainUNet:
+    """The averaged weights of a trainer, as what they are."""
+    net = trainer.averaged
+    if not isinstance(net, (Decoder, PlainUNet)):
+        raise TypeError(f"{type(net).__name__} is not trained here")
+    return net

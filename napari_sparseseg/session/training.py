@@ -187,7 +187,7 @@ class Training:
     def rest(self) -> None:
         """End the learner's own thread while nothing is trained (engine thread, or after its end)."""
         if self._learner is not None:
-            self._learner.rest()
+            self._learner.stop_reading()
 
     def refit_worker(self) -> bool:
         """Refit the instant head where strokes have come or gone since; engine thread."""
@@ -244,7 +244,7 @@ class Training:
         """Whether a run ends now; of several ranks all end together, as the next batch tells them."""
         from napari_sparseseg.learning.distributed import ranks
 
-        mine, stale = ranks(), self._learner.turns.stale if self._learner is not None else 0
+        mine, stale = ranks(), self._learner.schedule.stale if self._learner is not None else 0
         finished = run.finished(self.status.step, stale)
         mine.leaving = mine.leaving or (mine.world > 1 and finished)
         if mine.world > 1 and learning:
@@ -285,12 +285,12 @@ class Training:
     def _ensure_learner(self, config: TrainConfig, classes: Sequence[ClassDef]) -> Learner:
         from napari_sparseseg.learning.learner import Learner
 
-        if self._learner is None or self.config != config:
+        if self._learner is None or not self._learner.reconfigure(config):
             self.rest()
             if self._learner is not None and self._learner.model is not None:
                 self._origin = self._learner.model
             self._learner = Learner(config, classes, model=self._origin)
-            self.config = config
+        self.config = config
         return self._learner
 
     def _refit(self, learner: Learner, snapshot: TrainingData) -> None:
