@@ -13,7 +13,7 @@ from tests.faults import report
 from tests.helpers.data import real_data, two_textures, write_slide
 
 os.environ.setdefault("LP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `backend.import_torch` does, for tests that import torch first
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `tune_process` does, for tests that import torch first
 # Machines differ and are shared: a slow example is no failure.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")

@@ -1,4 +1,4 @@
-"""The bank of features against its plain counterparts: all cells looked at anew, all rows in one tensor."""
+"""The cache of features against its plain counterparts: all cells read anew, all features in one tensor."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import TrainConfig, make_classes
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Frame
-from napari_sparseseg.learning import feature_cache as bank_module
 from napari_sparseseg.learning.encoders import Encoder
-from napari_sparseseg.learning.feature_cache import CELL, FeatureCache, LabelledFeatures, Parts, join
+from napari_sparseseg.learning.feature_cache import CELL, CacheSettings, FeatureCache, LabelledFeatures, Parts, join
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
 from napari_sparseseg.learning.head import Samples, fit_head
-from napari_sparseseg.learning.label_changes import changed_cells
-from napari_sparseseg.learning.sources import Source
+from napari_sparseseg.learning.sources import Source, changed_cells
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.helpers.data import two_textures
 
 CLASSES = make_classes("ab")
 
 
-def bank_of(**kwargs):
-    maps = FeatureMaps(Encoder(), 3).requires_grad_(False).eval()
-    return FeatureCache(maps, InputScale.for_rgb(), **kwargs)
+class Counted(FeatureMaps):
+    """The encoder's maps, with the number of images that were encoded."""
+
+    encoded = 0
+
+    def forward(self, image):
+        self.encoded += len(image)
+        return super().forward(image)
+
+
+def cache_of(**limits):
+    maps = Counted(Encoder(), 3).requires_grad_(False).eval()
+    return FeatureCache(maps, InputScale.for_rgb(), CacheSettings(**limits))
 
 
 @pytest.fixture(scope="module")
@@ -103,33 +111,30 @@ def test_a_stroke_among_many_is_looked_at_alone():
     assert changed_cells(before, a.snapshot(), Frame((4.0, 4.0)), CELL) == set()
 
 
-def test_the_bank_after_every_change_is_that_of_a_fresh_look(slide, monkeypatch):
+def test_the_cache_after_every_change_is_that_of_a_fresh_look(slide):
     a = Annotations((700, 700), classes=CLASSES)
-    bank, encoded, read = bank_of(), [], []
-    inner = bank.encode_patches
-    monkeypatch.setattr(bank, "encode_patches", lambda *args: encoded.append(1) or inner(*args))
+    cache, plain, read = cache_of(), cache_of(), []
 
-    class Counted(Source):
+    class CountedSource(Source):
         def read_labels(self, region):
             read.append(region)
             return super().read_labels(region)
 
     def follow():
-        encoded.clear()
+        encoded = cache.features.encoded
         read.clear()
-        lost = bank.set_sources([Counted(slide, a.snapshot(), slide.frame(1.0))])
+        lost = cache.set_sources([CountedSource(slide, a.snapshot(), slide.frame(1.0))])
         cells = len(read)
-        bank.encode()
-        plain = bank_of()
-        plain._maps = bank._maps  # not encoded once more
+        cache.encode()
+        plain.set_sources([])  # forgets the cells, not the maps
         plain.set_sources([Source(slide, a.snapshot(), slide.frame(1.0))])
         plain.encode()
-        ours, theirs = bank.rows(), plain.rows()
+        ours, theirs = cache.rows(), plain.rows()
         assert len(ours) == len(theirs)
         for p, q in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(p.labels, q.labels)
             assert torch.equal(p.features, q.features)
-        return lost, len(encoded), cells
+        return lost, cache.features.encoded - encoded, cells
 
     for y in (60, 400, 650):
         a.paint([(y, 40), (y + 20, 600)], 5, 1)
@@ -148,36 +153,37 @@ def test_the_bank_after_every_change_is_that_of_a_fresh_look(slide, monkeypatch)
     assert follow()[:2] == (True, 0)
     a.set_classes(CLASSES[1:])
     assert follow()[0] is True
-    assert bank.rows() == []
+    assert cache.rows() == []
 
 
 def test_two_copies_of_a_slide_are_always_looked_at(slide):
     first, second = (Annotations((700, 700), classes=CLASSES) for _ in range(2))
-    bank = bank_of()
+    cache = cache_of()
     second.paint([(60, 40), (60, 90)], 5, 2)
     for y in (60, 100):
         first.paint([(y, 40), (y, 90)], 5, 1)
-        bank.set_sources([Source(slide, a.snapshot(), slide.frame(1.0)) for a in (first, second)])
-        assert [c.classes for c in bank._cells.values()] == [{2}]
-    bank.set_sources([Source(slide, first.snapshot(), slide.frame(1.0))])
-    assert [c.classes for c in bank._cells.values()] == [{1}]
+        cache.set_sources([Source(slide, a.snapshot(), slide.frame(1.0)) for a in (first, second)])
+        assert list(cache.cells.values()) == [{2}]
+    cache.set_sources([Source(slide, first.snapshot(), slide.frame(1.0))])
+    assert list(cache.cells.values()) == [{1}]
 
 
-def test_rows_keep_to_their_bytes_and_stand_for_all_pixels(slide, monkeypatch):
+def test_features_stay_within_their_bytes_and_stand_for_all_pixels(slide):
     a = Annotations((700, 700), classes=CLASSES)
     for y in range(20, 700, 40):
         a.paint([(y, 20), (y, 680)], 6, 1 + (y // 40) % 2)
     source = Source(slide, a.snapshot(), slide.frame(1.0))
-    whole = bank_of()
-    whole.set_sources([source])
-    whole.encode()
+
+    def encoded(**limits):
+        cache = cache_of(**limits)
+        cache.set_sources([source])
+        cache.encode()
+        return cache
+
+    whole = encoded()
     full = sum(r.features.nbytes for r in whole.rows())
-    monkeypatch.setattr(bank_module, "ROW_BYTES", full // 3)
-    small = bank_of()
-    small._maps = whole._maps
-    small.set_sources([source])
-    small.encode()
-    assert full // 20 < sum(r.features.nbytes for r in small.rows()) == small._row_bytes <= full // 3
+    small = encoded(row_bytes=full // 3)
+    assert full // 20 < sum(r.features.nbytes for r in small.rows()) == small.row_bytes <= full // 3
     for p, q in zip(whole.rows(), small.rows(), strict=True):
         np.testing.assert_array_equal(p.counts, q.counts)
         assert set(p.labels.tolist()) == set(q.labels.tolist())
@@ -189,52 +195,64 @@ def test_rows_keep_to_their_bytes_and_stand_for_all_pixels(slide, monkeypatch):
         assert weights[0] == pytest.approx(weights[1], rel=1e-4)
 
 
-def test_maps_are_kept_by_slide_place_and_resolution_and_the_oldest_give_way(slide, monkeypatch):
+def test_maps_are_cached_by_slide_place_and_resolution_and_the_oldest_give_way(slide):
     a = Annotations((700, 700), classes=CLASSES)
     a.paint([(60, 40), (60, 600)], 5, 1)
     other = ArraySlide(two_textures(700, 1), mpp=1.0, name="others")
-    bank, encoded = bank_of(), []
-    inner = bank.encode_patches
-    monkeypatch.setattr(bank, "encode_patches", lambda *args: encoded.append(1) or inner(*args))
     one = Source(slide, a.snapshot(), slide.frame(1.0))
     cells = one.labels.occupied(one.frame, CELL)
+    cache = cache_of()
+    size = sum(m.nbytes for m in cache.maps_for(one, cells[0]))
+    cache = cache_of(map_bytes=int(2.5 * size))
     for source in (
         one,
         one,
         Source(other, a.snapshot(), other.frame(1.0)),
         Source(slide, a.snapshot(), slide.frame(2.0)),
     ):
-        bank.maps_for(source, cells[0])
-    assert len(encoded) == 3
-    monkeypatch.setattr(bank_module, "MAP_BYTES", int(2.5 * bank._map_bytes / 3))
-    bank.maps_for(one, cells[1])
-    assert len(bank._maps) == 2
-    assert bank._map_bytes == sum(m.nbytes for maps in bank._maps.values() for m in maps) <= bank_module.MAP_BYTES
-    encoded.clear()
-    bank.maps_for(one, cells[1])
-    bank.maps_for(one, cells[0])
-    assert len(encoded) == 1
+        cache.maps_for(source, cells[0])
+    assert cache.features.encoded == 3
+    cache.maps_for(one, cells[1])
+    assert len(cache.maps) == 2
+    assert cache.maps.currsize == sum(m.nbytes for maps in cache.maps.values() for m in maps) == 2 * size
+    assert cache.features.encoded == 4
+    cache.maps_for(one, cells[1])
+    cache.maps_for(one, cells[0])
+    assert cache.features.encoded == 5
 
 
-def test_where_memory_runs_out_the_kept_maps_go_first(slide):
+def test_without_room_nothing_is_cached_and_the_features_are_the_same(slide):
+    a = Annotations((700, 700), classes=CLASSES)
+    a.paint([(60, 40), (60, 600)], 5, 1)
+    found = []
+    for limits in ({}, {"map_bytes": 0}):
+        cache = cache_of(**limits)
+        cache.set_sources([Source(slide, a.snapshot(), slide.frame(1.0))])
+        cache.encode()
+        found.append(torch.cat([r.features for r in cache.rows()]))
+    assert len(cache.maps) == 0
+    assert torch.equal(*found)
+
+
+def test_where_memory_runs_out_the_cached_maps_go_first(slide):
     a = Annotations((700, 700), classes=CLASSES)
     a.paint([(60, 40), (60, 600)], 5, 1)
     source = Source(slide, a.snapshot(), slide.frame(1.0))
-    bank = bank_of()
+    cache = cache_of()
     cells = source.labels.occupied(source.frame, CELL)
-    bank.maps_for(source, cells[0])
+    cache.maps_for(source, cells[0])
 
     class Greedy(torch.nn.Module):
         def forward(self, image):
-            if bank._maps:
+            if cache.maps:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
             return [image]
 
-    (found,) = bank.maps_by(Greedy(), source, cells[1])
+    (found,) = cache.maps_by(Greedy(), source, cells[1])
     assert found.shape[0] == 1
-    assert not bank._maps
+    assert not cache.maps
     with pytest.raises(RuntimeError, match="broken"):
-        bank.maps_by(lambda _image: (_ for _ in ()).throw(RuntimeError("broken")), source, cells[1])
+        cache.maps_by(lambda _image: (_ for _ in ()).throw(RuntimeError("broken")), source, cells[1])
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.data())

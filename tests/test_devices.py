@@ -19,12 +19,12 @@ from napari_sparseseg.config import make_classes
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps, InputScale
-from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
 from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
 from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device
+from napari_sparseseg.learning.trainer import DecoderTask, ScratchTask
 from tests.helpers.trainer_tasks import batch, finish, plain_task, trainer_of
 
 LABELS = np.kron(np.array([[1, 0], [2, 3]], np.uint8), np.ones((32, 32), np.uint8))
@@ -47,8 +47,8 @@ def test_prediction_and_the_pass_of_a_training_step_stay_on_one_device(tuned):
             image = torch.rand(2, 3, 64, 64)
         assert net(image).device.type == "cuda"
         task = DecoderTask(net.features, net.decoder, 1e-3)
-        task._remember = lambda *_: None  # reads values, which these tensors do not have
-        scores = task.logits(image, np.stack([LABELS, LABELS]), torch.Generator())
+        # Nothing is labelled: features of labelled pixels are values, which these tensors do not have.
+        scores = task.logits(image, np.zeros((2, *LABELS.shape), np.uint8), torch.Generator())
         assert scores.device.type == "cuda"
         assert ScratchTask(plain, 1e-3).logits(image, LABELS, torch.Generator()).shape[1] == 3
         with pytest.raises(RuntimeError, match="device"):
@@ -107,6 +107,8 @@ def test_the_device_is_chosen_by_what_is_there(monkeypatch):
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(own, spins):
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     asked = {"OMP_DISPLAY_ENV": "verbose"} | ({} if own is None else {"GOMP_SPINCOUNT": own})
-    code = "from napari_sparseseg.learning.torch_runtime import import_torch; import_torch()"
+    code = (
+        "from napari_sparseseg.learning.torch_runtime import import_torch, tune_process; tune_process(); import_torch()"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=kept | asked, capture_output=True, text=True, check=True)
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -13,7 +13,7 @@ import torch
 from torch import multiprocessing
 
 from napari_sparseseg.config import TrainConfig
-from napari_sparseseg.learning import trainer as trainer_module
+from napari_sparseseg.learning.augment import Augmentation
 from napari_sparseseg.learning.distributed import join, ranks
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import read_metadata
@@ -31,33 +31,23 @@ def first_step(patches, balancing, part):
     mine = Batch(whole.pixels[patches], whole.labels[patches], whole.dense[patches], whole.origins[patches], True)
     config = TrainConfig(patch_px=64, balancing=balancing, batch_size=len(patches))
     task = plain_task(seed=ranks().rank)  # other weights at first: the trainer gives all ranks those of the first
-    trainer = Trainer(task, IDS, config, InputScale.for_rgb())
-    trainer._part = part
-    gradients = []
-    trainer._optimizer.step = lambda: gradients.extend(p.grad.clone() for p in task.weights.parameters())
+    trainer = Trainer(task, IDS, config, InputScale.for_rgb(), augmentation=Augmentation.none(), part=part)
     while (loss := trainer.work(lambda _n: mine)) is None:
         pass
-    return loss, gradients
-
-
-def same(drawn, *_args, **_options):
-    """No augmentation: the joint batch must be the same patches."""
-    return drawn
+    return loss, [p.grad.clone() for p in task.weights.parameters()]
 
 
 def rank_of_two(rank, port, folder):
     """One process: patches 0 and 3, or 1 and 2, in unequal parts."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    trainer_module.augment = same
     with join("cpu") as (mine, device):
         assert (mine.rank, mine.world, device) == (rank, 2, "cpu")
         results = {b: first_step([[0, 3], [1, 2]][rank], b, part=1 + rank) for b in BALANCINGS}
     torch.save(results, f"{folder}/{rank}.pt")
 
 
-def test_two_ranks_take_the_step_of_one_process_on_the_joint_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "augment", same)
+def test_two_ranks_take_the_step_of_one_process_on_the_joint_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

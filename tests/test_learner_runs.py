@@ -22,22 +22,30 @@ from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.holdout import Window
 from napari_sparseseg.learning.learner import Learner
 from napari_sparseseg.learning.network import PlainUNet
-from napari_sparseseg.learning.scores import Scorer
-from napari_sparseseg.learning.validation import NOISE, PlainComparison, Turns, cost_of
+from napari_sparseseg.learning.validation import (
+    PlainComparison,
+    ValidationSchedule,
+    ValidationSettings,
+    cost_of,
+)
+from napari_sparseseg.metrics import Scorer
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.helpers.data import two_textures
 from tests.helpers.geojson import qupath
 from tests.helpers.texture_scene import (
     CLASSES,
     CONFIG,
+    NEVER,
     SIDE,
     Slow,
     accuracy,
     annotated,
+    comparing,
     fitted,
     slide_of,
     sources,
     steps,
+    until_compared,
 )
 
 SCRATCH = dataclasses.replace(CONFIG, architecture="scratch", patch_px=64)
@@ -109,42 +117,36 @@ def test_a_saved_model_goes_on_with_its_own_encoder_unless_another_is_named(tiny
 
 def test_a_transformer_learns(slide, tmp_path):
     config = dataclasses.replace(CONFIG, encoder=encoder_file("test_vit", tmp_path))
-    learner = fitted(slide, annotated(), config)
+    learner = fitted(slide, annotated(), config, settings=NEVER)
     assert accuracy(learner.model, slide) > 0.9
-    learner.turns = Turns(first=10**9)
     losses = [steps(learner, 1).loss for _ in range(12)]
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
-def test_what_the_head_keeps_of_training_patches_ends_with_what_is_held_out(slide, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.validation.SWAP_AFTER", 1)
+def test_what_the_head_knows_of_training_patches_ends_with_what_is_held_out(slide):
     a = annotated()
-    learner = fitted(slide, a)
-    learner.turns = Turns(first=3)
+    learner = fitted(slide, a, settings=comparing(first=3, swap_after=1, least_steps=6, time_share=1000))
     steps(learner, 3)
-    kept = learner._trainer.task.rows
-    assert len(kept) >= 3
-    while not learner.step().validation:
-        pass
-    assert kept == []
+    known = learner.trainer.task.rows
+    assert len(known) >= 3
+    until_compared(learner)
+    assert known == []
     steps(learner, 3)
-    assert kept
-    # A new stroke of a class is held out before one that was trained on: nothing need be forgotten.
-    learner._comparison = None
+    assert known
+    # A new stroke of a class is held out before one that was trained on: nothing has to be forgotten.
     a.paint([(100, 50), (110, 150)], 5, 4)
     learner.set_sources(sources(slide, a))
-    assert kept
-    # Those held out are undone: others, that were trained on, take their place.
+    assert known
+    # Without the strokes held out, others that were trained on take their place.
     held = {u.stroke.id for u in learner.held.exclude[0]}
     left = Annotations((SIDE, SIDE), classes=CLASSES)
     for stroke in a.snapshot().strokes:
-        if stroke.id in held:
-            a.erase(stroke.points, 12)
-    learner._bank.set_sources = lambda _sources: False
-    learner.set_sources(sources(slide, a))
-    assert left.version == 0
-    assert {u.stroke.id for u in learner.held.exclude[0]} - held
-    assert kept == []
+        if stroke.id not in held:
+            left.paint(stroke.points, stroke.radius, stroke.class_id)
+    before = learner.held.seen
+    learner.set_sources(sources(slide, left))
+    assert learner.held.seen > before
+    assert known == []
 
 
 def test_nothing_to_hold_out_is_said_and_ends_a_patient_run(tiny_slide):
@@ -163,17 +165,17 @@ def test_nothing_to_hold_out_is_said_and_ends_a_patient_run(tiny_slide):
         assert "dots cannot be scored" in warning
 
 
-def test_turns_come_by_steps_and_windows_and_an_unscored_one_counts_as_stale(monkeypatch):
-    turns = Turns(first=10)
-    assert [n for n in (9, 10) if turns.due(n)] == [10]
+def test_comparisons_come_by_steps_and_windows_and_an_unscored_one_counts_as_stale():
+    schedule = ValidationSchedule()
+    assert [n for n in (9, 10) if schedule.is_due(n)] == [10]
     half, whole = (cost_of(n, dataclasses.replace(CONFIG, patch_px=192, batch_size=4)) for n in (0, 24))
     assert 0 < half < whole
     assert cost_of(24, CONFIG) > whole  # smaller steps: more of them take as long
-    turns.begun(10, 3.0)
-    assert [n for n in (39, 40) if turns.due(n)] == [40]
-    turns.skipped(40, 0.1)
-    assert turns.stale == 1
-    assert [n for n in (49, 50) if turns.due(n)] == [50]
+    schedule.begin(10, 3.0)
+    assert [n for n in (39, 40) if schedule.is_due(n)] == [40]
+    schedule.skip(40, 0.1)
+    assert schedule.stale == 1
+    assert [n for n in (49, 50) if schedule.is_due(n)] == [50]
 
 
 def constant(channel):
@@ -188,31 +190,36 @@ def constant(channel):
 @pytest.mark.parametrize(("now", "served", "wins"), [(0, None, 0), (1, None, 0), (0, 1, 0), (1, 0, 1), (0, 0, 0)])
 def test_the_plain_unet_served_is_the_one_that_scored_best(slide, now, served, wins):
     labels = np.full((256, 256), 4, np.uint8)
-    held = SimpleNamespace(windows=lambda: (Window(0, Box(0, 0, 256, 256), labels),), scores=Scorer.scores)
+    held = SimpleNamespace(
+        windows=lambda: (Window(0, Box(0, 0, 256, 256), labels),),
+        scores=Scorer.scores,
+        sources=sources(slide, annotated()),
+        classes=CLASSES,
+    )
     nets = [constant(k) for k in (now, served) if k is not None]
-    contest = PlainComparison(held, sources(slide, annotated()), CLASSES, InputScale.for_rgb(), nets)
+    contest = PlainComparison(held, InputScale.for_rgb(), nets)
     assert contest.advance()
     assert contest.fine is nets[wins]
     assert contest.metrics["balanced_dice"] == (1.0 if 0 in (now, served) else 0.0)
 
 
 def test_the_plain_unet_is_scored_kept_at_its_best_and_ends_when_patient(slide, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.validation.LEAST_STEPS", 1)
-    monkeypatch.setattr("napari_sparseseg.learning.validation.TIME_SHARE", 100)
-    learner = fitted(slide, annotated(), SCRATCH)
-    learner.turns = Turns(first=1)
+    often = comparing(first=1, least_steps=1, time_share=100)
+    learner = fitted(slide, annotated(), SCRATCH, settings=often)
+    margin = ValidationSettings().noise
     served, best, found = None, -1.0, []
     while len(found) < 3:
         report = learner.step()
         if report.validation:
             found.append(report.validation["balanced_dice"])
-            served = found[-1] if found[-1] >= best - NOISE else served
+            served = found[-1] if found[-1] >= best - margin else served
             best = max(best, found[-1])
             assert learner.metrics["balanced_dice"] == served
     learner.step()
     assert learner.model.metadata.metrics["balanced_dice"] == served
     assert report.validation["held_out"] == 2
     assert report.validation["seen"] == 0
+    monkeypatch.setattr("napari_sparseseg.learning.learner.LearnerSettings", lambda: often)
     with Session(CLASSES) as session:
         session.add(slide_of())
         session.annotations = annotated()

@@ -94,8 +94,11 @@ def test_train_without_wait_returns_and_follows_new_strokes(session):
 
 
 def test_a_patient_run_ends_by_itself_when_nothing_is_gained(session, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.validation.LEAST_STEPS", 1)
-    monkeypatch.setattr("napari_sparseseg.learning.validation.TIME_SHARE", 100)
+    from napari_sparseseg.learning.learner import LearnerSettings
+    from napari_sparseseg.learning.validation import ValidationSettings
+
+    often = LearnerSettings(validation=ValidationSettings(first=2, least_steps=1, time_share=100))
+    monkeypatch.setattr("napari_sparseseg.learning.learner.LearnerSettings", lambda: often)
     scribble(session)
     session.train(patience=2, wait=True)
     assert session.status.state == "idle"

@@ -10,19 +10,20 @@ import torch
 
 from napari_sparseseg.balancing import balanced_cross_entropy
 from napari_sparseseg.errors import TrainingError
+from napari_sparseseg.learning.augment import Augmentation, augment
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.features import FeatureMaps
-from napari_sparseseg.learning.fine import DecoderTask, ScratchTask
 from napari_sparseseg.learning.network import Decoder, PlainUNet
 from napari_sparseseg.learning.torch_runtime import out_of_memory
-from tests.helpers.trainer_tasks import batch, finish, plain_task, trainer_of
+from napari_sparseseg.learning.trainer import DecoderTask, ScratchTask
+from tests.helpers.trainer_tasks import batch, finish, gradients, plain_task, trainer_of
 
 
 def frozen_decoder():
     """The decoder on frozen maps, without the dropout of channels that differs from part to part."""
     torch.manual_seed(0)
     maps = FeatureMaps(Encoder(), 3).requires_grad_(False).eval()
-    task = DecoderTask(maps, Decoder(maps.channels, maps.strides, (8, 8, 8, 8), 2), 1e-3)
+    task = DecoderTask(maps, Decoder(maps.channels, maps.strides, (8, 8, 8, 8), 2), 1e-3, channel_dropout=0.0)
     task.weights.mean += 0.5
     return task
 
@@ -32,21 +33,15 @@ TASKS = {"plain": plain_task, "decoder": frozen_decoder}
 
 @pytest.mark.parametrize("balancing", ["none", "instance", "mini-batch"])
 @pytest.mark.parametrize("kind", TASKS)
-def test_parts_add_up_to_the_loss_of_the_batch(kind, balancing, monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.fine.CHANNEL_DROPOUT", 0.0)
-    losses, gradients = [], []
+def test_parts_add_up_to_the_loss_of_the_batch(kind, balancing):
+    losses, found = [], []
     for part in (4, 3, 1):
-        trainer = trainer_of(TASKS[kind](), balancing=balancing)
-        trainer._part = part
-        kept = []
-        trainer._optimizer.step = lambda t=trainer, k=kept: k.extend(
-            p.grad.flatten() for p in t.task.weights.parameters()
-        )
+        trainer = trainer_of(TASKS[kind](), balancing=balancing, part=part)
         losses.append(finish(trainer, lambda n: batch(n=n)))
-        gradients.append(torch.cat(kept))
+        found.append(gradients(trainer))
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4)
-    for other in gradients[1:]:
-        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-5)
 
 
 def test_the_plain_unet_says_of_a_patch_what_it_says_of_it_alone_in_training_and_after():
@@ -64,7 +59,7 @@ def test_the_rate_warms_up_and_the_averaged_weights_follow_by_hand():
     mean = [p.detach().clone() for p in trainer.averaged.parameters()]
     for step in range(1, 24):
         finish(trainer, lambda n: batch(n=n))
-        assert trainer._optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * min(1.0, step / 20))
+        assert trainer.learning_rate == pytest.approx(1e-3 * min(1.0, step / 20))
         decay = min(0.98, (1 + step) / (10 + step))
         mean = [decay * m + (1 - decay) * p for m, p in zip(mean, trainer.task.weights.parameters(), strict=True)]
     for ours, theirs in zip(trainer.averaged.parameters(), mean, strict=True):
@@ -72,33 +67,29 @@ def test_the_rate_warms_up_and_the_averaged_weights_follow_by_hand():
     assert (1 + 500) / (10 + 500) > 0.98  # the bound is reached
 
 
+def balanced_loss(trainer, one, balancing="instance"):
+    """Of a batch as it is, by the loss that users can call."""
+    channels = np.where(one.labels == 5, 1, np.where(one.labels == 2, 2, 0)).astype(np.uint8)
+    with torch.no_grad():
+        logits = trainer.task.weights.logits(torch.from_numpy(one.pixels).permute(0, 3, 1, 2) / 255)
+    return float(balanced_cross_entropy(logits, channels, balancing))
+
+
 @pytest.mark.parametrize("balancing", ["instance", "mini-batch"])
-def test_labels_that_augmentation_turns_out_of_the_patch_have_no_weight(balancing, monkeypatch):
-    def cut(drawn, *_args, **_options):
-        labels = drawn.labels.copy()
-        labels[0] = 0
-        labels[1, :, 30:] = 0
-        return dataclasses.replace(drawn, labels=labels)
-
-    monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", cut)
-    trainer = trainer_of(plain_task(), balancing=balancing)
-    one = cut(batch())
-    channels = np.where(one.labels == 5, 1, np.where(one.labels == 2, 2, 0)).astype(np.uint8)
-    with torch.no_grad():
-        logits = trainer.task.weights.logits(torch.from_numpy(one.pixels).permute(0, 3, 1, 2) / 255)
-    after = float(balanced_cross_entropy(logits, channels, balancing))
-    assert finish(trainer, lambda _n: batch()) == pytest.approx(after, rel=1e-4)
+def test_labels_that_augmentation_turns_out_of_the_patch_have_no_weight(balancing):
+    settings = Augmentation(rotation=1.0, scale=0.9)
+    drawn = batch()
+    after = augment(drawn, np.random.default_rng(3), settings, size=64)
+    assert ((after.labels > 0).sum((1, 2)) < (drawn.labels > 0).sum((1, 2))).any()
+    trainer = trainer_of(plain_task(), balancing=balancing, augmentation=settings, seed=3)
+    expected = balanced_loss(trainer, after, balancing)
+    assert finish(trainer, lambda _n: drawn) == pytest.approx(expected, rel=1e-4)
 
 
-def test_loss_is_the_balanced_loss_of_the_augmented_batch(monkeypatch):
-    monkeypatch.setattr("napari_sparseseg.learning.trainer.augment", lambda b, *_, **__: b)
-    trainer = trainer_of(plain_task())
-    one = batch()
-    channels = np.where(one.labels == 5, 1, np.where(one.labels == 2, 2, 0)).astype(np.uint8)
-    with torch.no_grad():
-        logits = trainer.task.weights.logits(torch.from_numpy(one.pixels).permute(0, 3, 1, 2) / 255)
-    expected = float(balanced_cross_entropy(logits, channels))
-    assert finish(trainer, lambda _n: one) == pytest.approx(expected, rel=1e-4)
+def test_without_augmentation_the_loss_is_the_balanced_loss_of_the_batch():
+    trainer = trainer_of(plain_task(), augmentation=Augmentation.none())
+    expected = balanced_loss(trainer, batch())
+    assert finish(trainer, lambda _n: batch()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_loss_falls_on_a_learnable_batch():

@@ -61,7 +61,7 @@ def add_predict(commands: Any) -> None:
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.cli.progress_line import ProgressLine
-    from napari_sparseseg.learning.torch_runtime import lean_process
+    from napari_sparseseg.learning.torch_runtime import tune_process
     from napari_sparseseg.session.project import SUFFIX
     from napari_sparseseg.session.session import Session
 
@@ -76,7 +76,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         raise SparseSegError(f"--output {args.output} is one file, but there may be several slides; name a folder.")
     if several and (args.geojson or args.csv):
         raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
-    lean_process()
+    tune_process(predicting=True)
     options = {
         "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": not args.everywhere,
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,

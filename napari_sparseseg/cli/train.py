@@ -57,7 +57,9 @@ def add_train(commands: Any) -> None:
 def _train(args: argparse.Namespace) -> dict[str, Any]:
     """Alone, or as one of the processes that torchrun started: then the first one speaks and writes."""
     from napari_sparseseg.learning.distributed import join
+    from napari_sparseseg.learning.torch_runtime import tune_process
 
+    tune_process()
     with join(args.device) as (mine, args.device):
         if not mine.first:
             args.silent, args.json = True, False

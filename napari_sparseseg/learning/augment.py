@@ -1,25 +1,12 @@
-"""Random changes that a slide could have come with: turned, scaled, stained, lit, focused or compressed differently.
+"""Random changes that a slide could have come with: rotated, scaled, stained, lit, focused or compressed differently.
 
-The pixels of a batch are moved and recoloured as one tensor; labels follow the move by nearest neighbour and are never
-invented: what comes from outside the patch is unlabelled. Balanced weights are computed after.
+The pixels of a batch are moved and recoloured as one tensor. Labels follow the move by nearest neighbour and are never
+invented: what comes from outside the patch is unlabelled. Balanced weights are computed afterwards.
 
 Stains are changed in the optical density space of Ruifrok & Johnston, "Quantification of histochemical staining by
 color deconvolution" (2001), as in Tellez et al., "Whole-Slide Mitosis Detection in H&E Breast Histology" (2018): each
-of hematoxylin, eosin and residual is scaled and shifted on its own. Only brightfield colour is treated so. In
-fluorescence every channel is scaled and shifted on its own, and channels are never mixed.
-
-After 30 CPU seconds, mean Dice less the default's, seeds 3 to 5, +- s.d. (`tests.benchmarks.ablation`, 2026-11-30):
-
-===============  ==============  ==============
-augmentation     EBHI-Seg        synthetic
-===============  ==============  ==============
-none             -.003 +- .001   -.004 +- .007
-twice as strong  -.013 +- .012   -.001 +- .009
-===============  ==============  ==============
-
-After 40 s on EBHI-Seg, seeds 3 and 4 (2026-11-26): as it is .881 and .870; without stain jitter .880 and .867; in a
-basis estimated from each patch (Macenko et al., "A method for normalizing histology slides", 2009) .878 and .864. One
-laboratory's slides cannot show what augmentation is for, so it is kept, in the simpler, fixed basis.
+of hematoxylin, eosin and residual is scaled and shifted independently. Only brightfield colour is treated so. In
+fluorescence every channel is scaled and shifted independently, and channels are never mixed. See D7.
 """
 
 from __future__ import annotations
@@ -47,16 +34,14 @@ _TO_HED = torch.linalg.inv(_UNIT_HED)
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How much may change; every number is a bound or a chance, 0 switches that change off."""
+    """Limits of the random changes; every number is a bound or a probability, and 0 switches that change off."""
 
     flips: bool = True
-    """Mirror, and turn by quarters."""
+    """Mirror, and rotate by quarter turns."""
     rotation: float = 0.5
-    """Chance of a turn by any angle."""
+    """Chance of a rotation by any angle."""
     scale: float = 0.2
     """Zoom between 1 / (1 + scale) and 1 + scale."""
-    elastic: float = 0.0
-    """Largest typical displacement in pixels by a smooth random field; off by default."""
     stain: float = 0.1
     """Standard deviation of the factor on each stain's density, and half of it of the shift (brightfield)."""
     brightness: float = 0.1
@@ -67,6 +52,11 @@ class Augmentation:
     """Chance of sensor noise of up to 2 % of the range."""
     jpeg: float = 0.15
     """Chance of compression at quality 30 to 90 (8-bit colour only)."""
+
+    @classmethod
+    def none(cls) -> Augmentation:
+        """Patches as they were drawn."""
+        return cls(flips=False, rotation=0, scale=0, stain=0, brightness=0, blur=0, noise=0, jpeg=0)
 
 
 def augment(
@@ -213,8 +203,6 @@ def _move(
     matrices = _random_matrices(len(x), rng, settings)
     h, w = x.shape[2:]
     grid = _grid(matrices, (h, w), out_shape)
-    if settings.elastic:
-        grid = grid + _elastic(len(x), (h, w), out_shape, settings.elastic, rng)
     moved_labels = _sample_labels(labels, grid)
     # A turn can move the only labelled pixels out of a corner: such a patch stays as it was drawn.
     drawn, kept = ((values[:, 0] != 0).flatten(1).any(1) for values in (labels, moved_labels))
@@ -251,16 +239,6 @@ def _grid(matrices: torch.Tensor, in_shape: tuple[int, int], out_shape: tuple[in
     from_y = matrices[:, :, 1, None] * ys
     offsets = from_x[:, :, None, :] + from_y[:, :, :, None]
     return torch.stack([offsets[:, 0] * (2 / w), offsets[:, 1] * (2 / h)], dim=-1)
-
-
-def _elastic(
-    n: int, in_shape: tuple[int, int], out_shape: tuple[int, int], pixels: float, rng: np.random.Generator
-) -> torch.Tensor:
-    """Smooth random displacements in grid units: normal numbers about 32 px apart, interpolated."""
-    (h, w), (oh, ow) = in_shape, out_shape
-    coarse = rng.normal(0.0, pixels, (n, 2, max(3, oh // 32), max(3, ow // 32)))
-    field = F.interpolate(torch.from_numpy(coarse).float(), size=(oh, ow), mode="bicubic", align_corners=True)
-    return torch.stack([field[:, 0] * (2 / w), field[:, 1] * (2 / h)], dim=-1)
 
 
 def _sample_labels(labels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

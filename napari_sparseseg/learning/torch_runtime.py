@@ -1,9 +1,27 @@
-"""How torch is imported and on what it runs: triton hidden in a viewer, threads, device."""
+"""torch in this process: how it is imported, what is tuned for it, and on which device it runs.
+
+This is the one place that changes the process around it. Each change, where it applies, and its reason (see D8):
+
+=============================  ===========================  =======================================================
+change                         where                        reason
+=============================  ===========================  =======================================================
+triton looks absent            Linux, beside a viewer;      its LLVM clashes with that of Mesa's OpenGL drivers:
+                               in `tune_process` anywhere   the import ends in a segmentation fault; saves 77 MB
+torch's number of threads      beside a viewer              the event loop needs the other cores
+``OMP_WAIT_POLICY=passive``    `tune_process`               threads that wait spin, and stall beside other programs
+``THP_MEM_ALLOC_ENABLE=1``     `tune_process`               with 4 kB pages half of the time goes into page faults
+``mallopt`` (glibc)            `tune_process`               gives back memory that ended threads and tiles have left
+libtorch is loaded by dlopen   `tune_process`, beside a     ``import torch`` holds Python's lock for up to 1.7 s, and
+                               viewer                       the window would not respond
+=============================  ===========================  =======================================================
+
+The window and the shell call `tune_process`; a script or notebook that only uses `Session` is left as it is. What a
+user has set in the environment goes first.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib.util
 import os
 import platform
@@ -22,6 +40,30 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of g
 _VIEWER_MODULES = ("napari", "vispy", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6")
 
 
+def tune_process(*, predicting: bool = False) -> None:
+    """Tune this process for torch, before it is imported; see the table above.
+
+    Parameters
+    ----------
+    predicting
+        The process does nothing but predict: one heap for all threads, which takes the least memory.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    viewer = _in_viewer()
+    # The thresholds are those that were measured to be best in each kind of process, see D8.
+    if predicting and not viewer:
+        _set_malloc({_M_MMAP_THRESHOLD: 16_000_000, _M_TRIM_THRESHOLD: 16_000_000, _M_ARENA_MAX: 1})
+    elif not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        _set_malloc({_M_MMAP_THRESHOLD: 32_000_000, _M_TRIM_THRESHOLD: 16_000_000})
+    if viewer:
+        hide_triton_from_viewer()
+        _load_libraries()
+    else:
+        _hide_triton()
+
+
 def hide_triton_from_viewer() -> bool:
     """Make triton look absent where a viewer may hold a GL context; whether it is hidden now.
 
@@ -29,97 +71,20 @@ def hide_triton_from_viewer() -> bool:
     ``torch.compile`` stays available.
     """
     if sys.platform == "linux" and _in_viewer():
-        hide_triton()
+        _hide_triton()
     return sys.modules.get("triton", ...) is None
 
 
-def _in_viewer() -> bool:
-    return any(name in sys.modules for name in _VIEWER_MODULES)
-
-
-def hide_triton() -> None:
-    """Make triton look absent unless it was imported already; a process that never compiles saves 77 MB.
-
-    Nothing here is compiled. Measured on one core with torch 2.14: ``torch.compile`` took 87 s for the encoder and 43 s
-    for the decoder, and was slower afterwards (66 against 54 ms a pass of four patches, 191 against 153 ms a step).
-    """
-    if "triton" not in sys.modules:
-        # The type of sys.modules does not know that None means "absent"; the import system does.
-        modules: dict[str, Any] = sys.modules
-        modules["triton"] = None
-
-
-def lean_process() -> None:
-    """Make a process that only predicts hold less memory: no triton, and one heap that gives back what it has to spare.
-
-    Small tensors come out of the heap, else half of the time goes into page faults; what is free at its top beyond
-    16 MB goes back. A label image of 4,096 px by a model with decoder, two threads, one run each on a busy machine
-    (2026-11-23), CPU time and memory by the two thresholds: 32 and 48 MB 31 s and 1,106 MB; 24 and 32 MB 28 s and
-    1,010 MB; 24 and 24 MB 33 s and 987 MB; 16 and 16 MB 34 s and 948 MB. dask's nanny tells its workers to give back
-    every 64 kB, which this undoes. Only for a process of our own: what a viewer does is in
-    `_let_ended_threads_give_back`.
-    """
-    hide_triton()
-    _set_malloc(_M_MMAP_THRESHOLD, 16_000_000, _M_TRIM_THRESHOLD, 16_000_000, _M_ARENA_MAX, 1)
-
-
-@functools.cache
-def _let_ended_threads_give_back() -> None:
-    """Keep glibc from holding up to 64 MB for every thread that ever worked; a user's own setting goes first.
-
-    glibc raises its thresholds by itself, to 32 and 64 MB, once arrays of that size are freed, and ``malloc_trim`` does
-    not reach what is at the top of a thread's arena. Measured in the window: whole-slide predictions took the memory in
-    steps from 1,180 to 1,590 MB; with 16 MB instead of 64 it stays at 1,170, at no cost that could be measured.
-    """
-    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        _set_malloc(_M_MMAP_THRESHOLD, 32_000_000, _M_TRIM_THRESHOLD, 16_000_000)
-
-
-def _set_malloc(*options: int) -> None:
-    libc = _glibc()
-    for option, value in zip(options[::2], options[1::2], strict=True):
-        if libc is not None:
-            libc.mallopt(option, value)
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
-def _load_libraries() -> None:
-    """Load torch's libraries without Python's lock, which ``import torch`` holds meanwhile: a window would stand still.
-
-    Measured on two busy cores: the longest the main thread waited was 760 to 1,720 ms, with this 170 to 210 ms. Only
-    those that know nothing of Python; where it does not work, the import does it or says why not.
-    """
-    libc, torch = _glibc(), importlib.util.find_spec("torch")
-    if libc is None or torch is None or torch.origin is None or "torch" in sys.modules:
-        return
-    path = Path(torch.origin).parent / "lib" / "libtorch.so"
-    libc.dlopen.restype = ctypes.c_void_p
-    libc.dlopen(os.fsencode(path), os.RTLD_NOW)
-
-
 def import_torch(threads: int | None = None) -> ModuleType:
-    """Import torch safely beside a viewer and set how many threads it uses; call it off the GUI thread.
+    """Import torch safely beside a viewer and set its number of threads; call it off the GUI thread.
 
     Parameters
     ----------
     threads
         CPU threads of torch. None: ``OMP_NUM_THREADS`` where set, else one on machines of up to four cores when a
-        viewer is open (its event loop needs the rest), else torch's own choice.
+        viewer is open (its event loop needs the others), else torch's own choice.
     """
     hide_triton_from_viewer()
-    if _in_viewer():
-        _let_ended_threads_give_back()
-        _load_libraries()
-    # torch reads this once. With 4 kB pages half of the time of a tile of 1,088 px went into page faults (measured).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Threads that wait for each other sleep. As OpenMP does it they spin: beside another busy program two threads took
-    # 3 to 7 s for a tile of 1,008 px, asleep 0.8 to 1.2 s; alone 0.36 to 0.41 s and 0.40 to 0.49 s (2026-11-23).
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     cores = os.cpu_count() or 1
@@ -130,13 +95,47 @@ def import_torch(threads: int | None = None) -> ModuleType:
     return torch
 
 
+def _in_viewer() -> bool:
+    return any(name in sys.modules for name in _VIEWER_MODULES)
+
+
+def _hide_triton() -> None:
+    if "triton" not in sys.modules:
+        # The type of sys.modules does not know that None means "absent"; the import system does.
+        modules: dict[str, Any] = sys.modules
+        modules["triton"] = None
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def _set_malloc(options: dict[int, int]) -> None:
+    if (libc := _glibc()) is not None:
+        for option, value in options.items():
+            libc.mallopt(option, value)
+
+
+def _load_libraries() -> None:
+    """Load torch's libraries without Python's lock; only those that know nothing of Python.
+
+    Where that fails, the import does it or says why not.
+    """
+    libc, torch = _glibc(), importlib.util.find_spec("torch")
+    if libc is None or torch is None or torch.origin is None or "torch" in sys.modules:
+        return
+    path = Path(torch.origin).parent / "lib" / "libtorch.so"
+    libc.dlopen.restype = ctypes.c_void_p
+    libc.dlopen(os.fsencode(path), os.RTLD_NOW)
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """The device for a setting ``auto | cpu | cuda[:n] | mps``.
 
     Raises
     ------
     TrainingError
-        When the device is not there.
+        When the device is not available.
     """
     import_torch()
     import torch

@@ -178,9 +178,10 @@ class Training:
 
     @staticmethod
     def warm_up() -> None:
-        """Import the network libraries (engine thread); it takes seconds."""
-        from napari_sparseseg.learning.torch_runtime import import_torch
+        """Tune the process and import the network libraries (engine thread); it takes seconds."""
+        from napari_sparseseg.learning.torch_runtime import import_torch, tune_process
 
+        tune_process()
         import_torch()
         import_module("napari_sparseseg.learning.learner")
 

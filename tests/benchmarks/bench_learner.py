@@ -203,13 +203,13 @@ def learner_curve(fields: Fields, seed: int, seconds: Sequence[float]) -> Curve:
 def refit_seconds(learner: Learner) -> float:
     """Seconds to fit the head to `REFIT_PIXELS` labelled pixels, drawn from those of the run; the best of three."""
     ids = class_ids(learner.classes)
-    rows = join(learner._bank.rows(), ids, learner.config)
+    rows = join(learner.cache.rows(), ids, learner.config)
     chosen = torch.from_numpy(np.random.default_rng(0).integers(0, len(rows.channel), REFIT_PIXELS))
     samples = Samples(rows.features[chosen], rows.channel[chosen], rows.weight[chosen])
     times = []
     for _ in range(3):
         clock = Clock()
-        fit_head(samples, learner._bank.features.channels, len(ids))
+        fit_head(samples, learner.cache.features.channels, len(ids))
         times.append(clock())
     return min(times)
 
@@ -218,14 +218,14 @@ def step_gflops(learner: Learner) -> float:
     """Floating-point operations of forward and backward of one batch, in 1e9."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    if learner._trainer is None:
+    if learner.trainer is None:
         return math.nan
     side, config = learner.config.patch_px, learner.config
     labels = np.zeros((1, side, side), np.uint8)
-    image = torch.zeros(1, len(learner._scale.low), side, side)
+    image = torch.zeros(1, len(learner.model.scale.low), side, side)
     with FlopCounterMode(display=False) as counter:
-        learner._trainer.task.logits(image, labels, torch.Generator()).sum().backward()
-    learner._trainer.drop_batch()
+        learner.trainer.task.logits(image, labels, torch.Generator()).sum().backward()
+    learner.trainer.drop_batch()
     return config.batch_size * counter.get_total_flops() / 1e9
 
 

@@ -112,9 +112,9 @@ def bare(slide_path: Path, model_path: Path, count: int) -> dict[str, float]:
     The process is set up as that of a run is, before torch is imported: memory and threads decide the speed of both.
     """
     from napari_sparseseg.learning.model import load_model
-    from napari_sparseseg.learning.torch_runtime import lean_process
+    from napari_sparseseg.learning.torch_runtime import tune_process
 
-    lean_process()
+    tune_process(predicting=True)
     model = load_model(model_path)
     import torch
 
@@ -142,9 +142,9 @@ def bare(slide_path: Path, model_path: Path, count: int) -> dict[str, float]:
 def run(slide_path: Path, model_path: Path, out: Path, megapixels: float, scheduler: str | None) -> dict[str, float]:
     """A run as the command does it, stopped after so many megapixels, or whole with its tables."""
     from napari_sparseseg.learning.model import load_model
-    from napari_sparseseg.learning.torch_runtime import lean_process
+    from napari_sparseseg.learning.torch_runtime import tune_process
 
-    lean_process()
+    tune_process(predicting=True)
     model, stop, seen = load_model(model_path), threading.Event(), [0.0, 0.0, 0.0]
     before, cpu = peak_mb(), 0.0
 

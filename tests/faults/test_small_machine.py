@@ -116,7 +116,8 @@ def scribbled(session, image):
 
 def test_no_cache_of_any_kind(tmp_path, monkeypatch):
     """Tiles, feature maps and live tiles of other slides: without any of them the answers are the same."""
-    from napari_sparseseg.learning import feature_cache as bank
+    from napari_sparseseg.learning.feature_cache import CacheSettings
+    from napari_sparseseg.learning.learner import LearnerSettings
 
     path, other = write_slide(tmp_path / "a.tif", two_textures(512)), write_slide(tmp_path / "b.tif", two_textures(256))
 
@@ -139,7 +140,8 @@ def test_no_cache_of_any_kind(tmp_path, monkeypatch):
 
     expected, kept = run()
     assert kept == 2
-    monkeypatch.setattr(bank, "MAP_BYTES", 0)
+    no_maps = LearnerSettings(cache=CacheSettings(map_bytes=0))
+    monkeypatch.setattr("napari_sparseseg.learning.learner.LearnerSettings", lambda: no_maps)
     monkeypatch.setattr(session_prediction, "KEPT_BYTES", 0)
     with TILES.limited(0):
         found, kept = run()

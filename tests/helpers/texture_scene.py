@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef, TrainConfig
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.learning.learner import Learner
+from napari_sparseseg.learning.learner import Learner, LearnerSettings
 from napari_sparseseg.learning.sources import Source
+from napari_sparseseg.learning.validation import ValidationSettings
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.helpers.data import two_textures
@@ -53,6 +55,20 @@ def fitted(slide, a, config=CONFIG, **kwargs):
     while learner.pending:
         learner.step()
     return learner
+
+
+def comparing(settings=None, **validation):
+    """Settings of a learner that compares at other times, or by other margins."""
+    return dataclasses.replace(settings or LearnerSettings(), validation=ValidationSettings(**validation))
+
+
+NEVER = comparing(first=10**9)
+
+
+def until_compared(learner):
+    while not (report := learner.step()).validation:
+        pass
+    return report
 
 
 def steps(learner, n):

@@ -7,10 +7,9 @@ import torch
 
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.learning.features import InputScale
-from napari_sparseseg.learning.fine import ScratchTask
 from napari_sparseseg.learning.network import PlainUNet
 from napari_sparseseg.learning.sampling import Batch
-from napari_sparseseg.learning.trainer import Trainer
+from napari_sparseseg.learning.trainer import ScratchTask, Trainer
 
 IDS = (5, 2)
 
@@ -32,9 +31,14 @@ def batch(seed=0, n=4):
     return Batch(pixels, labels, np.zeros(n, bool), np.zeros((n, 3), np.int64), True)
 
 
-def trainer_of(task, **config):
+def trainer_of(task, *, augmentation=None, part=None, **config):
     config = TrainConfig(patch_px=64, **config)
-    return Trainer(task, IDS, config, InputScale.for_rgb())
+    return Trainer(task, IDS, config, InputScale.for_rgb(), augmentation=augmentation, part=part)
+
+
+def gradients(trainer):
+    """Those of the last step."""
+    return torch.cat([p.grad.flatten() for p in trainer.task.weights.parameters()])
 
 
 def finish(trainer, draw):

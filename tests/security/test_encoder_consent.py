@@ -19,9 +19,9 @@ FOREIGN = "hf-hub:somebody/network"
 @pytest.fixture
 def asked(monkeypatch):
     """Which encoders are made; nothing can be downloaded meanwhile."""
-    from napari_sparseseg.learning import factory as beginnings
+    from napari_sparseseg.learning import features
 
-    names, real = [], beginnings.Encoder
+    names, real = [], features.Encoder
 
     def make(name, *args, **kwargs):
         names.append(name)
@@ -32,7 +32,7 @@ def asked(monkeypatch):
     def no_network(*args, **kwargs):
         raise AssertionError("somebody was called")
 
-    monkeypatch.setattr(beginnings, "Encoder", make)
+    monkeypatch.setattr(features, "Encoder", make)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     return names
 

@@ -277,11 +277,11 @@ _opening = threading.Lock()
 def open_task(task: ShardTask) -> ShardPredictor:
     """Open slide, model and store in a worker process."""
     from napari_sparseseg.learning.model import load_model
-    from napari_sparseseg.learning.torch_runtime import lean_process
+    from napari_sparseseg.learning.torch_runtime import tune_process
     from napari_sparseseg.slides import open_slide
     from napari_sparseseg.slides.cache import TILES
 
-    lean_process()
+    tune_process(predicting=True)
     TILES.max_bytes = READ_CACHE
     slide = open_slide(task.slide)
     if slide.fingerprint != task.fingerprint:
