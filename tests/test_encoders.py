@@ -108,9 +108,9 @@ def test_unknown_name_says_what_to_use():
 def test_info_names_licence_and_size_without_a_download(tmp_path, monkeypatch):
     with at_hub(Hub("timm/resnet18.a1_in1k", {"README.md": b""}), tmp_path, monkeypatch) as hub:
         info = encoder_info(encoders.DEFAULT_ENCODER)
-        assert (info.source, info.licence, info.licence_text, info.licence_note) == ("bundled", "apache-2.0", "", "")
+        assert (info.source, info.licence, info.link) == ("bundled", "apache-2.0", "")
         own = encoder_info("resnet18@own.safetensors")
-        assert (own.source, own.licence_text, own.licence_note) == ("own.safetensors", "", "")
+        assert (own.source, own.link) == ("own.safetensors", "")
         assert hub.asked == []
         other = encoder_info("resnet18")
     assert 40 < other.megabytes < 50

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     import argparse
 
     from napari_sparseseg.session.session import Session
-
-_LINES, _WIDTH = 60, 100
-"""Of a licence in a terminal."""
 
 
 def add_train(commands: Any) -> None:
@@ -111,7 +107,7 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _agree_to_download(args: argparse.Namespace) -> None:
-    """Licence, its text and size of an encoder that is not bundled, before its weights are fetched."""
+    """Show licence and size of an encoder that is not bundled, and ask, before its weights are fetched."""
     from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
 
     if not TrainConfig(encoder=args.encoder or DEFAULT_ENCODER).downloads:
@@ -120,22 +116,11 @@ def _agree_to_download(args: argparse.Namespace) -> None:
 
     info = encoder_info(args.encoder)
     about = f"encoder {info.name}: {info.megabytes:,.0f} MB from {info.source}, licence: {info.licence}"
+    about += f", see {info.link}" if info.link else ""
     say(args, about)
-    for line in (info.licence_note, *_quoted(info.licence_text)):
-        if line:
-            say(args, line)
     asked = sys.stdin.isatty() and not args.silent and not args.yes
     if not args.yes and not (asked and input("Download where it is not here yet? [y/N] ").lower().startswith("y")):
         raise TrainingError(f"{about}. It is downloaded only with your consent: add --yes.")
-
-
-def _quoted(text: str) -> list[str]:
-    """The beginning of a long text, each line marked as not ours, and how much is left out."""
-    wrapped = (textwrap.wrap(line, _WIDTH, break_on_hyphens=False) or [""] for line in text.split("\n"))
-    lines = [f"| {part}".rstrip() for parts in wrapped for part in parts] if text else []
-    if len(lines) <= _LINES:
-        return lines
-    return [*lines[:_LINES], f"(cut after {_LINES} of {len(lines)} lines; all of it is at the address above)"]
 
 
 def _recipe_classes(model: Path) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QColorDialog, QFileDialog, QMessageBox, QTextEdit
+from qtpy.QtWidgets import QColorDialog, QFileDialog, QMessageBox
 
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
@@ -18,8 +18,6 @@ SLIDES = (
 ANNOTATIONS = "Annotations (*.geojson *.json *.xml *.sparseseg *.sqlite *.png *.tif *.tiff);;All files (*)"
 QUPATH_CLASSES = "QuPath (*.qpproj *.json *.geojson);;All files (*)"
 MODELS = "Models (*.safetensors)"
-DETAILS_LETTERS, DETAILS_LINES = 84, 16
-"""Licences are written in lines of 80."""
 RESULTS = "OME-Zarr (*.ome.zarr);;OME-TIFF (*.ome.tif)"
 
 
@@ -56,29 +54,13 @@ def ask_colour(parent: QWidget, title: str, colour: str) -> str:
     return str(chosen.name()) if chosen.isValid() else ""
 
 
-def ask_yes(parent: QWidget, title: str, question: str, yes: str, *, details: str = "") -> bool:
-    """Whether the user presses `yes` rather than Cancel, which is the default; `details` are read in a box below."""
+def ask_yes(parent: QWidget, title: str, question: str, yes: str) -> bool:
+    """Whether the user presses `yes` rather than Cancel, which is the default."""
     box = QMessageBox(QMessageBox.Icon.Question, title, question, QMessageBox.StandardButton.Cancel, parent)
     box.setTextFormat(Qt.TextFormat.PlainText)
     agreed = box.addButton(yes, QMessageBox.ButtonRole.AcceptRole)
-    if details:
-        _show_details(box, details)
     box.setDefaultButton(QMessageBox.StandardButton.Cancel)
     box.exec()
     pressed = box.clickedButton() is agreed
     box.deleteLater()
     return pressed
-
-
-def _show_details(box: QMessageBox, details: str) -> None:
-    """Long plain text, open at once and scrolled: what nobody unfolds was not shown."""
-    if hasattr(QMessageBox, "Option"):  # Qt 6.6: a system's own box may have no room for it
-        box.setOption(QMessageBox.Option.DontUseNativeDialog)
-    box.setDetailedText(details)
-    edit = box.findChild(QTextEdit)
-    letters = edit.fontMetrics()
-    edit.setMinimumWidth(letters.averageCharWidth() * DETAILS_LETTERS)
-    edit.setFixedHeight(letters.lineSpacing() * DETAILS_LINES)
-    for button in box.buttons():
-        if box.buttonRole(button) == QMessageBox.ButtonRole.ActionRole:
-            button.click()

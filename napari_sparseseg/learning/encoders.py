@@ -21,15 +21,7 @@ from torch import nn
 from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.efficientnet_lite import NORM, LiteTrunk
-from napari_sparseseg.learning.hub import (
-    WEIGHTS,
-    Licence,
-    one_line,
-    permitted,
-    refused,
-    stated_arguments,
-    stated_licence,
-)
+from napari_sparseseg.learning.hub import WEIGHTS, one_line, permitted, refused, stated_arguments, stated_licence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,17 +38,15 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class EncoderInfo:
-    """What to tell the user before weights are downloaded."""
+    """What the user is told before weights are downloaded."""
 
     name: str
     licence: str
     megabytes: float
     source: str
     """Where the weights come from: ``bundled``, a file, or an address."""
-    licence_text: str = ""
-    """Of the repository's licence file; plain letters and line ends only."""
-    licence_note: str = ""
-    """Where that text is from, or why there is none; empty for what needs no hub."""
+    link: str = ""
+    """Where the licence can be read; empty for weights that are not on the hub."""
 
 
 class Encoder(nn.Module):
@@ -187,10 +177,10 @@ def bundled_weights() -> dict[str, torch.Tensor]:
 
 
 def encoder_info(name: str) -> EncoderInfo:
-    """Licence with its text, size of the download and source of an encoder, without downloading weights.
+    """Licence, size of the download and source of an encoder, without downloading weights.
 
-    From the hub only the description of the repository and its licence file are read; of the default encoder, and of
-    local weights of timm's networks, nothing.
+    From the hub only the description of the repository is read; for the default encoder, and for local weights of
+    timm's networks, nothing.
 
     Raises
     ------
@@ -216,9 +206,9 @@ def encoder_info(name: str) -> EncoderInfo:
         return EncoderInfo(name, "apache-2.0", size, "bundled")
     repository = str(config.get("hf_hub_id") or "")
     address = repository or str(config.get("url") or "unknown")
-    found = stated_licence(repository) if repository and (on_hub or not file) else Licence()
-    licence = found.name if on_hub else config.get("license") or found.name
-    return EncoderInfo(name, str(licence or "not stated"), size, file or address, found.text, found.note)
+    stated, link = stated_licence(repository) if repository and (on_hub or not file) else ("not stated", "")
+    licence = stated if on_hub else config.get("license") or stated
+    return EncoderInfo(name, str(licence), size, file or address, link)
 
 
 def _create(base: str, channels: int, arguments: Mapping[str, Any], *, download: bool) -> nn.Module:

@@ -12,7 +12,7 @@ import zarr
 from napari.layers import Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QPushButton, QTextEdit, QWidget
+from qtpy.QtWidgets import QPushButton, QWidget
 
 from tests.helpers.answers import answer, answer_file, choose_entry
 from tests.helpers.data import two_textures, write_slide
@@ -178,12 +178,10 @@ def test_forms_take_layers_over_and_predict_with_options(viewer, panel, tiny_sli
 def test_a_network_is_downloaded_only_after_licence_and_size_were_shown(
     viewer, panel, tiny_slide, tmp_path, monkeypatch
 ):
-    licence = b"<b>Tissue</b> <img src='file:///etc/passwd'>\x1b[2J\r\n" + b"free\n" * 400
+    card = {"license": "<b>Tissue</b>\x1b[2J"}
     seen = []
 
     def look(box):
-        shown = box.findChild(QTextEdit)
-        seen.append((shown.toPlainText(), shown.isVisible(), shown.isReadOnly(), shown.verticalScrollBar().maximum()))
         seen.append(box.defaultButton().text().replace("&", ""))
 
     open_slide(panel, tiny_slide)
@@ -195,19 +193,15 @@ def test_a_network_is_downloaded_only_after_licence_and_size_were_shown(
     edit.selectAll()
     QTest.keyClicks(edit, "resnet18")
     asked = answer("Cancel", look)
-    with at_hub(Hub("timm/resnet18.a1_in1k", {"LICENSE": licence}), tmp_path, monkeypatch) as hub:
+    with at_hub(Hub("timm/resnet18.a1_in1k", {}, card=card), tmp_path, monkeypatch) as hub:
         click(panel.train.train)
         wait_until(lambda: bool(asked))
         pump(0.2)
     (question,) = asked
-    (text, visible, read_only, hidden_below), default = seen
-    assert text == "<b>Tissue</b> <img src='file:///etc/passwd'>\ufffd[2J\n" + "\n".join(["free"] * 400)
-    assert (visible, read_only, default) == (True, True, "Cancel")
-    assert hidden_below > 1000
-    assert f"Licence text: LICENSE, {hub.address}/timm/resnet18.a1_in1k/blob/main/LICENSE" in question
+    assert seen == ["Cancel"]
+    assert f"Licence: apache-2.0, see {hub.address}/timm/resnet18.a1_in1k" in question
     assert not any(path.endswith(".safetensors") for _, path in hub.asked)
     assert "resnet18: 47 MB" in question  # 11.69 million parameters of four bytes
-    assert "Licence: apache-2.0" in question
     assert "timm/resnet18" in question
     assert panel.session.status.state == "idle"
     assert panel.train.train.text() == "Train"

@@ -116,6 +116,7 @@ def test_a_model_without_an_encoder_brings_none(project, asked):
 
 def test_going_on_from_a_model_file_does_not_begin_the_network_its_settings_name(project, asked):
     from napari_sparseseg.learning.learner import Learner
+    from napari_sparseseg.learning.model import load_model
 
     with Session.load(project) as session:
         session.train(steps=1, wait=True, architecture="scratch")
@@ -124,7 +125,8 @@ def test_going_on_from_a_model_file_does_not_begin_the_network_its_settings_name
     metadata = json.loads(header["__metadata__"]["recipe"])
     metadata["config"] |= {"architecture": "pretrained", "encoder": FOREIGN}
     write_parts(file, header | {"__metadata__": header["__metadata__"] | {"recipe": json.dumps(metadata)}}, data)
-    learner = Learner.resume(file, device="cpu")
+    model = load_model(file, device="cpu")
+    learner = Learner(model.metadata.config, model.metadata.classes, model=model)
     assert learner.config.architecture == "scratch"
     assert learner.model is not None
     assert asked == []

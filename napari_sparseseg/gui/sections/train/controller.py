@@ -71,11 +71,11 @@ class TrainActions(QObject):
             self._start(config)
         elif self._context.attempt(session.set.require_two_classes):
             self._context.in_background(
-                lambda: _about(config.encoder), lambda about: self._ask(config, *about), name="Looking up the network"
+                lambda: _about(config.encoder), lambda about: self._ask(config, about), name="Looking up the network"
             )
 
-    def _ask(self, config: TrainConfig, about: str, licence: str) -> None:
-        if dialogs.ask_yes(self._panel, "Download a network?", about, "Download", details=licence):
+    def _ask(self, config: TrainConfig, about: str) -> None:
+        if dialogs.ask_yes(self._panel, "Download a network?", about, "Download"):
             self._agreed.add(config.encoder)
             self._start(config)
 
@@ -167,17 +167,16 @@ class TrainActions(QObject):
             )
 
 
-def _about(encoder: str) -> tuple[str, str]:
-    """Licence and size, told before weights are fetched; and the licence's text."""
+def _about(encoder: str) -> str:
+    """The question before weights are fetched: size, licence, and where to read it."""
     from napari_sparseseg.learning.encoders import encoder_info
 
     info = encoder_info(encoder)
-    note = f"{info.licence_note}\n" if info.licence_note else ""
-    question = (
-        f"{info.name}: {info.megabytes:,.0f} MB from {info.source}.\nLicence: {info.licence}.\n{note}"
-        "It is downloaded once, where it is not on this computer yet."
+    link = f", see {info.link}" if info.link else ""
+    return (
+        f"{info.name}: {info.megabytes:,.0f} MB from {info.source}.\nLicence: {info.licence}{link}.\n"
+        "The weights are downloaded once, unless they are on this computer already."
     )
-    return question, info.licence_text
 
 
 MOST_PATCHES = 256
