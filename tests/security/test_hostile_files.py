@@ -268,6 +268,9 @@ EVEN_ODD = {
     "outside": [[(1000, 1000), (2000, 1000), (2000, 2000)]],
 }  # fmt: skip
 """What crosses itself or has no area, (x, y), is filled where a ray crosses it an odd number of times."""
+EVEN_ODD = {
+    name: [[(x + 0.3137, y) for x, y in ring] for ring in rings] for name, rings in EVEN_ODD.items()
+}  # no centre of a pixel lies on a line then
 HARMLESS = {"blank name": 22, "radius": 110}
 """A point is a disc of 4 px, here cut by two sides; a radius beyond all bounds is the usual one."""
 GEOJSON |= {
@@ -299,9 +302,7 @@ def test_hostile_geojson_is_refused_or_harmless(tmp_path, name):
     found = Annotations.from_geojson(path, (200, 200))
     labels = found.read((0, 0, 200, 200))
     if name in EVEN_ODD:
-        wrong = (labels == 1) ^ even_odd(EVEN_ODD[name])
-        assert wrong.sum() <= 170, "centres that lie on a diagonal"
-        assert wrong.sum() == 0 or name in ("figure eight", "bow ties", "hole outside", "one line")
+        np.testing.assert_array_equal(labels == 1, even_odd(EVEN_ODD[name]))
     else:
         assert (labels == 1).sum() == HARMLESS[name]
     assert set(np.unique(labels)) <= {0, 1}
@@ -347,10 +348,8 @@ def test_memory_of_geojson_is_bounded(tmp_path, text):
         capture_output=True, text=True, timeout=280, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    if text != "points":
-        assert "more than 4 GB of memory" in ended.stdout
-    else:
-        assert ended.stdout.strip().isdigit() or "split" in ended.stdout or "polygon" in ended.stdout
+    expected = "10000002 corners is too complex" if text == "points" else "more than 4 GB of memory"
+    assert expected in ended.stdout
 
 
 @pytest.fixture
