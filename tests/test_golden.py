@@ -63,7 +63,7 @@ def test_a_project_has_every_stroke_class_role_resolution_and_setting(folder, im
     with Session.load(folder / "project.sparseseg") as session:
         assert [[c.id, c.name, c.colour] for c in session.classes] == EXPECTED["classes"]
         assert dataclasses.asdict(session.config).items() >= EXPECTED["config"].items()
-        entries = {entry.slide.path.rpartition("/")[2].partition(".")[0]: entry for entry in session.set.entries}
+        entries = {entry.slide.path.rpartition("/")[2].partition(".")[0]: entry for entry in session.entries}
         assert list(entries) == [old["name"] for old in EXPECTED["slides"]]
         for old in EXPECTED["slides"]:
             entry = entries[old["name"]]
