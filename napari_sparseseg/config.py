@@ -108,68 +108,27 @@ class TrainConfig:
     """
 
     balancing: Balancing = "instance"
-    """In the study of the paper (three seeds, +- s.e.; `tests.benchmarks.study --grid full`, 2026-11-30):
-
-    ========================================  =============  ==============
-    mean Dice of ``instance`` less that of    ``none``       ``mini-batch``
-    ========================================  =============  ==============
-    a rare class (1:100), part or all dense   +.046 +- .015  +.019 +- .007
-    all else                                  +.004 +- .002  +.005 +- .002
-    ``scratch`` on synthetic tissue           +.046 +- .017  -.041 +- .010
-    ========================================  =============  ==============
-    """
+    """How labelled pixels are weighted, see `balancing`; the defaults here and below are those of D10 and D11."""
     mpp: float | None = None
     """Training resolution in um per pixel. None: 1.0, or the slide's own where that is coarser; one level-0 pixel where
-    the slide's mpp is unknown. What 30 CPU seconds bring, mean Dice less the default's, seed by seed (3 to 5), +- s.d.
-    (`tests.benchmarks.ablation`, 2026-11-30):
-
-    =============  ===========================  ===================================
-    resolution     EBHI-Seg (default: .883)     synthetic, rare class 1:10 (.889)
-    =============  ===========================  ===================================
-    half as fine   -.031 +- .007                -.015 +- .014
-    twice as fine  (finer than the pictures)    -.007 +- .018
-    =============  ===========================  ===================================
-    """
+    the slide's mpp is unknown."""
     architecture: Architecture = "pretrained"
     """``pretrained``: the two-speed learner on a pretrained encoder; ``scratch``: the plain U-Net of the paper."""
     encoder: str = DEFAULT_ENCODER
+    """timm name, ``hf-hub:OWNER/NAME``, or ``NAME@FILE``."""
     patch_px: int = 192
-    """Side of a patch at the training resolution. As under `mpp`:
-
-    ======  ==============  ==============
-    px      EBHI-Seg        synthetic
-    ======  ==============  ==============
-    128     -.001 +- .003   -.003 +- .008
-    256     -.001 +- .004   -.012 +- .012
-    ======  ==============  ==============
-    """
+    """Side of a patch in pixels at the training resolution."""
     batch_size: int = 4
-    """Patches whose balanced loss makes one step. As under `mpp`:
-
-    =======  ==============  ==============
-    patches  EBHI-Seg        synthetic
-    =======  ==============  ==============
-    2        .000 +- .005    -.003 +- .017
-    8        -.001 +- .004   -.004 +- .002
-    =======  ==============  ==============
-    """
+    """Patches whose balanced loss makes one step."""
     min_pixels: int = 1
+    """Floor under the pixel count of a class in the balanced loss."""
     dense_fraction: float = 0.25
-    """Share of the patches of a batch that is drawn from dense regions, where there are any. With a half, as under
-    `mpp`: +.001 +- .009 and -.006 +- .019."""
+    """Share of the patches of a batch that is drawn from dense regions, where there are any."""
     area_power: float = 0.0
-    """A stroke's turns in its class are proportional to its area to this power: 0 all alike; 0.5 for strokes of very
-    different size."""
+    """A stroke is drawn from in proportion to its area to this power: 0 all alike; 0.5 for strokes of very different
+    size."""
     learning_rate: float = 1e-3
-    """Full rate, constant after a short warm-up; what is served has averaged weights. As under `mpp`:
-
-    ====  ==============  ==============
-    rate  EBHI-Seg        synthetic
-    ====  ==============  ==============
-    3e-4  -.004 +- .005   +.001 +- .002
-    3e-3  -.004 +- .005   +.004 +- .004
-    ====  ==============  ==============
-    """
+    """Full rate, constant after a short warm-up; the model served has averaged weights."""
     seed: int = 0
     device: str = "auto"
 

@@ -1,7 +1,6 @@
 """The default encoder's network: stem and first four blocks of EfficientNet-Lite0, in plain torch.
 
-Not timm's own, for what a process that only predicts must hold and wait for: importing timm takes 120 MB and a third
-as long as torch itself, and its blocks keep their wide middles whole. Names are timm's, and so are the values.
+Not timm's own, so that a process that only predicts need not import timm: see D12. Names and values are timm's.
 """
 
 from __future__ import annotations
