@@ -271,14 +271,7 @@ def balanced_cross_entropy(
     import torch.nn.functional as F
 
     ids = _as_ids(labels)
-    if logits.ndim != 4 or logits.shape[1] < 1 or not logits.is_floating_point():
-        raise BalancingError(
-            f"logits are {logits.dtype} {tuple(logits.shape)}; give floating (B, C, H, W) with C >= 1."
-        )
-    if ids.shape != (logits.shape[0], *logits.shape[2:]):
-        raise BalancingError(
-            f"labels are {tuple(ids.shape)} but logits {tuple(logits.shape)}; give (B, H, W) and (B, C, H, W) alike."
-        )
+    _check_logits(logits, ids)
     ids = ids.to(logits.device)
     counts = _count(ids)
     if counts[:, logits.shape[1] + 1 :].any():
@@ -318,6 +311,17 @@ def _as_ids(labels: Labels) -> torch.Tensor:
             f"1..{MAX_CLASS_ID}."
         )
     return ids
+
+
+def _check_logits(logits: torch.Tensor, ids: torch.Tensor) -> None:
+    if logits.ndim != 4 or logits.shape[1] < 1 or not logits.is_floating_point():
+        raise BalancingError(
+            f"logits are {logits.dtype} {tuple(logits.shape)}; give floating (B, C, H, W) with C >= 1."
+        )
+    if ids.shape != (logits.shape[0], *logits.shape[2:]):
+        raise BalancingError(
+            f"labels are {tuple(ids.shape)} but logits {tuple(logits.shape)}; give (B, H, W) and (B, C, H, W) alike."
+        )
 
 
 def _count(ids: torch.Tensor) -> NDArray[np.int64]:

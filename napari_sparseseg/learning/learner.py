@@ -32,7 +32,7 @@ from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, n
 from napari_sparseseg.learning.pseudo_labels import PseudoLabels, PseudoLabelSettings
 from napari_sparseseg.learning.sampling import PatchStream
 from napari_sparseseg.learning.torch_runtime import choose_device, import_torch
-from napari_sparseseg.learning.trainer import DecoderTask, new_trainer, trained_part, unfreeze
+from napari_sparseseg.learning.trainer import DecoderTask, new_trainer, unfreeze
 from napari_sparseseg.learning.validation import (
     Comparison,
     PlainComparison,
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.sampling import Batch
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.learning.trainer import Trainer
-    from napari_sparseseg.learning.validation import Contest
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ class Learner:
         self._head: Head | None = None
         self._fine: Decoder | PlainUNet | None = None
         self._accepted: Decoder | PlainUNet | None = None
-        self._comparison: Contest | None = None
+        self._comparison: Comparison | PlainComparison | None = None
         self._pseudo: PseudoLabels | None = None
         self._loss: float | None = None
         self._first_step, self._share = 0, 0.0
@@ -206,7 +205,7 @@ class Learner:
             return
         if self.trainer is not None:
             self._first_step += self.trainer.steps
-            self._fine, self.trainer = trained_part(self.trainer), None
+            self._fine, self.trainer = self.trainer.averaged, None
         if self._fine is not None:
             self._fine = with_classes(self._fine, old, new)
         self._comparison = self._pseudo = self._accepted = None
@@ -288,7 +287,7 @@ class Learner:
             raise TrainingError("there is no model to save yet; scribble two classes first.")
         if self.trainer is not None:
             if self._follows:
-                self._fine = copy.deepcopy(trained_part(self.trainer))
+                self._fine = copy.deepcopy(self.trainer.averaged)
             self._publish()
         self.model.save(path)
 
@@ -367,7 +366,7 @@ class Learner:
         return self._pseudo.fill(batch, self.sources, self.trainer.averaged)
 
     def _after_step(self, trainer: Trainer) -> None:
-        averaged = trained_part(trainer)
+        averaged = trainer.averaged
         if ranks().first and self.schedule.is_due(self.step_count):
             self._compare(averaged)
         serves = self._follows and (self._share or isinstance(averaged, PlainUNet))
@@ -396,7 +395,7 @@ class Learner:
                 self._ensure_cache(), self.held, self.config, fine, further, self._share, settings
             )
 
-    def _take_over(self, comparison: Contest) -> dict[str, Any]:
+    def _take_over(self, comparison: Comparison | PlainComparison) -> dict[str, Any]:
         """Serve the winner from the next step on: fitting the head to everything takes a while."""
         self._comparison = None
         if self._pseudo is not None and not self.held.seen:  # strokes trained on before a swap prove nothing

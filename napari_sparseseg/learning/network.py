@@ -7,7 +7,7 @@ follows from `receptive_field`: how many pixels around a pixel its scores depend
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +26,6 @@ STATISTICS = 50_000
 """Rows that the spread of the features is measured on, at least."""
 _NEW_CLASS = -4.0
 """Initial score of a new class: rarely chosen until it is learned."""
-
-
-class Network(Protocol):
-    """The interface that a model needs of a network."""
-
-    @property
-    def receptive_field(self) -> int:
-        """Pixels around a pixel that its scores depend on, at most."""
-
-    @property
-    def size_divisor(self) -> int:
-        """Sides and origin of an image are multiples of this."""
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Probabilities (B, K, H, W) of an image (B, C, H, W) in 0..1."""
 
 
 class Decoder(nn.Module):
@@ -168,7 +153,7 @@ class TwoSpeedNet(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """See `Network`."""
+        """Pixels around a pixel that its scores depend on, at most."""
         return (
             self.features.receptive_field
             + WORKING_STRIDE
@@ -177,7 +162,7 @@ class TwoSpeedNet(nn.Module):
 
     @property
     def size_divisor(self) -> int:
-        """See `Network`."""
+        """Sides and origin of an image are multiples of this."""
         return max(self.features.strides)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -223,7 +208,7 @@ class PlainUNet(nn.Module):
 
     @property
     def size_divisor(self) -> int:
-        """See `Network`."""
+        """See `TwoSpeedNet`."""
         return 1 << self.depth
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -61,28 +61,6 @@ _WEIGHT_DECAY = 0.02
 _MOST_RESTARTS = 5
 
 
-class Trainable(Protocol):
-    """A network with the way it is trained: see `DecoderTask` and `ScratchTask`."""
-
-    @property
-    def weights(self) -> nn.Module:
-        """The module whose parameters are trained."""
-
-    @property
-    def learning_rate(self) -> float:
-        """Full rate."""
-
-    @property
-    def pixels_at_once(self) -> int:
-        """Pixels of a part of a batch on a CPU, where patches need not wait for each other: about 0.2 s on one core."""
-
-    def rate_of(self, name: str) -> float:
-        """Share of the full rate that the parameter of this name is trained at."""
-
-    def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
-        """Scores (B, K, H, W) of an image in training mode; `labels` are class ids."""
-
-
 class DecoderTask:
     """The decoder on frozen maps; collects features of the augmented patches for the head.
 
@@ -114,11 +92,11 @@ class DecoderTask:
 
     @property
     def pixels_at_once(self) -> int:
-        """See `Trainable`: four patches of 192 px on frozen maps, one end to end."""
+        """Pixels of a part of a batch on a CPU, about 0.2 s on one core: four patches of 192 px, end to end one."""
         return 150_000 if self.weights.tuned is None else 40_000
 
     def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
-        """See `Trainable`."""
+        """Scores (B, K, H, W) of an image in training mode; `labels` are class ids."""
         tuned = self.weights.tuned
         # With an encoder of its own the frozen maps are for the head alone, and only until it has enough.
         if tuned is None or len(self.rows) < MOST_AUGMENTED:
@@ -132,7 +110,7 @@ class DecoderTask:
         return upsample(self.weights(maps, [mask.to(image.device) for mask in masks]), image)
 
     def rate_of(self, name: str) -> float:
-        """See `Trainable`."""
+        """Share of the full rate that the parameter of this name is trained at."""
         return ENCODER_RATE if name.startswith("tuned.") else 1.0
 
     def _remember(self, maps: Sequence[torch.Tensor], labels: NDArray[np.uint8]) -> None:
@@ -153,11 +131,11 @@ class ScratchTask:
         self.learning_rate = learning_rate
 
     def rate_of(self, name: str) -> float:
-        """See `Trainable`."""
+        """See `DecoderTask`."""
         return 1.0
 
     def logits(self, image: torch.Tensor, labels: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
-        """See `Trainable`."""
+        """See `DecoderTask`."""
         scores: torch.Tensor = self.weights.logits(image)
         return scores
 
@@ -192,7 +170,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Trainable,
+        task: DecoderTask | ScratchTask,
         ids: Sequence[int],
         config: TrainConfig,
         scale: InputScale,
@@ -204,7 +182,8 @@ class Trainer:
         self.device = next(task.weights.parameters()).device
         self._reduce = ranks()
         self._reduce.share_weights(task.weights)
-        self.averaged = copy.deepcopy(task.weights).requires_grad_(False).eval()
+        averaged: Decoder | PlainUNet = copy.deepcopy(task.weights)
+        self.averaged = averaged.requires_grad_(False).eval()
         self.steps = 0
         self.message = ""
         self._rate, self._restarts = task.learning_rate, 0
@@ -391,18 +370,10 @@ def unfreeze(
     trainer: Trainer, features: FeatureMaps, classes: Sequence[ClassDef], config: TrainConfig, device: torch.device
 ) -> Trainer:
     """A trainer that continues end to end: the averaged decoder gets a copy of the encoder, its statistics frozen."""
-    decoder, task = copy.deepcopy(trained_part(trainer)), trainer.task
+    decoder, task = copy.deepcopy(trainer.averaged), trainer.task
     if isinstance(decoder, Decoder):
         decoder.tuned = copy.deepcopy(features).eval()
     later = new_trainer(decoder, features, classes, config, trainer.scale, device)
     if isinstance(task, DecoderTask) and isinstance(later.task, DecoderTask):
         later.task.rows = task.rows
     return later
-
-
-def trained_part(trainer: Trainer) -> Decoder | PlainUNet:
-    """The averaged weights of a trainer, as what they are."""
-    net = trainer.averaged
-    if not isinstance(net, (Decoder, PlainUNet)):
-        raise TypeError(f"{type(net).__name__} is not trained here")
-    return net

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -115,33 +115,6 @@ class ValidationSchedule:
             self.stale = 0 if value > self._best else self.stale + 1
         self._best, before = max(self._best, value), self._best
         return first or value >= before - self._settings.keep_noise
-
-
-class Contest(Protocol):
-    """A comparison in progress.
-
-    Attributes
-    ----------
-    fine
-        The trained part to serve afterwards.
-    best_share
-        Its share in the result.
-    augmented
-        Whether the head is better with the augmented patches.
-    reliable
-        Accuracy of the trained part on the pixels that it is sure of, 0..1.
-    metrics
-        Scores of the winner.
-    """
-
-    fine: Decoder | PlainUNet
-    best_share: float
-    augmented: bool
-    reliable: float
-    metrics: dict[str, Any]
-
-    def advance(self) -> bool:
-        """Do the next short piece of work; True when done."""
 
 
 def cost_of(windows: int, config: TrainConfig) -> float:

@@ -33,7 +33,6 @@ import torch
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.network import TwoSpeedNet
-from napari_sparseseg.learning.trainer import trained_part
 from tests.benchmarks import common
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def perform(run: Run) -> dict:
 def network_alone(learner: Learner) -> Model:
     """The network as it is after the last step, without the head that is fitted beside it; never served like this."""
     model, net = learner.model, learner.model.net
-    decoder = trained_part(learner.trainer)
+    decoder = learner.trainer.averaged
     return Model(model.metadata, TwoSpeedNet(net.features, net.head, decoder, 1.0), model.scale, ())
 
 
