@@ -81,7 +81,7 @@ def test_an_encoder_is_fetched_only_after_consent(tiny_slide, tmp_path, capsys, 
     # Line 2 is "?[2J2 wide " and 110 letters: 89 of them fill its 100 columns, 21 come below.
     assert quoted[:4] == ["| \ufffd[2J1 wide", "| \ufffd[2J2 wide " + "x" * 89, "| " + "x" * 21, "| \ufffd[2J3 wide"]
     assert len(quoted) == 60
-    assert end == "(cut after 60 of 130 lines; all of it is at the address above)"
+    assert end == "(70 more lines at the address above)"
     assert "\x1b" not in said + told
     assert not any(path.endswith(".safetensors") for _, path in hub.asked)
 

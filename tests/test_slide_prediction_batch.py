@@ -18,7 +18,7 @@ import pytest
 import tifffile
 
 from napari_sparseseg.cli import main
-from napari_sparseseg.cli.progress_line import ProgressLine
+from napari_sparseseg.cli.common import ProgressLine
 from napari_sparseseg.errors import PredictionError, SlideError
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.prediction.slide import Progress

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from napari_sparseseg import Session
-from napari_sparseseg.cli.describe import describe
+from napari_sparseseg.cli.files import describe
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.slides import ArraySlide, open_slide

@@ -14,7 +14,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from napari_sparseseg.cli.describe import describe
+from napari_sparseseg.cli.files import describe
 from napari_sparseseg.errors import SlideChangedError, SlideError, SlideOpenError
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.pyramid import SlideWarning

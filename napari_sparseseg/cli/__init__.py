@@ -1,24 +1,31 @@
 """The ``napari-sparseseg`` command: the same `Session` calls as the panel, without a window.
 
-Exit codes: 0 done, 2 the user can mend it (one clear line on stderr), 130 interrupted with a checkpoint written.
+Exit codes: 0 done; 2 a mistake of the user, explained in one line on stderr; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg import __version__
 from napari_sparseseg.cli.common import command, positive, say
+from napari_sparseseg.cli.files import add_file_commands
 from napari_sparseseg.cli.predict import add_predict
 from napari_sparseseg.cli.train import add_train
 from napari_sparseseg.errors import SparseSegError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+
+    from napari_sparseseg.session import Session
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,114 +66,92 @@ def _parser() -> argparse.ArgumentParser:
     demo = command(commands, "demo", _demo, "train live on a sample slide, in napari or, without a display, headless")
     demo.add_argument("--headless", action="store_true", help="open no window, even if there is a display")
     demo.add_argument(
-        "--output",
-        type=Path,
-        default=Path("sparseseg-demo"),
-        metavar="DIR",
+        "--output", type=Path, default=Path("sparseseg-demo"), metavar="DIR",
         help="folder for the results; default: %(default)s",
-    )
+    )  # fmt: skip
     demo.add_argument("--seconds", type=positive, default=45.0, help="training time; default: %(default)s")
-
-    info = command(commands, "info", _info, "print what a slide or a model file contains, and any problems")
-    info.add_argument("slide", metavar="SLIDE", help="slide file, OME-Zarr folder or address, or model file")
 
     add_train(commands)
     add_predict(commands)
-    export = command(commands, "export", _export, "export a model for other programs, as ONNX or bioimage.io package")
-    export.add_argument("model", type=Path, metavar="MODEL", help="a .safetensors file")
-    export.add_argument("output", type=Path, metavar="OUT", help="OUT.onnx, or OUT.zip for a bioimage.io package")
-    convert = command(commands, "convert", _convert, "convert annotations between formats")
-    convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN", help="file in any known format")
-    convert.add_argument(
-        "target",
-        type=Path,
-        metavar="ANNOTATIONS_OUT",
-        help="the suffix chooses the format: .geojson .xml .sparseseg .tif .zarr",
-    )
-    convert.add_argument(
-        "--slide", type=Path, help="slide that they belong to; needed if the file does not state its size"
-    )
+    add_file_commands(commands)
     return parser
 
 
 def _demo(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.cli.demo import has_display, run_headless
-
-    if args.headless or not has_display():
-        return run_headless(args.output, args.seconds, lambda text: say(args, text))
+    if args.headless or not _has_display():
+        return _run_headless(args)
     from napari_sparseseg.gui.demo import run_window
 
     run_window()
     return {}
 
 
-def _info(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.cli.describe import describe
-    from napari_sparseseg.slides import open_slide
+def _has_display() -> bool:
+    """Whether napari is installed and, on Linux, a display server is set."""
+    from importlib.util import find_spec
 
-    if args.slide.endswith(".safetensors"):
-        return _model_info(args)
-    with open_slide(args.slide) as slide:
-        facts = {"shape": slide.shape, "mpp": slide.mpp, **describe(slide)}
-    if not args.json:
-        _print_facts(facts)
-    return facts
+    if find_spec("napari") is None or find_spec("qtpy") is None:
+        return False
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _model_info(args: argparse.Namespace) -> dict[str, Any]:
-    """What a model file says of itself; read without torch."""
-    from napari_sparseseg.learning.model_file import read_metadata
+def _run_headless(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, predict and score; writes ``prediction.ome.tif``, ``overlay.png`` and ``scores.json``."""
+    import tifffile
 
-    metadata = read_metadata(args.slide)
-    if not args.json:
-        mpp = "level-0 pixels" if metadata.mpp is None else f"{metadata.mpp:g} um per px"
-        print(f"{args.slide}: model after {metadata.step} steps, {metadata.config.balancing} balancing")
-        print(f"  classes   {', '.join(f'{c.id} {c.name} {c.colour}' for c in metadata.classes)}")
-        print(f"  input     {mpp}, {metadata.dtype}, {', '.join(metadata.channels)}; encoder {metadata.encoder}")
-        for source in metadata.sources:
-            print(f"  slide     {source.get('name')}, {source.get('strokes')} strokes, {source.get('fingerprint')}")
-        if metadata.metrics.get("balanced_dice") is not None:
-            print(f"  held out  balanced Dice {metadata.metrics['balanced_dice']:.3f}")
-        for name, version in metadata.extra.get("versions", {}).items():
-            print(f"  made by   {name} {version}")
-    return metadata.to_json()
+    from napari_sparseseg import Session
+    from napari_sparseseg.samples import sample_scribbles, sample_slide, sample_truth, score
 
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    """What a person asks first, first; the JSON holds the rest."""
-    mpp = facts["mpp"]
-    print(f"{facts['path']}: {facts['format']}, read by {facts['backend']}, {facts['bytes'] / 1e6:,.1f} MB")
-    print(f"  size      {facts['width']:,} x {facts['height']:,} px, {facts['dtype']}, {', '.join(facts['channels'])}")
-    where = f" ({facts['mpp_source']})" if facts["mpp_source"] else ""
-    print(f"  mpp       {f'{mpp[1]:g} x {mpp[0]:g} um per px' if mpp else 'not known: give --mpp'}{where}")
-    for i, level in enumerate(facts["levels"]):
-        tile = f"tiles {level['tile'][1]} x {level['tile'][0]}" + ("" if level["stored"] else ", made on the fly")
-        print(f"  level {i:<3} {level['width']:,} x {level['height']:,} px, 1:{level['downsample']:g}, {tile}")
-    for key, value in facts["metadata"].items():
-        print(f"  {key.replace('_', ' ')}: {value}")
-    for problem in facts["problems"]:
-        print(f"  PROBLEM: {problem}")
-
-
-def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.learning.model import load_model
-
-    model = load_model(args.model, device="cpu")
-    from napari_sparseseg.learning.export import export_model
-
-    export_model(model, args.output)
-    say(args, f"wrote {args.output}")
-    return {"output": str(args.output), "classes": [c.name for c in model.metadata.classes]}
+    output, seconds = args.output, args.seconds
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with Session(()) as session:
+        slide = session.open(sample_slide())
+        session.import_annotations(sample_scribbles())
+        names = ", ".join(c.name for c in session.classes)
+        say(args, f"sample slide {slide.shape[1]} x {slide.shape[0]} px, classes {names}; training {seconds:g} s")
+        session.train(seconds=seconds, wait=True)
+        target = output / "prediction.ome.tif"
+        session.predict_slide(target, overwrite=True)
+        labels = tifffile.imread(target, series=0, level=0)
+        image, _ = slide.thumbnail(1024)
+        _write_overlay(output / "overlay.png", image, labels, session)
+        scores = score(labels, sample_truth())
+        status = session.status
+        result = {
+            "dice": scores, "mean_dice": sum(scores.values()) / len(scores), "steps": status.step,
+            "training_seconds": round(status.seconds, 1), "total_seconds": round(time.monotonic() - started, 1),
+            "device": status.device, "prediction": str(target), "overlay": str(output / "overlay.png"),
+        }  # fmt: skip
+    (output / "scores.json").write_text(json.dumps(result, indent=1))
+    for name, value in scores.items():
+        say(args, f"  Dice {value:.3f}  {name}")
+    say(args, f"mean Dice {result['mean_dice']:.3f} after {result['training_seconds']} s; files in {output}")
+    return result
 
 
-def _convert(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.io import convert
-    from napari_sparseseg.slides import open_slide
+def _write_overlay(path: Path, image: np.ndarray, labels: np.ndarray, session: Session) -> None:
+    """Slide and class colours side by side, as a PNG.
 
-    shape = None
-    if args.slide is not None:
-        with open_slide(args.slide) as slide:
-            shape = slide.shape
-    convert(args.source, args.target, shape)
-    say(args, f"wrote {args.target}")
-    return {"output": str(args.target)}
+    Parameters
+    ----------
+    image
+        uint8 (h, w, 3), the slide.
+    labels
+        uint8 class ids over the same area, any size.
+    """
+    import imagecodecs
+    import numpy as np
+
+    h, w = image.shape[:2]
+    rows = np.minimum(np.arange(h) * labels.shape[0] // h, labels.shape[0] - 1)
+    columns = np.minimum(np.arange(w) * labels.shape[1] // w, labels.shape[1] - 1)
+    table = np.zeros((256, 3), np.float32)
+    for c in session.classes:
+        table[c.id] = c.rgb
+    ids = labels[np.ix_(rows, columns)]
+    mixed = np.where(ids[..., None] > 0, 0.5 * image[..., :3] + 0.5 * table[ids], image[..., :3])
+    both = np.concatenate([image[..., :3], mixed.astype(np.uint8)], axis=1)
+    path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(both)))

@@ -1,48 +1,93 @@
-"""What the commands share: their parser, numbers as arguments, and where words go."""
+"""What the commands share: their parser, numbers as arguments, output and progress."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from napari_sparseseg.prediction.slide import Progress
+
+_TERMINAL_S, _LOG_S = 0.1, 10.0
+"""Seconds between two updates of a progress line."""
 
 
 def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    """A command that does `run`, with what all of them have."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout, messages on stderr")
+    """A command that calls `run`, with the options that all commands have."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run, silent=False)
     return parser
 
 
 def positive(text: str) -> float:
     """Type of an argument: a number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
+    if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    return float(text)
 
 
 def not_negative(text: str) -> float:
     """Type of an argument: a number of at least 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or a positive number")
-    return value
+    return float(text) if float(text) == 0 else positive(text)
 
 
 def positive_int(text: str) -> int:
     """Type of an argument: a whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
+    positive(text)
+    return int(text)
 
 
 def say(args: argparse.Namespace, text: str) -> None:
-    """Print a message; on stderr if stdout is for JSON. Characters that the stream cannot encode are escaped."""
+    """Print a line for people, to stderr where stdout is for JSON; characters that it cannot show are escaped."""
     if args.silent:
         return
     out = sys.stderr if args.json else sys.stdout
     encoding = out.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
+
+
+class ProgressLine:
+    """Writes share, stage, speed and remaining time to stderr: one line that is updated in place in a terminal, else a
+    line every ten seconds and one at the end of each slide.
+
+    Parameters
+    ----------
+    name
+        What is predicted.
+    stream
+        Where to write; None: stderr, so that stdout contains the result alone.
+    """
+
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
+        self._name, self._stream = name, stream or sys.stderr
+        self._bar: tqdm[None] | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Update the line."""
+        if self._bar is None:
+            terminal = self._stream.isatty()
+            self._bar = tqdm(
+                desc=self._name,
+                total=1.0,
+                file=self._stream,
+                mininterval=_TERMINAL_S if terminal else _LOG_S,
+                bar_format="{desc}: {percentage:.0f}%{postfix}" + ("" if terminal else "\n"),
+            )
+        self._bar.set_postfix_str(self._describe(progress), refresh=False)
+        self._bar.update(progress.fraction - self._bar.n)
+        if progress.fraction >= 1:
+            self._bar.close()
+            self._bar = None
+
+    @staticmethod
+    def _describe(progress: Progress) -> str:
+        parts: list[str] = [progress.stage]
+        if progress.megapixels_per_second:
+            parts.append(f"{progress.megapixels_per_second:.2f} MP/s")
+        if progress.seconds_left:
+            parts.append(f"{tqdm.format_interval(progress.seconds_left)} left")
+        return ", ".join(parts)

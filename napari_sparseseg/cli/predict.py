@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.cli.common import command, not_negative, positive, positive_int, say
+from napari_sparseseg.cli.common import ProgressLine, command, not_negative, positive, positive_int, say
 from napari_sparseseg.errors import SparseSegError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from napari_sparseseg.session.session import Session
+    from napari_sparseseg.session import Session
 
 
 def add_predict(commands: Any) -> None:
@@ -60,13 +60,10 @@ def add_predict(commands: Any) -> None:
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.cli.progress_line import ProgressLine
-    from napari_sparseseg.learning.torch_runtime import tune_process
-    from napari_sparseseg.session.project import SUFFIX
-    from napari_sparseseg.session.session import Session
+    from napari_sparseseg.session import Session, tune_process
 
     folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
-    project = any(path.suffix == SUFFIX for path in args.slides)
+    project = any(path.suffix == ".sparseseg" for path in args.slides)
     several = project or len(args.slides) > 1
     if project and len(args.slides) > 1:
         raise SparseSegError("give one project, or slides; for several projects, run the command for each.")
@@ -121,8 +118,6 @@ def _open_all(session: Session, paths: Sequence[Path]) -> list[tuple[str, str]]:
 def _predict_batch(
     session: Session, args: argparse.Namespace, unreadable: list[tuple[str, str]], options: dict[str, Any]
 ) -> dict[str, Any]:
-    from napari_sparseseg.cli.progress_line import ProgressLine
-
     if not session.slides:
         raise SparseSegError("; ".join(["none of the slides can be opened", *(why for _, why in unreadable)]) + ".")
     batch = session.predict_project(args.output, progress=ProgressLine(f"{len(session.slides)} slides"), **options)

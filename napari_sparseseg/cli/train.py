@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from napari_sparseseg.cli.common import command, positive, positive_int, say
-from napari_sparseseg.config import Balancing
+from napari_sparseseg.config import DEFAULT_ENCODER, Balancing, TrainConfig
 from napari_sparseseg.errors import TrainingError
 
 if TYPE_CHECKING:
     import argparse
 
-    from napari_sparseseg.session.session import Session
+    from napari_sparseseg.session import Session
 
 
 def add_train(commands: Any) -> None:
@@ -52,20 +53,17 @@ def add_train(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
     """Alone, or as one of the processes that torchrun started: then the first one speaks and writes."""
-    from napari_sparseseg.learning.distributed import join
-    from napari_sparseseg.learning.torch_runtime import tune_process
+    from napari_sparseseg.session import join_ranks, tune_process
 
     tune_process()
-    with join(args.device) as (mine, args.device):
+    with join_ranks(args.device) as (mine, args.device):
         if not mine.first:
             args.silent, args.json = True, False
         return _train_here(args)
 
 
 def _train_here(args: argparse.Namespace) -> dict[str, Any]:
-    from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
-    from napari_sparseseg.io import find_annotations
-    from napari_sparseseg.session.session import Session
+    from napari_sparseseg.session import Session
 
     if args.annotations and len(args.annotations) != len(args.slides):
         raise TrainingError(
@@ -82,12 +80,12 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         architecture="scratch" if args.scratch else "pretrained",
     )  # fmt: skip
-    with Session(() if init is None else _recipe_classes(init), config=config) as session:
-        for i, path in enumerate(args.slides):
-            session.open(path)
-            session.import_annotations(args.annotations[i] if args.annotations else find_annotations(path))
+    with Session((), config=config) as session:
         if init is not None:
             session.load_model(init)
+        for path, annotations in zip(args.slides, args.annotations or repeat(None), strict=False):
+            session.open(path)
+            session.import_annotations(annotations)
         seconds = args.seconds if args.seconds or args.steps else 60.0
         say(args, f"training on {len(args.slides)} slide(s), classes: {', '.join(c.name for c in session.classes)}")
         _run_training(session, args, seconds)
@@ -107,12 +105,10 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _agree_to_download(args: argparse.Namespace) -> None:
-    """Show licence and size of an encoder that is not bundled, and ask, before its weights are fetched."""
-    from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
-
+    """Show licence and size of an encoder that is not bundled, and ask before its weights are downloaded."""
     if not TrainConfig(encoder=args.encoder or DEFAULT_ENCODER).downloads:
         return
-    from napari_sparseseg.learning.encoders import encoder_info
+    from napari_sparseseg.session import encoder_info
 
     info = encoder_info(args.encoder)
     about = f"encoder {info.name}: {info.megabytes:,.0f} MB from {info.source}, licence: {info.licence}"
@@ -123,15 +119,9 @@ def _agree_to_download(args: argparse.Namespace) -> None:
         raise TrainingError(f"{about}. It is downloaded only with your consent: add --yes.")
 
 
-def _recipe_classes(model: Path) -> tuple[Any, ...]:
-    from napari_sparseseg.learning.model import read_metadata
-
-    return read_metadata(model).classes
-
-
 def _run_training(session: Session, args: argparse.Namespace, seconds: float | None) -> None:
     try:
-        # Named here it is what was asked for, also where a model to start from has another.
+        # An encoder that is named here was requested, also where the initial model has another.
         named = {"encoder": args.encoder} if args.encoder else {}
         session.train(seconds=seconds, steps=args.steps, patience=args.patience, wait=True, **named)
     except KeyboardInterrupt:

@@ -42,7 +42,7 @@ def find_annotations(slide: str | os.PathLike[str]) -> Path:
 
 
 def load_annotations(
-    path: str | os.PathLike[str], shape: tuple[int, int], classes: Classes | None = None
+    path: str | os.PathLike[str], shape: tuple[int, int] | None, classes: Classes | None = None
 ) -> Annotations:
     """Annotations from a file of any known format.
 
@@ -52,7 +52,7 @@ def load_annotations(
         GeoJSON, ASAP's XML, a label image (TIFF, OME-Zarr), an annotation file of this program, or a project folder
         with annotations of one slide of that shape.
     shape
-        Slide (H, W) in level-0 pixels.
+        Slide (H, W) in level-0 pixels; None: as the file says, if it does.
     classes
         Class table to start from; the file's classes are matched by name whatever their case (label images: by id), new
         ones are appended. None or empty: the file's own.
@@ -75,6 +75,7 @@ def load_annotations(
     if not source.exists():
         raise AnnotationError(f"there is no annotation file {source}.")
     kind = _kind(source)
+    shape = shape or _own_shape(source, kind)
     if kind == "geojson":
         return read_geojson(source, shape, table)
     if kind == "asap":
@@ -171,36 +172,12 @@ def save_annotations(annotations: Annotations, path: str | os.PathLike[str]) -> 
         write_labels(annotations, target)
 
 
-def convert(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], shape: tuple[int, int] | None = None
-) -> None:
-    """Read annotations of any known format and write them in any that `save_annotations` knows, by the target's suffix.
-
-    Parameters
-    ----------
-    shape
-        Slide (H, W) in level-0 pixels; needed where the source does not say it.
-
-    Raises
-    ------
-    AnnotationError
-        Where the source cannot be read or the target's suffix is another.
-    """
-    path, out = Path(source), Path(target)
-    if out.suffix.lower() not in WRITTEN:
-        raise AnnotationError(f"annotations are not written as {out.name}; use one of {', '.join(WRITTEN)}.")
-    save_annotations(load_annotations(path, shape or _own_shape(path)), out)
-
-
-def _own_shape(path: Path) -> tuple[int, int]:
+def _own_shape(path: Path, kind: str) -> tuple[int, int]:
     """The slide's shape, where the file says it."""
-    if not path.exists():
-        raise AnnotationError(f"there is no annotation file {path}.")
-    kind = _kind(path)
     if kind == "own":
         return Annotations.load(path).shape
     if kind == "geojson":
         shape = shape_in(path)
         if shape is not None:
             return shape
-    raise AnnotationError(f"{path.name} does not say how large its slide is; name the slide with --slide.")
+    raise AnnotationError(f"{path.name} does not say how large its slide is; name the slide (--slide).")

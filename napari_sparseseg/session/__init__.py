@@ -1,7 +1,48 @@
-"""A session: slides, annotations, training and prediction behind one class, `Session`."""
+"""Sessions: slides, annotations, training and prediction behind `Session`, and functions that need no session.
+
+The window and the shell import from here, and from nothing below.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from napari_sparseseg.session.session import Session
 
-__all__ = ["Session"]
+if TYPE_CHECKING:
+    import os
+    from contextlib import AbstractContextManager
+
+    from napari_sparseseg.learning.distributed import Ranks
+    from napari_sparseseg.learning.encoders import EncoderInfo
+    from napari_sparseseg.learning.model_file import ModelMetadata
+
+__all__ = ["Session", "encoder_info", "join_ranks", "model_info", "tune_process"]
+
+
+def model_info(path: str | os.PathLike[str]) -> ModelMetadata:
+    """What a model file states about itself, read without torch; `ModelError` where it cannot be read."""
+    from napari_sparseseg.learning.model_file import read_metadata
+
+    return read_metadata(path)
+
+
+def encoder_info(name: str) -> EncoderInfo:
+    """Size, source and licence of an encoder, before its weights are downloaded."""
+    from napari_sparseseg.learning.encoders import encoder_info as about
+
+    return about(name)
+
+
+def join_ranks(device: str) -> AbstractContextManager[tuple[Ranks, str]]:
+    """Join the processes that torchrun started; gives this one's rank and device. Alone, it changes nothing."""
+    from napari_sparseseg.learning.distributed import join
+
+    return join(device)
+
+
+def tune_process() -> None:
+    """Tune memory allocator and imports for torch, before it is imported; only for a process that is ours."""
+    from napari_sparseseg.learning.torch_runtime import tune_process as tune
+
+    tune()

@@ -185,16 +185,16 @@ class Session:
         self._slides.set_classes(classes)
         self._keeper.write_changes()
 
-    def import_annotations(self, path: str | os.PathLike[str]) -> None:
+    def import_annotations(self, path: str | os.PathLike[str] | None = None) -> None:
         """Replace the active slide's annotations by those of a file (GeoJSON, ASAP XML, .sparseseg, label image).
 
-        Classes are matched by name; new ones are added to the table.
+        None: of the file beside the slide with its name. Classes are matched by name; new ones are added to the table.
         """
-        from napari_sparseseg.io import load_annotations
+        from napari_sparseseg.io import find_annotations, load_annotations
 
-        entry = self._slides.active
-        fresh = len(self.entries) == 1 and not self._slides.labelled
-        self.annotations = load_annotations(path, entry.slide.shape, classes=() if fresh else self.classes)
+        slide, path = self.slide, path or find_annotations(self.slide.path)
+        fresh = len(self.entries) == 1 and not self._slides.labelled and self.model is None
+        self.annotations = load_annotations(path, slide.shape, classes=() if fresh else self.classes)
 
     # Training
 

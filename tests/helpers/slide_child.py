@@ -37,7 +37,7 @@ class Ended(NamedTuple):
 def main() -> None:
     """Serve until the input ends."""
     import napari_sparseseg.cli
-    import napari_sparseseg.cli.describe
+    import napari_sparseseg.cli.files
     import napari_sparseseg.slides.backends.image
     import napari_sparseseg.slides.backends.omezarr
     import napari_sparseseg.slides.backends.openslide
