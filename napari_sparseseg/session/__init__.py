@@ -41,8 +41,8 @@ def join_ranks(device: str) -> AbstractContextManager[tuple[Ranks, str]]:
     return join(device)
 
 
-def tune_process() -> None:
-    """Tune memory allocator and imports for torch, before it is imported; only for a process that is ours."""
+def tune_process(*, predicting: bool = False) -> None:
+    """Tune memory allocator and imports for torch, before it is imported; only in a process of our own."""
     from napari_sparseseg.learning.torch_runtime import tune_process as tune
 
-    tune()
+    tune(predicting=predicting)
