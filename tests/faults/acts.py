@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import SparseSegError
+from tests.helpers.limits import limit_file_size
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -76,6 +77,7 @@ PERFORM = {
     "save": _save,
     "export": lambda s, f: s.annotations.to_geojson(f / "e.geojson"),
     "train": lambda s, _: s.train(steps=1, wait=True),
+    "full": lambda _s, _f, size: limit_file_size(size),
 }  # fmt: skip
 
 
