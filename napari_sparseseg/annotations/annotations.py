@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
     from numpy.typing import ArrayLike, NDArray
@@ -155,10 +156,15 @@ class Annotations:
 
     def _brush(self, points_yx: ArrayLike, radius: float, class_id: int) -> None:
         points = as_points(points_yx).tolist()
-        self.begin_stroke(class_id)
-        try:
+        with self._stroke(class_id, "brush"):
             for p, q in zip(points, points[1:] or points, strict=False):
                 self._editor.move(p, q, radius, live=False)
+
+    @contextmanager
+    def _stroke(self, class_id: int, kind: str) -> Iterator[None]:
+        self.begin_stroke(class_id, kind)
+        try:
+            yield
         except AnnotationError:
             self.abort_stroke()
             raise
@@ -190,13 +196,8 @@ class Annotations:
             self._document.require_class(class_id)
             self._finish(lambda: self._editor.change_regions([(class_id, rings)]))
             return
-        self.begin_stroke(class_id, kind="polygon")
-        try:
+        with self._stroke(class_id, "polygon"):
             self._editor.add_polygon(rings)
-        except AnnotationError:
-            self.abort_stroke()
-            raise
-        self.commit_stroke()
 
     def remove_dense_region(self, *region_ids: int) -> None:
         """Remove the dense regions with those ids, as one step of the history; scribbles in them stay.

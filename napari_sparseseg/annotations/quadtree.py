@@ -131,11 +131,6 @@ class LabelQuadtree:
         counts = self.counts()
         return {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the committed chunks and the coarsest level."""
-        return self._top.nbytes + sum(150 + len(data) for data in self.packed().values())
-
     # ------------------------------------------------------------------ painting
     def begin(self) -> None:
         """Open a transaction.

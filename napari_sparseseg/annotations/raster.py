@@ -54,7 +54,9 @@ def as_points(points_yx: ArrayLike, least: int = 1) -> Points:
     return points
 
 
-def capsule_mask(p: Sequence[float], q: Sequence[float], radius: float, clip: Box) -> tuple[Box, Mask]:
+def capsule_mask(
+    p: Sequence[float], q: Sequence[float], radius: float, clip: Box, *, aspect: float = 1.0
+) -> tuple[Box, Mask]:
     """Pixels whose centre is within `radius` of the segment from `p` to `q`: what a brush covers in one move.
 
     Parameters
@@ -62,22 +64,25 @@ def capsule_mask(p: Sequence[float], q: Sequence[float], radius: float, clip: Bo
     p, q
         Ends (y, x).
     radius
-        In the same pixels.
+        In pixel heights.
     clip
         Pixels outside are left out.
+    aspect
+        Width of a pixel divided by its height.
 
     Returns
     -------
     box, mask
         The box that the bool mask (height, width) covers.
     """
-    y0, x0 = (max(int(np.floor(min(a, b) - radius)), low) for a, b, low in zip(p, q, (clip.y, clip.x), strict=True))
-    y1, x1 = (min(int(np.ceil(max(a, b) + radius)), up) for a, b, up in zip(p, q, (clip.y1, clip.x1), strict=True))
+    reach = radius, radius / aspect
+    y0, x0 = (max(int(np.floor(min(a, b) - r)), n) for a, b, r, n in zip(p, q, reach, (clip.y, clip.x), strict=True))
+    y1, x1 = (min(int(np.ceil(max(a, b) + r)), n) for a, b, r, n in zip(p, q, reach, (clip.y1, clip.x1), strict=True))
     box = Box(y0, x0, max(0, y1 - y0), max(0, x1 - x0))
     # Relative to p, in float32: exact enough at any distance from the origin, and half the memory traffic.
     py = (np.arange(y0, y0 + box.height) + (0.5 - p[0])).astype(np.float32)[:, None]
-    px = (np.arange(x0, x0 + box.width) + (0.5 - p[1])).astype(np.float32)[None, :]
-    dy, dx = np.float32(q[0] - p[0]), np.float32(q[1] - p[1])
+    px = ((np.arange(x0, x0 + box.width) + (0.5 - p[1])) * aspect).astype(np.float32)[None, :]
+    dy, dx = np.float32(q[0] - p[0]), np.float32((q[1] - p[1]) * aspect)
     length2 = dy * dy + dx * dx
     if length2 > 0:
         along = np.clip((py * dy + px * dx) / length2, 0, 1)

@@ -87,36 +87,15 @@ def stroke_mask(stroke: Stroke, region: Box, frame: Frame) -> Mask:
     mask
         Bool (region.height, region.width).
     """
-    parts = [part / frame.downsample for part in stroke.parts()]
-    if stroke.kind in ("brush", "erase"):
-        return _brush_mask(parts, max(stroke.radius, MIN_RADIUS), region, frame)
-    return Polygon(parts).mask(region)
-
-
-def _brush_mask(parts: Sequence[NDArray[np.float64]], radius: float, region: Box, frame: Frame) -> Mask:
-    out = np.zeros((region.height, region.width), bool)
     dy, dx = frame.downsample
-    # Measured in rows: a brush is round on the slide, so with unequal steps x is stretched to the step of y.
-    stretch = dx / dy
+    parts = [part / (dy, dx) for part in stroke.parts()]
+    if stroke.kind not in ("brush", "erase"):
+        return Polygon(parts).mask(region)
+    out = np.zeros((region.height, region.width), bool)
+    radius = max(stroke.radius, MIN_RADIUS) / dy
     for part in parts:
         for p, q in zip(part, part[1:] if len(part) > 1 else part, strict=False):
-            if stretch == 1.0:
-                box, mask = capsule_mask(p, q, radius / dy, region)
-            else:
-                box, mask = _stretched(p, q, radius / dy, stretch, region)
+            box, mask = capsule_mask(p, q, radius, region, aspect=dx / dy)
             view = out[box.y - region.y : box.y1 - region.y, box.x - region.x : box.x1 - region.x]
             view |= mask
     return out
-
-
-def _stretched(
-    p: NDArray[np.float64], q: NDArray[np.float64], radius: float, stretch: float, region: Box
-) -> tuple[Box, Mask]:
-    """`capsule_mask` in a frame whose pixels are not square."""
-    rows = np.arange(region.y, region.y1) + 0.5
-    columns = (np.arange(region.x, region.x1) + 0.5) * stretch
-    a, b = p * (1, stretch), q * (1, stretch)
-    d = b - a
-    py, px = (rows - a[0])[:, None], (columns - a[1])[None, :]
-    along = np.clip((py * d[0] + px * d[1]) / max(float(d @ d), 1e-12), 0, 1)
-    return region, (py - along * d[0]) ** 2 + (px - along * d[1]) ** 2 <= radius**2
