@@ -6,6 +6,7 @@ enough for display. `Transaction.finish` makes every level exact and returns the
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ class Transaction(LabelPyramid):
         super().__init__(committed.shape, committed.coarsest)
         self._packed = committed.levels
         self._top = top
-        self._max_raw, self._raw = max_raw, 0
+        self._max_raw = max_raw
+        self._raw: dict[tuple[int, Key], None] = {}  # which chunks are raw, oldest first; without the coarsest level
         # None: the chunk is deleted.
         self._chunks: list[dict[Key, Labels | bytes | None]] = [{} for _ in self.shapes]
         self._label = 0
@@ -126,14 +128,15 @@ class Transaction(LabelPyramid):
     def finish(self) -> dict[tuple[int, Key], tuple[bytes | None, bytes | None]]:
         """Make every level exact; packed chunks before and after by (level, key), None where one does not exist."""
         self._flush_pending()
-        for level in range(self.top_level):
-            for key in list(self._chunks[level]):
-                self._settle(level, key)
         out = {}
         for level, chunks in enumerate(self._chunks):
-            for key, chunk in chunks.items():
-                before = self._packed[level].get(key)
-                after = pack(chunk) if isinstance(chunk, np.ndarray) else chunk
+            # Children of one chunk follow one another, so that it is complete before it is spilled.
+            for key in sorted(chunks, key=lambda key: (key[0] >> 1, key[1] >> 1)):
+                if level < self.top_level:
+                    self._settle(level, key)
+                    self._spill(self._max_raw)
+                self._pack(level, key)
+                before, after = self._packed[level].get(key), chunks[key]
                 if level == self.top_level and after == EMPTY:
                     after = None
                 if before != after:
@@ -244,13 +247,12 @@ class Transaction(LabelPyramid):
             new[:, max(0, width) :] = 0
         else:
             new = stored.copy()
-        chunks.pop(key, None)
         chunks[key] = new
-        self._raw += 1
+        self._raw[level, key] = None
         return new
 
     def _delete(self, level: int, key: Key) -> None:
-        self._raw -= isinstance(self._chunks[level].get(key), np.ndarray)
+        self._raw.pop((level, key), None)
         self._chunks[level][key] = None
         for child in children(key) if level else ():
             if self._exists(level - 1, child):
@@ -258,13 +260,15 @@ class Transaction(LabelPyramid):
 
     def _spill(self, most: int) -> None:
         """Pack the older half of the raw chunks where there are more than `most`."""
-        if self._raw <= most:
-            return
-        for chunks in self._chunks[:-1]:
-            raw = [key for key, chunk in chunks.items() if isinstance(chunk, np.ndarray)]
-            for key in raw[: (len(raw) + 1) // 2]:
-                chunks[key] = pack(chunks[key])  # type: ignore[arg-type]  # raw by the line above
-                self._raw -= 1
+        if len(self._raw) > most:
+            for level, key in list(itertools.islice(self._raw, (len(self._raw) + 1) // 2)):
+                self._pack(level, key)
+
+    def _pack(self, level: int, key: Key) -> None:
+        chunk = self._chunks[level][key]
+        if isinstance(chunk, np.ndarray):
+            self._chunks[level][key] = pack(chunk)
+            self._raw.pop((level, key), None)
 
 
 def write_label(chunk: Labels, mask: Mask, label: int, keep: Keep) -> None:
