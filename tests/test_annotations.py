@@ -12,7 +12,7 @@ import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from napari_sparseseg.annotations import Annotations, stroke_mask
+from napari_sparseseg.annotations import Annotations, Shape, stroke_mask
 from napari_sparseseg.annotations.document import UNDO_STEPS, Edit, History
 from napari_sparseseg.annotations.quadtree import Change
 from napari_sparseseg.annotations.raster import Polygon, capsule_mask, write_level
@@ -124,6 +124,35 @@ def test_polygons_hold_exactly_the_pixels_whose_centre_is_inside(seed, corners, 
         shapely.prepare(polygon)
         odd ^= shapely.contains_xy(polygon, yy.ravel(), xx.ravel()).reshape(H, W)
     np.testing.assert_array_equal(a.read(WHOLE) == 1, odd)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=5, deadline=None)
+def test_many_small_polygons_are_drawn_one_over_the_other(seed):
+    """Some have a hole, some lie over the edge of the slide or of several chunks, some are erasers."""
+    rng = np.random.default_rng(seed)
+    shape = (700, 610)
+    yy, xx = (grid.ravel() for grid in np.mgrid[: shape[0], : shape[1]] + 0.5)
+    shapes, expected = [], np.zeros(shape, np.uint8)
+    for _ in range(60):
+        corners = int(rng.integers(3, 9))
+        angle = np.sort(rng.uniform(0, 2 * np.pi, corners)) + np.linspace(0, 1e-3, corners)
+        radius = (rng.uniform(0.3, 1, corners) * rng.choice([2, 20, 120]))[:, None]
+        ring = rng.uniform(-30, 730, 2) + radius * np.stack([np.sin(angle), np.cos(angle)], 1)
+        rings = [ring, (ring - ring.mean(0)) * 0.4 + ring.mean(0)][: int(rng.integers(1, 3))]
+        polygons = [shapely.Polygon(ring) for ring in rings]
+        assume(all(polygon.is_valid for polygon in polygons))
+        inside = np.bitwise_xor.reduce([shapely.contains_xy(polygon, yy, xx) for polygon in polygons]).reshape(shape)
+        shapes.append(Shape("polygon", int(rng.integers(0, 4)), rings))
+        expected[inside] = shapes[-1].class_id
+    a = Annotations(shape, ["a", "b", "c"])
+    told = []
+    a.draw(shapes, lambda done, of: told.append((done, of)))
+    np.testing.assert_array_equal(a.read((0, 0, *shape)), expected)
+    assert a.counts() == {k: int((expected == k).sum()) for k in (1, 2, 3)}
+    assert (told[0], told[-1]) == ((0, 60), (60, 60))
+    a.undo()
+    assert not a.read((0, 0, *shape)).any()
 
 
 def test_a_rectangle_counts_its_pixels_by_hand(a):

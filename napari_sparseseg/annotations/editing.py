@@ -12,13 +12,20 @@ import numpy as np
 
 from napari_sparseseg.annotations.document import Edit
 from napari_sparseseg.annotations.packing import CHUNK
-from napari_sparseseg.annotations.raster import MIN_RADIUS, Polygon, capsule_mask, write_level
+from napari_sparseseg.annotations.raster import (
+    BATCH_CROSSINGS,
+    MIN_RADIUS,
+    Polygon,
+    capsule_mask,
+    runs_by_chunk,
+    write_level,
+)
 from napari_sparseseg.annotations.strokes import Stroke
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,10 +36,13 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Rings = Sequence[NDArray[np.float64]]  # (N, 2) each
     Progress = Callable[[int, int], None]
+    Bounds = tuple[int, int, int, int]
 
 PEN_KINDS = ("brush", "erase", "polygon", "fill")
 NOWHERE = Box(0, 0, 0, 0)
 LONGEST_PX = 256  # pixels of its level that a brush moves at once
+BLOCK = 4096  # shapes that are measured at once
+SMALL_CORNERS = BATCH_CROSSINGS // CHUNK
 
 
 class Shape(NamedTuple):
@@ -177,7 +187,7 @@ class Editor:
         """Draw shapes in order; see `Annotations.draw`."""
         for class_id in {shape.class_id for shape in shapes}:
             self._document.require_class(class_id, erase=True)
-        return self._draw(lambda: self._shapes(shapes, progress))
+        return self._draw(lambda: self._shapes(shapes, progress or (lambda done, of: None)))
 
     def _draw(self, draw: Callable[[], Iterable[Stroke]]) -> Edit | None:
         """One edit of all strokes that `draw` makes in the open trees."""
@@ -197,34 +207,43 @@ class Editor:
             box = _around(stroke.box for stroke in strokes) or NOWHERE
             return document.record(Edit(box, *changes, added=strokes))
 
-    def _shapes(self, shapes: Sequence[Shape], progress: Progress | None) -> Iterable[Stroke]:
-        tree = self._document.scribbles
-        small: list[tuple[int, int, Mask, int]] = []
-        clip = Box(0, 0, *tree.shape)
-        for n, shape in enumerate(shapes):
-            if progress is not None and n % 500 == 0:
-                progress(n, len(shapes))
-            polygon = None if shape.kind == "brush" else Polygon(shape.rings)
-            if polygon is not None and shape.kind == "polygon" and max(polygon.box.height, polygon.box.width) <= CHUNK:
-                # Cells come by the thousand: collected, so that each chunk is unpacked once.
-                box = polygon.box.intersection(clip)
-                small.append((box.y, box.x, polygon.mask(box), shape.class_id))
+    def _shapes(self, shapes: Sequence[Shape], progress: Progress) -> Iterable[Stroke]:
+        small: list[tuple[Shape, Bounds]] = []
+        for n, (shape, bounds) in enumerate(_with_bounds(shapes)):
+            y, x, y1, x1 = bounds
+            if shape.kind == "polygon" and max(y1 - y, x1 - x) <= CHUNK and sum(map(len, shape.rings)) <= SMALL_CORNERS:
+                # Cells come by the thousand: drawn together, chunk by chunk.
+                small.append((shape, bounds))
+                box = Box(y, x, y1 - y, x1 - x).intersection(Box(0, 0, *self._document.shape))
             else:
-                tree.paint_many(small)
+                self._draw_small(small, n, len(shapes), progress)
                 small.clear()
-                box = self._draw_shape(shape, polygon) or NOWHERE
+                box = self._draw_shape(shape) or NOWHERE
             if box.area:
                 stroke = Stroke.of_rings(self._document.take_id(), shape.kind, shape.class_id, shape.rings, box)
                 yield replace(stroke, radius=shape.radius) if shape.radius else stroke
-        tree.paint_many(small)
-        if progress is not None:
-            progress(len(shapes), len(shapes))
+        self._draw_small(small, len(shapes), len(shapes), progress)
 
-    def _draw_shape(self, shape: Shape, polygon: Polygon | None) -> Box | None:
-        if polygon is None:
+    def _draw_small(self, small: list[tuple[Shape, Bounds]], n: int, of: int, progress: Progress) -> None:
+        """Draw small polygons, which end before the `n`-th of all shapes."""
+        drawn = n - len(small)
+        progress(drawn, of)
+        if small:
+            tree = self._document.scribbles
+            labels = np.array([shape.class_id for shape, _ in small], np.uint8)
+            rings, boxes = [shape.rings for shape, _ in small], np.array([bounds for _, bounds in small])
+            for done, key, index, starts, lengths in runs_by_chunk(rings, boxes, Box(0, 0, *tree.shape)):
+                tree.paint_runs(key, starts, lengths, labels[index])
+                if n - len(small) + int(done * len(small)) > drawn:
+                    drawn = n - len(small) + int(done * len(small))
+                    progress(drawn, of)
+            progress(n, of)
+
+    def _draw_shape(self, shape: Shape) -> Box | None:
+        if shape.kind == "brush":
             return draw_brush(self._document.scribbles, shape.rings, shape.radius, shape.class_id)
         tree = self._document.dense if shape.kind == "dense" else self._document.scribbles
-        return fill_polygon(tree, polygon, shape.class_id)
+        return fill_polygon(tree, Polygon(shape.rings), shape.class_id)
 
     # ------------------------------------------------------------------ dense regions and classes
     def region(self, region_id: int) -> Stroke:
@@ -327,6 +346,16 @@ def fill_polygon(
         tree.paint_mask(level, y0, x0, mask, label, keep, live=live)
         for level, y0, x0, mask in polygon.pieces(Box(0, 0, *tree.shape), tree.top_level)
     )
+
+
+def _with_bounds(shapes: Sequence[Shape]) -> Iterator[tuple[Shape, Bounds]]:
+    """Shapes with the level-0 pixels (y, x, y1, x1) around their points."""
+    for k in range(0, len(shapes), BLOCK):
+        block = shapes[k : k + BLOCK]
+        points = np.concatenate([ring for shape in block for ring in shape.rings])
+        starts = np.cumsum([0, *(sum(map(len, shape.rings)) for shape in block[:-1])])
+        low, high = np.floor(np.minimum.reduceat(points, starts)), np.ceil(np.maximum.reduceat(points, starts))
+        yield from zip(block, np.concatenate([low, high], axis=1).astype(np.int64).tolist(), strict=True)
 
 
 def _around(boxes: Iterable[Box | None]) -> Box | None:

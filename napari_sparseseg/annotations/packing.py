@@ -106,7 +106,7 @@ def without_quadrants(packed: bytes, quadrants: tuple[int, ...]) -> bytes:
     for q in quadrants:
         y, x = q // 2 * HALF, q % 2 * HALF
         chunk[y : y + HALF, x : x + HALF] = 0
-    return pack(chunk)
+    return pack(chunk) if chunk.any() else EMPTY
 
 
 def uniform_label(chunk: Labels) -> int | None:
@@ -120,8 +120,9 @@ def uniform_label(chunk: Labels) -> int | None:
 
 def pool(block: Labels) -> Labels:
     """Maximum over 2 x 2 pixels; both sides of `block` are even."""
-    rows = np.maximum(block[0::2], block[1::2])
-    out: NDArray[Any] = np.maximum(rows[:, 0::2], rows[:, 1::2])
+    # Pairs of columns as 16-bit numbers: faster than two slices with a step.
+    pairs = np.maximum(block[0::2], block[1::2]).view(np.uint16)
+    out: Labels = np.maximum(pairs.astype(np.uint8), (pairs >> 8).astype(np.uint8))
     return out
 
 

@@ -14,7 +14,7 @@ from napari_sparseseg.annotations.transaction import Transaction
 from napari_sparseseg.errors import AnnotationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -174,10 +174,20 @@ class LabelQuadtree:
         with self._lock:
             return self._transaction().paint_mask(level, y0, x0, mask, label, keep, live=live)
 
-    def paint_many(self, pieces: Sequence[tuple[int, int, Mask, int]]) -> None:
-        """Write (y0, x0, mask, label) at level 0, in order; for many small masks far apart."""
+    def paint_runs(self, key: Key, starts: NDArray[np.int64], lengths: NDArray[np.int64], labels: Labels) -> None:
+        """Write runs of pixels into a level-0 chunk, later ones over earlier ones; a transaction must be open.
+
+        Parameters
+        ----------
+        key
+            The chunk.
+        starts, lengths
+            Flat index of the first pixel of each run in the chunk, and number of pixels.
+        labels
+            Of each run.
+        """
         with self._lock:
-            self._transaction().paint_many(pieces)
+            self._transaction().paint_runs(key, starts, lengths, labels)
 
     def replace_label(self, old: int, new: int) -> None:
         """Turn every pixel of label `old` into `new` in the open transaction."""

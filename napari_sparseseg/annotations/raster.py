@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
     Points = NDArray[np.float64]
+    Ints = NDArray[np.int64]
 
 BRUSH_PX = 48  # a stroke is written at the coarsest level at which its brush is at least this wide
 MIN_RADIUS = 0.708  # half the diagonal of a pixel, so that a dab always covers the pixel it is in
 MAX_COORDINATE = 1e8
 MAX_CROSSINGS = 500_000_000  # rows that the sides of one polygon may cross in total; more would take minutes
+BATCH_CROSSINGS = 1_000_000  # sides times rows of the small polygons that are rasterised at once
 SMALL = 512  # a polygon of at most this many pixels per side is drawn as one mask
 
 
@@ -105,29 +107,15 @@ class Polygon:
     """
 
     def __init__(self, rings: Sequence[Points]) -> None:
-        ya = np.concatenate([ring[:, 0] for ring in rings])
-        xa = np.concatenate([ring[:, 1] for ring in rings])
-        yb = np.concatenate([part for ring in rings for part in (ring[1:, 0], ring[:1, 0])])
-        xb = np.concatenate([part for ring in rings for part in (ring[1:, 1], ring[:1, 1])])
-        # Always from top to bottom, so that polygons that share a side get the very same x for a row.
-        up = ya > yb
-        self._sides = np.where(up, yb, ya), np.where(up, xb, xa), np.where(up, ya, yb), np.where(up, xa, xb)
-        if float(np.abs(yb - ya).sum()) > MAX_CROSSINGS:
-            raise AnnotationError(f"a polygon with {len(ya)} corners is too complex; simplify it.")
-        y, x = math.floor(ya.min()), math.floor(xa.min())
-        self.box = Box(y, x, math.ceil(ya.max()) - y, math.ceil(xa.max()) - x)
-
-    def _crossings(self, y0: int, y1: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row, column) of every crossing of a row centre in y0..y1; from that column on, inside and outside swap."""
+        self._sides = _sides(rings)
         ya, xa, yb, xb = self._sides
-        first = np.maximum(np.ceil(ya - 0.5), y0).astype(np.int64)
-        last = np.minimum(np.ceil(yb - 0.5), y1).astype(np.int64)
-        side = np.flatnonzero(last > first)
-        n = (last - first)[side]
-        rows = np.repeat(first[side] - np.concatenate([[0], np.cumsum(n)[:-1]]), n) + np.arange(n.sum())
-        side = np.repeat(side, n)
-        x = xa[side] + (rows + 0.5 - ya[side]) * ((xb - xa)[side] / (yb - ya)[side])
-        return rows, np.ceil(x - 0.5).astype(np.int64)
+        if float((yb - ya).sum()) > MAX_CROSSINGS:
+            raise AnnotationError(f"a polygon with {len(ya)} corners is too complex; simplify it.")
+        y, x = math.floor(ya.min()), math.floor(min(xa.min(), xb.min()))
+        self.box = Box(y, x, math.ceil(yb.max()) - y, math.ceil(max(xa.max(), xb.max())) - x)
+
+    def _crossings(self, y0: int, y1: int) -> tuple[Ints, Ints]:
+        return _crossings(self._sides, np.int64(y0), np.int64(y1))[:2]
 
     def mask(self, box: Box) -> Mask:
         """Bool (height, width): which pixels of `box` lie inside."""
@@ -207,6 +195,97 @@ class Polygon:
                 mask = _parity(rows[a:b], columns[a:b] - x0, CHUNK, CHUNK) ^ inside[:, None]
                 part = Box(y0, x0, CHUNK, CHUNK).intersection(clip)
                 yield 0, part.y, part.x, mask[part.y - y0 : part.y1 - y0, part.x - x0 : part.x1 - x0]
+
+
+def runs_by_chunk(
+    polygons: Sequence[Sequence[Points]], boxes: Ints, clip: Box
+) -> Iterator[tuple[float, tuple[int, int], Ints, Ints, Ints]]:
+    """Rasterise many small polygons at level 0, chunk by chunk.
+
+    Parameters
+    ----------
+    polygons
+        Rings of each, as for `Polygon`.
+    boxes
+        (n, 4): y, x, y1, x1 of each.
+    clip
+        Pixels outside are left out.
+
+    Yields
+    ------
+    done, key, index, start, length
+        Share of the work done before; a chunk; and the runs of pixels in it that polygons cover: index of the polygon,
+        ascending, flat index of the first pixel in the chunk, and number of pixels.
+    """
+    inside = np.concatenate([np.maximum(boxes[:, :2], clip[:2]), np.minimum(boxes[:, 2:], (clip.y1, clip.x1))], axis=1)
+    first, last = inside[:, :2] // CHUNK, (inside[:, 2:] - 1) // CHUNK
+    counts = np.where((inside[:, :2] < inside[:, 2:]).all(axis=1)[:, None], last - first + 1, 0)
+    # Every polygon once per chunk that it may touch, sorted by chunk.
+    index = np.repeat(np.arange(len(boxes)), counts.prod(axis=1))
+    nth = _within(counts.prod(axis=1))
+    keys = first[index] + np.stack([nth // counts[index, 1], nth % counts[index, 1]], axis=1)
+    order = np.lexsort((index, keys[:, 1], keys[:, 0]))
+    index, keys = index[order], keys[order]
+    corners = np.array([sum(map(len, rings)) for rings in polygons], np.int64)
+    work = np.cumsum(corners[index] * (boxes[index, 2] - boxes[index, 0]))
+    for part in np.split(np.arange(len(index)), np.flatnonzero(np.diff(work // BATCH_CROSSINGS)) + 1):
+        if len(part):
+            for found in _runs([polygons[n] for n in index[part].tolist()], index[part], keys[part], clip):
+                yield float(part[0] / len(index)), *found
+
+
+def _runs(
+    polygons: Sequence[Sequence[Points]], index: Ints, keys: Ints, clip: Box
+) -> Iterator[tuple[tuple[int, int], Ints, Ints, Ints]]:
+    sides = _sides([ring for rings in polygons for ring in rings])
+    owner = np.repeat(np.arange(len(polygons)), [sum(map(len, rings)) for rings in polygons])
+    low = keys[owner] * CHUNK
+    rows, columns, side = _crossings(sides, low[:, 0], np.minimum(low[:, 0] + CHUNK, clip.y1))
+    part = owner[side]
+    order = np.lexsort((columns, rows, part))
+    part, rows, columns = part[order][::2], rows[order][::2], columns[order]
+    # Crossings of a row come in pairs: where the polygon begins and where it ends.
+    x0 = keys[part, 1] * CHUNK
+    begin, end = (np.clip(c - x0, 0, np.minimum(CHUNK, clip.x1 - x0)) for c in (columns[::2], columns[1::2]))
+    start, length = (rows - keys[part, 0] * CHUNK) * CHUNK + begin, end - begin
+    chunk = np.flatnonzero((np.diff(keys, axis=0) != 0).any(axis=1)) + 1
+    edges = [0, *np.searchsorted(part, chunk).tolist(), len(part)]
+    for at, a, b in zip([0, *chunk.tolist()], edges[:-1], edges[1:], strict=True):
+        if a < b:
+            yield (int(keys[at, 0]), int(keys[at, 1])), index[part[a:b]], start[a:b], length[a:b]
+
+
+def _sides(rings: Sequence[Points]) -> tuple[Points, Points, Points, Points]:
+    """(ya, xa, yb, xb) of the side that begins at each corner."""
+    points = np.concatenate(rings)
+    lengths = np.array([len(ring) for ring in rings])
+    ends = np.cumsum(lengths)
+    following = np.arange(1, len(points) + 1)
+    following[ends - 1] = ends - lengths
+    (ya, xa), (yb, xb) = points.T, points[following].T
+    # Always from top to bottom, so that polygons that share a side get the very same x for a row.
+    up = ya > yb
+    return np.where(up, yb, ya), np.where(up, xb, xa), np.where(up, ya, yb), np.where(up, xa, xb)
+
+
+def _crossings(
+    sides: tuple[Points, Points, Points, Points], y0: np.int64 | Ints, y1: np.int64 | Ints
+) -> tuple[Ints, Ints, Ints]:
+    """Row, column and side of every crossing of a row centre in y0..y1; inside and outside swap at that column."""
+    ya, xa, yb, xb = sides
+    first = np.maximum(np.ceil(ya - 0.5), y0).astype(np.int64)
+    last = np.minimum(np.ceil(yb - 0.5), y1).astype(np.int64)
+    n = np.maximum(last - first, 0)
+    side = np.repeat(np.arange(len(n)), n)
+    rows = first[side] + _within(n)
+    slope = np.divide(xb - xa, yb - ya, out=np.zeros_like(ya), where=yb > ya)
+    x = xa[side] + (rows + 0.5 - ya[side]) * slope[side]
+    return rows, np.ceil(x - 0.5).astype(np.int64), side
+
+
+def _within(counts: Ints) -> Ints:
+    """0, 1, ... counts[0] - 1, 0, 1, ... counts[1] - 1, and so on."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _grid(cells: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,8 +17,6 @@ from napari_sparseseg.annotations.pyramid import ZEROS, LabelPyramid, children, 
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from napari_sparseseg.annotations.packing import Keep, Labels
@@ -77,20 +75,13 @@ class Transaction(LabelPyramid):
         self._spill(self._max_raw)
         return Box(area.y << level, area.x << level, area.height << level, area.width << level)
 
-    def paint_many(self, pieces: Sequence[tuple[int, int, Mask, int]]) -> None:
-        """Write (y0, x0, mask, label) at level 0, in order, chunk by chunk."""
-        clip = Box(0, 0, *self.shape)
-        parts: list[tuple[Key, int, Box]] = []
-        for n, (y0, x0, mask, _) in enumerate(pieces):
-            parts.extend((key, n, part) for key, part in chunk_parts(Box(y0, x0, *mask.shape).intersection(clip)))
-        parts.sort()
-        self._exact = False
+    def paint_runs(self, key: Key, starts: NDArray[np.int64], lengths: NDArray[np.int64], labels: Labels) -> None:
+        """Write runs of pixels into a level-0 chunk; see `LabelQuadtree.paint_runs`."""
         self._flush_pending()
-        for key, n, part in parts:
-            y0, x0, mask, label = pieces[n]
-            self._label, self._keep = label, None
-            self._paint_chunk(0, key, part, mask[part.y - y0 : part.y1 - y0, part.x - x0 : part.x1 - x0])
-            self._spill(self._max_raw)
+        self._exact = False
+        index = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        self._writable(0, key).reshape(-1)[index] = np.repeat(labels, lengths)
+        self._spill(self._max_raw)
 
     def replace_label(self, old: int, new: int) -> None:
         """Turn every pixel of label `old` into `new`."""
