@@ -206,6 +206,25 @@ def test_packing_keeps_every_chunk():
         assert packing.label_counts(packed) == tuple(zip(values.tolist(), n.tolist(), strict=True))
 
 
+def test_results_for_chunks_are_cached_up_to_a_number_of_bytes():
+    calls = []
+
+    @packing.cached_for_chunks(10 * (packing.ENTRY_BYTES + 1000))
+    def length(chunk, factor=1):
+        calls.append(chunk)
+        return len(chunk) * factor
+
+    chunks = [bytes([k]) * 1000 for k in range(20)]
+    assert [length(chunk) for chunk in chunks] == [1000] * 20
+    assert [length(chunk, 2) for chunk in chunks[:5]] == [2000] * 5
+    assert len(calls) == 25
+    assert [length(chunk) for chunk in chunks[-5:]] == [1000] * 5  # the last five of the first round are still there
+    assert len(calls) == 25
+    length(chunks[0])
+    assert len(calls) == 26
+    assert length(bytes(20_000)) == 20_000  # larger than the cache
+
+
 @pytest.mark.parametrize("data", [b"", b"U", b"R\0", b"R\0\0\1", b"Zxx", b"X1", b"U\1\1"])
 def test_bytes_that_are_no_chunk_are_refused(data):
     with pytest.raises(ValueError, match="chunk"):

@@ -6,11 +6,14 @@ of each run as little-endian uint16, then the labels as uint8); zlib for chunks 
 
 from __future__ import annotations
 
+import threading
 import zlib
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     Keep = int | frozenset[int] | None
     """Labels that may be painted over: one, some, or (None) all."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
+OfChunk = Callable[Concatenate[bytes, P], R]
+
 CHUNK = 256
 HALF = CHUNK // 2
 PIXELS = CHUNK * CHUNK
@@ -26,6 +33,36 @@ _UNIFORM, _RUNS, _ZLIB = b"U", b"R", b"Z"
 # Above this many runs zlib is smaller than three bytes per run and hardly slower.
 _MAX_RUNS = 8192
 EMPTY = _UNIFORM + b"\0"
+ENTRY_BYTES = 400  # what an entry of a cache takes beside the chunk
+
+
+def cached_for_chunks(max_bytes: int) -> Callable[[OfChunk[P, R]], OfChunk[P, R]]:
+    """Decorator: cache a function of a packed chunk, evicting the least recently used beyond `max_bytes`. Thread-safe.
+
+    `functools.lru_cache` counts entries, and a chunk takes 2 bytes or 24 KB.
+    """
+
+    def decorate(function: OfChunk[P, R]) -> OfChunk[P, R]:
+        cache: LRUCache[Any, tuple[R, int]] = LRUCache(max_bytes, getsizeof=lambda entry: entry[1])
+        lock = threading.Lock()
+
+        @wraps(function)
+        def cached(packed: bytes, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            key = (packed, *args)
+            with lock:
+                entry = cache.get(key)
+            if entry is None:
+                result = function(packed, *args, **kwargs)
+                size = ENTRY_BYTES + sum(len(part) for part in (*key, result) if isinstance(part, bytes))
+                entry = result, size
+                if size <= max_bytes:
+                    with lock:
+                        cache[key] = entry
+            return entry[0]
+
+        return cached
+
+    return decorate
 
 
 def pack(chunk: Labels) -> bytes:
@@ -88,7 +125,7 @@ def _inflate(data: bytes) -> bytes:
         raise ValueError(f"a packed chunk cannot be decompressed: {error}") from error
 
 
-@lru_cache(maxsize=65536)
+@cached_for_chunks(8 << 20)
 def label_counts(packed: bytes) -> tuple[tuple[int, int], ...]:
     """(label, pixels) of a packed chunk, label 0 left out."""
     if packed[:1] == _RUNS:
@@ -99,7 +136,7 @@ def label_counts(packed: bytes) -> tuple[tuple[int, int], ...]:
     return tuple((int(k), int(n[k])) for k in np.flatnonzero(n) if k)
 
 
-@lru_cache(maxsize=16384)
+@cached_for_chunks(8 << 20)
 def without_quadrants(packed: bytes, quadrants: tuple[int, ...]) -> bytes:
     """The packed chunk with some quadrants (0 to 3, row by row) set to 0."""
     chunk = unpack(packed).copy()

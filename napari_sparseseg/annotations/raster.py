@@ -219,7 +219,7 @@ def runs_by_chunk(
     """
     inside = np.concatenate([np.maximum(boxes[:, :2], clip[:2]), np.minimum(boxes[:, 2:], (clip.y1, clip.x1))], axis=1)
     first, last = inside[:, :2] // CHUNK, (inside[:, 2:] - 1) // CHUNK
-    counts = np.where((inside[:, :2] < inside[:, 2:]).all(axis=1)[:, None], last - first + 1, 0)
+    counts = (last - first + 1) * np.all(inside[:, :2] < inside[:, 2:], axis=1, keepdims=True)
     # Every polygon once per chunk that it may touch, sorted by chunk.
     index = np.repeat(np.arange(len(boxes)), counts.prod(axis=1))
     nth = _within(counts.prod(axis=1))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_sparseseg.annotations.packing import CHUNK, EMPTY, pack, unpack
+from napari_sparseseg.annotations.packing import CHUNK, EMPTY, cached_for_chunks, pack, unpack
 from napari_sparseseg.annotations.pyramid import children, weighed_counts
 from napari_sparseseg.geometry import Box
 
@@ -141,7 +141,7 @@ def _packed_at(pyramid: PackedPyramid, level: int, key: Key) -> bytes:
     return pack(pyramid.read(level, y, y + CHUNK, x, x + CHUNK))
 
 
-@lru_cache(maxsize=16384)
+@cached_for_chunks(8 << 20)
 def _uncovered(scribbles: bytes, dense: bytes) -> bytes:
     """The packed dense chunk with 0 under the scribbles."""
     if scribbles == EMPTY:
@@ -176,7 +176,7 @@ def _cells(packed: bytes, level: int, key: Key, step: tuple[float, float]) -> It
 Edges = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@lru_cache(maxsize=65536)
+@cached_for_chunks(16 << 20)
 def _labelled(packed: bytes, rows: Edges, columns: Edges) -> tuple[Key, ...]:
     """Which blocks of a chunk, between (first, last) rows and columns, hold a label."""
     area = np.zeros((CHUNK + 1, CHUNK + 1), np.int32)

@@ -126,8 +126,7 @@ class Transaction(LabelPyramid):
                 if level < self.top_level:
                     self._settle(level, key)
                     self._spill(self._max_raw)
-                self._pack(level, key)
-                before, after = self._packed[level].get(key), chunks[key]
+                before, after = self._packed[level].get(key), self._pack(level, key)
                 if level == self.top_level and after == EMPTY:
                     after = None
                 if before != after:
@@ -255,11 +254,12 @@ class Transaction(LabelPyramid):
             for level, key in list(itertools.islice(self._raw, (len(self._raw) + 1) // 2)):
                 self._pack(level, key)
 
-    def _pack(self, level: int, key: Key) -> None:
+    def _pack(self, level: int, key: Key) -> bytes | None:
         chunk = self._chunks[level][key]
         if isinstance(chunk, np.ndarray):
-            self._chunks[level][key] = pack(chunk)
+            chunk = self._chunks[level][key] = pack(chunk)
             self._raw.pop((level, key), None)
+        return chunk
 
 
 def write_label(chunk: Labels, mask: Mask, label: int, keep: Keep) -> None:
