@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import SparseSegError
+from tests.faults.jobs import Teller
 from tests.helpers.limits import limit_file_size
 
 if TYPE_CHECKING:
@@ -58,6 +59,15 @@ def _configure(session: Session, _folder: Path, **settings: Any) -> None:
     session.config = dataclasses.replace(session.config, **settings)
 
 
+def _draw(session: Session, folder: Path, strokes: int) -> None:
+    """Draw, and tell of each stroke when it is on disk."""
+    tell = Teller(folder)
+    for k in range(strokes):
+        y = 5 + k % (SIDE - 10)
+        session.annotations.paint([(y, 5), (y, 90)], 2 + k % 3, 1 + k % 2)
+        tell(len(session.annotations.strokes))
+
+
 def _save(session: Session, folder: Path, name: str) -> None:
     session.save(session.project if not name and session.project is not None else folder / (name or "first"))
 
@@ -72,6 +82,7 @@ PERFORM = {
     "erase": lambda s, _, y: s.annotations.erase([(y, 5), (y, 40)], 6),
     "polygon": _polygon,
     "history": _history,
+    "draw": _draw,
     "classes": _set_classes,
     "configure": lambda s, f, patch, rate: _configure(s, f, patch_px=patch, learning_rate=rate),
     "save": _save,
@@ -162,6 +173,10 @@ class User:
     def begin(self, act: tuple[Any, ...]) -> None:
         """Begin an act; the process will be killed meanwhile."""
         self._pipe.send(act)
+
+    def end(self) -> None:
+        """Wait for the end of an act that was begun."""
+        self._receive()
 
     def kill(self) -> None:
         """kill -9; an act under way ends anywhere."""
