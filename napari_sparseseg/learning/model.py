@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import Architecture, ClassDef
     from napari_sparseseg.learning.feature_cache import LabelledFeatures
     from napari_sparseseg.learning.features import InputScale
-    from napari_sparseseg.learning.model_file import ModelMetadata
+    from napari_sparseseg.learning.model_file import ModelMetadata, PredictionRules
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
 
 __all__ = ["Model", "load_model", "read_metadata"]
@@ -97,6 +97,10 @@ class Model:
             pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
         values = self._run(pixels)
         return np.ascontiguousarray(values[:, top : top + h, left : left + w])
+
+    def with_rules(self, rules: PredictionRules) -> Model:
+        """The same network, predicting by other rules."""
+        return Model(dataclasses.replace(self.metadata, rules=rules), self.net, self.scale, self.memory)
 
     def with_classes(self, classes: Sequence[ClassDef]) -> Model:
         """The same network with other ids, names and colours for its channels, in channel order."""

@@ -11,7 +11,7 @@ import json
 import struct
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
@@ -23,17 +23,51 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
     from napari_sparseseg.learning.sources import Source
 
+Edges = Literal["mirrored", "background"]
 FORMAT = "napari-sparseseg model"
 VERSION = 1
 MAX_HEADER = 8 * 2**20
 MAX_CHANNELS = 256
 MAX_TEXT = 1000
+UNKNOWN_EDGES = (
+    "the model was saved by an earlier version, which did not record how it reads beyond a slide's edges: near them it "
+    "may predict differently from then. Training it on records it."
+)
+_RULES: dict[str, tuple[object, ...]] = {"edges": (*get_args(Edges), None), "normalisation": (1,), "tissue": (1,)}
+"""The rules that this version predicts by."""
 _MAX_STEPS = 1 << 53
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 _MAX_WIDTH = 1024
 _MAX_DEPTH = 8
 _MAX_DERIVED = 64 << 20
 """Bytes of what a network computes for itself and no file holds, such as tables of relative positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRules:
+    """How pixels are prepared for the network and what is predicted, so that a model predicts later as it does now.
+
+    A change of what a model predicts outside its network gets another value here, and the earlier one stays supported,
+    or is refused by `read_metadata`.
+    """
+
+    edges: Edges | None = "mirrored"
+    """What the network sees beyond the slide's edges. None: the model was saved before this was recorded, when both
+    were in use; see `legacy`."""
+    normalisation: int = 1
+    """1: linear from the input scale's low and high to 0..1, cut at -0.5 and 1.5; NaN is 0."""
+    tissue: int = 1
+    """Version of `prediction.tissue.detect_tissue`, by which whole slides leave out glass."""
+
+    @property
+    def note(self) -> str:
+        """For the user: what the model may predict differently from when it was saved; else empty."""
+        return "" if self.edges is not None else UNKNOWN_EDGES
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the slide is mirrored beyond its edges; else the network sees background there."""
+        return self.edges != "background"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +86,7 @@ class ModelMetadata:
     sources: tuple[dict[str, Any], ...] = ()
     """Per slide: name, fingerprint, annotation version, number of strokes."""
     step: int = 0
+    rules: PredictionRules = field(default_factory=PredictionRules)
     extra: dict[str, Any] = field(default_factory=dict)
     """``net`` and ``input``, from which the network is rebuilt; ``memory``; ``versions`` of the libraries."""
 
@@ -110,6 +145,7 @@ class ModelMetadata:
             values["config"] = TrainConfig(**config)
             values["channels"] = tuple(data.get("channels", ("R", "G", "B")))
             values["sources"] = tuple(data.get("sources", ()))
+            values["rules"] = PredictionRules(**data["rules"]) if "rules" in data else PredictionRules(edges=None)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise SparseSegError(f"the model's metadata cannot be read: {type(error).__name__} {error}.") from error
@@ -137,6 +173,12 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         ) from error
     if not metadata.classes or not 1 <= len(metadata.channels) <= MAX_CHANNELS:
         raise ModelError(f"the metadata in {path} name {len(metadata.classes)} classes; use another copy of the file.")
+    for rule in fields(PredictionRules):
+        if (value := getattr(metadata.rules, rule.name)) not in _RULES[rule.name]:
+            raise ModelError(
+                f"{path} predicts by the rule {rule.name} {str(value)[:50]!r}, which this version does not know. Use "
+                "the version that it was saved with, or a newer one."
+            )
     wrong = [name for name, fits in _fitting_kinds(metadata) if not fits]
     if wrong:
         value = repr(getattr(metadata, wrong[0]))[:100]

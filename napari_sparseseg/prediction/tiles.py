@@ -93,7 +93,7 @@ def predict_tile(
     """
     view = TileView(frame, read_frame or frame, tile)
     source = input_region(model, view.needed)
-    pixels = slide.read_region(source, view.read_frame, mirrored=True)
+    pixels = slide.read_region(source, view.read_frame, mirrored=model.metadata.rules.mirrored)
     return view.resampled(predict_pixels(model, pixels, source, view.needed))
 
 

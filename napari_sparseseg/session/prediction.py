@@ -143,11 +143,16 @@ class Predictor:
         """Load a model file and use it; see `Session.load_model`."""
 
         def load() -> Model:
+            from napari_sparseseg.learning.legacy import recognised
             from napari_sparseseg.learning.model import load_model
 
-            return load_model(path, device=self._training.settings.device)
+            model = load_model(path, device=self._training.settings.device)
+            return recognised(model, [entry.slide for entry in self._slides.entries])
 
-        self.use(self._engine.call(load))
+        model = self._engine.call(load)
+        self.use(model)
+        if note := model.metadata.rules.note:
+            self._training.note(note)
 
     def use(self, model: Model) -> None:
         """Show a model; see `Session.use_model`."""

@@ -202,8 +202,8 @@ class ShardPredictor:
                 view = TileView(self._plan.frame, self._plan.read_frame, tile)
                 source = input_region(self._model, view.needed)
                 wanted = self._tissue is None or self._tissue.overlaps(tile, self._plan.frame)
-                read = self._slide.read_region
-                pixels = reader.submit(read, source, self._plan.read_frame, mirrored=True) if wanted else None
+                read, mirrored = self._slide.read_region, self._model.metadata.rules.mirrored
+                pixels = reader.submit(read, source, self._plan.read_frame, mirrored=mirrored) if wanted else None
                 yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
 
     def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:

@@ -229,5 +229,7 @@ def model_hash(path: Path, metadata: dict[str, Any]) -> str:
             file.seek(8 + size + begin)
             digest.update(file.read(end - begin))
     decisive = {k: metadata[k] for k in ("classes", "mpp", "encoder", "channels", "dtype", "extra")}
+    if metadata["rules"]["edges"] == "background":  # other models have the hash that they had before rules were stored
+        decisive["edges"] = "background"
     digest.update(json.dumps(decisive, sort_keys=True, default=str).encode())
     return digest.hexdigest()
