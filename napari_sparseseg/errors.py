@@ -71,6 +71,10 @@ class AnnotationError(SparseSegError):
     """An annotation file or a drawing command is not valid."""
 
 
+class AnnotationWarning(UserWarning):
+    """Some objects of an annotation file were left out, or label nothing."""
+
+
 class ProjectError(SparseSegError):
     """A project folder cannot be read, written or locked."""
 

@@ -11,7 +11,7 @@ import tifffile
 import zarr
 
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.errors import AnnotationError, AnnotationWarning
 from napari_sparseseg.io import find_annotations, load_annotations, read_asap, read_labels, save_annotations
 from napari_sparseseg.io.asap import closed_spline
 
@@ -225,16 +225,15 @@ ASAP = """<?xml version="1.0"?>
 def test_asap(tmp_path):
     path = tmp_path / "a.xml"
     path.write_text(ASAP)
-    a = read_asap(path, (H, W))
-    assert [(c.name, c.colour) for c in a.classes] == [
-        ("tumor", "#64FE2E"),
-        ("stroma", "#ff0000"),
-        ("unclassified", "#112233"),
-    ]
+    with pytest.warns(AnnotationWarning, match="1 objects without a class"):
+        a = read_asap(path, (H, W))
+    assert [(c.name, c.colour) for c in a.classes] == [("tumor", "#64FE2E"), ("stroma", "#ff0000")]
     labels = a.read(WHOLE)
     assert (labels[:480] == 1).sum() == 100 * 50
     assert (labels == 2).sum() == 40 * 30
-    assert labels[400, 300] == 3
+    assert labels[400, 300] == 0, "an annotation without a group labels nothing"
+    (dot,) = a.others
+    assert dot["geometry"] == {"type": "MultiLineString", "coordinates": [[[300, 400], [300, 400]]]}
     # The spline through the corners of a diamond bulges beyond it and stays within its circle's square.
     assert 20_000 < (labels[480:] == 1).sum() < np.pi * 100**2 * 1.05
     assert labels[600, 600] == labels[500, 600] == 1
@@ -248,6 +247,9 @@ def test_a_spline_goes_through_its_knots_with_the_slopes_of_its_neighbours():
     np.testing.assert_allclose(slopes, (np.roll(knots, -1, 0) - np.roll(knots, 1, 0)) / 2, atol=0.02)
 
 
+ONE = """<ASAP_Annotations><Annotations><Annotation Name="0" Type="Polygon" PartOfGroup="tumor"><Coordinates>
+<Coordinate Order="0" X="10" Y="20"/><Coordinate Order="1" X="60" Y="20"/><Coordinate Order="2" X="10" Y="70"/>
+</Coordinates></Annotation></Annotations></ASAP_Annotations>"""
 BOMB = """<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>
 <ASAP_Annotations>&b;</ASAP_Annotations>"""
 
@@ -259,10 +261,11 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;
         ('<!DOCTYPE x SYSTEM "file:///etc/passwd"><ASAP_Annotations/>', "document type"),
         ("<ASAP_Annotations>", "valid XML"),
         ("<svg/>", "only the XML of ASAP"),
-        ("<a>" * 100_000, "valid XML"),
-        (ASAP.replace('X="10"', 'X="nan"'), "not a number"),
-        (ASAP.replace('X="10"', 'X="1e308"'), "finite"),
-        (ASAP.replace("Spline", "Blob"), "not known"),
+        ("<a>" * 100_000, "unknown program"),
+        ("<ASAP_Annotations>" * 100_000, "valid XML"),
+        (ONE.replace('X="10"', 'X="nan"'), "not a number"),
+        (ONE.replace('X="10"', 'X="1e308"'), "finite"),
+        (ONE.replace("Polygon", "Blob"), "not known"),
         ('<ASAP_Annotations><Coordinate X="1" Y="2"/></ASAP_Annotations>', "outside"),
     ],
 )

@@ -110,6 +110,22 @@ class Annotations:
         """Regions declared exhaustively labelled, in the order of drawing."""
         return self.snapshot().dense_regions
 
+    @property
+    def others(self) -> tuple[dict[str, Any], ...]:
+        """Objects of an imported file that label nothing, as GeoJSON features in level-0 (x, y).
+
+        These have no class, or a class like QuPath's ``Region*`` and ``Ignore*``. Exports contain them.
+        """
+        return self._document.others
+
+    def set_others(self, features: Iterable[dict[str, Any]]) -> None:
+        """Replace `others`; written at once where a file is bound."""
+        with self._document.lock:
+            self._document.others = tuple(features)
+            if self._file is not None:
+                self._file.write_all(self._document)
+        self._report()
+
     def snapshot(self) -> Snapshot:
         """The committed annotations, frozen, without a stroke being drawn. One object per version."""
         return self._document.snapshot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
 from napari_sparseseg.annotations.snapshot import Snapshot
@@ -126,6 +126,8 @@ class AnnotationDocument:
         Label trees of the strokes and of the dense regions.
     strokes, regions
         By id, ascending; without what was undone.
+    others
+        Objects that label nothing, as GeoJSON features.
     version
         +1 per edit, undo and redo.
     token
@@ -139,6 +141,7 @@ class AnnotationDocument:
         self.shape = self.scribbles.shape
         self.strokes: dict[int, Stroke] = {}
         self.regions: dict[int, Stroke] = {}
+        self.others: tuple[dict[str, Any], ...] = ()
         self.version = 0
         self.token = uuid.uuid4().hex
         self._next_id = 1
@@ -233,6 +236,7 @@ class AnnotationDocument:
             out = StoredAnnotations(self.shape, self.classes, self.version, self.token, self._next_id)
             out.counts = self.scribbles.nonzero_counts(), self.dense.nonzero_counts()
             if labels:
+                out.others = list(self.others)
                 out.strokes = sorted((*self.strokes.values(), *self.regions.values()), key=lambda stroke: stroke.id)
                 out.chunks = self.scribbles.packed(), self.dense.packed()
             return out
@@ -241,7 +245,7 @@ class AnnotationDocument:
         """Take over what a file holds; nothing may have been drawn yet."""
         with self.lock:
             self.classes, self.version, self.token = stored.classes, stored.version, stored.token
-            self._next_id = stored.next_id
+            self._next_id, self.others = stored.next_id, tuple(stored.others or ())
             for stroke in stored.strokes:
                 self._collection_for(stroke)[stroke.id] = stroke
             counts = stored.counts or (None, None)

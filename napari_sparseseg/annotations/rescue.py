@@ -103,7 +103,9 @@ def renumbered(annotations: Annotations, ids: Mapping[int, int], classes: Iterab
             for label in np.unique(chunk[chunk > 0]).tolist():
                 tree.paint_mask(level, key[0] * CHUNK, key[1] * CHUNK, chunk == label, label, live=False)
         tree.commit()
-    return _assembled(snapshot.shape, make_classes(classes), snapshot.version, strokes, trees)
+    out = _assembled(snapshot.shape, make_classes(classes), snapshot.version, strokes, trees)
+    out.set_others(annotations.others)
+    return out
 
 
 def _assembled(

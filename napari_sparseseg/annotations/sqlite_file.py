@@ -95,6 +95,8 @@ class StoredAnnotations:
     counts
         Labelled level-0 pixels per class of scribbles and dense regions, so that they need not be counted again; None:
         not known.
+    others
+        Objects that label nothing, as GeoJSON features; None: not to be written.
     """
 
     shape: tuple[int, int]
@@ -105,11 +107,12 @@ class StoredAnnotations:
     strokes: list[Stroke] = field(default_factory=list)
     chunks: tuple[dict[tuple[int, Key], bytes], dict[tuple[int, Key], bytes]] = field(default_factory=lambda: ({}, {}))
     counts: tuple[dict[int, int], dict[int, int]] | None = None
+    others: list[dict[str, Any]] | None = None
 
 
 # ---------------------------------------------------------------------- rows
 def _meta_rows(stored: StoredAnnotations) -> list[tuple[str, str]]:
-    values = {
+    values: dict[str, Any] = {
         "shape": list(stored.shape),
         "version": stored.version,
         "token": stored.token,
@@ -117,6 +120,8 @@ def _meta_rows(stored: StoredAnnotations) -> list[tuple[str, str]]:
         "spent": [],  # unused, but earlier versions require it
         "counts": stored.counts and [sorted(layer.items()) for layer in stored.counts],
     }
+    if stored.others is not None:
+        values["others"] = stored.others
     return [(key, json.dumps(value)) for key, value in values.items()]
 
 
@@ -316,6 +321,10 @@ def _stored(connection: sqlite3.Connection) -> StoredAnnotations:
         if not all(0 <= label <= 255 for layer in (scribbles, dense) for label in layer):
             raise ValueError("it counts labels beyond 255")
         out.counts = scribbles, dense
+    others = meta.get("others") or []
+    if not isinstance(others, list) or not all(isinstance(feature, dict) for feature in others):
+        raise ValueError("its other objects cannot be read")
+    out.others = others
     out.strokes.extend(_read_stroke(row) for row in connection.execute("SELECT * FROM strokes ORDER BY id"))
     for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):
         layer, at, data = _read_chunk(row)

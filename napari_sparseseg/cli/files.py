@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def add_file_commands(commands: Any) -> None:
         help="the suffix chooses the format: .geojson .xml .sparseseg .tif .zarr",
     )  # fmt: skip
     convert.add_argument("--slide", type=Path, help="slide that they belong to; needed if the file has no size")
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def _info(args: argparse.Namespace) -> dict[str, Any]:
@@ -143,10 +145,8 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 def _convert(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg import load_annotations, open_slide, save_annotations
 
-    shape = None
-    if args.slide is not None:
-        with open_slide(args.slide) as slide:
-            shape = slide.shape
-    save_annotations(load_annotations(args.source, shape), args.target)
+    with open_slide(args.slide) if args.slide is not None else nullcontext() as slide:
+        annotations = load_annotations(args.source, None, slide=slide)
+        save_annotations(annotations, args.target, slide=slide, overwrite=args.overwrite)
     say(args, f"wrote {args.target}")
     return {"output": str(args.target)}

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from napari_sparseseg.annotations import Annotations, renumbered
 from napari_sparseseg.annotations.sqlite_file import MAGIC
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.io.asap import read_asap, write_asap
-from napari_sparseseg.io.geojson import read_geojson, shape_in, write_geojson
+from napari_sparseseg.io.asap import AsapReader, write_asap
+from napari_sparseseg.io.geojson import parse_geojson, shape_in, write_geojson
 from napari_sparseseg.io.labels import TIFF_SUFFIXES, read_labels, write_labels
-from napari_sparseseg.io.shapes import ClassLookup
+from napari_sparseseg.io.shapes import ClassLookup, to_annotations
+from napari_sparseseg.io.text_files import TEXT_SUFFIXES, read_bytes
+from napari_sparseseg.io.vendor_xml import LayersReader, NdpaReader, NdpiFrame
+from napari_sparseseg.io.xml_events import parse_xml
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
-    from napari_sparseseg.io.shapes import Classes
+    from napari_sparseseg.io.shapes import Classes, Document
+    from napari_sparseseg.io.xml_events import XmlReader
 
 SUFFIXES = (".geojson", ".xml", ".sparseseg")
 OWN = (".sparseseg", ".sqlite")
@@ -41,26 +46,54 @@ def find_annotations(slide: str | os.PathLike[str]) -> Path:
     raise AnnotationError(f"there are no annotations beside {path}; expected one of {wanted}, or name the file.")
 
 
+class SlideFrame(Protocol):
+    """The part of a slide that says where the coordinates of other programs begin; `Slide` is one."""
+
+    path: str
+    """The file."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of level 0."""
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Level-0 pixel size (y, x) in um."""
+
+
 def load_annotations(
-    path: str | os.PathLike[str], shape: tuple[int, int] | None, classes: Classes | None = None
+    path: str | os.PathLike[str],
+    shape: tuple[int, int] | None,
+    classes: Classes | None = None,
+    *,
+    slide: SlideFrame | None = None,
 ) -> Annotations:
     """Annotations from a file of any known format.
 
     Parameters
     ----------
     path
-        GeoJSON, ASAP's XML, a label image (TIFF, OME-Zarr), an annotation file of this program, or a project folder
-        with annotations of one slide of that shape.
+        GeoJSON, the XML of ASAP, ImageScope, HALO (``.annotations``) or NDP.view (``.ndpa``), each also compressed by
+        gzip or zip; a label image (TIFF, OME-Zarr); an annotation file of this program, or a project folder with
+        annotations of one slide of that shape.
     shape
-        Slide (H, W) in level-0 pixels; None: as the file says, if it does.
+        Slide (H, W) in level-0 pixels; None: that of `slide`, or as the file says, if it does.
     classes
-        Class table to start from; the file's classes are matched by name whatever their case (label images: by id), new
-        ones are appended. None or empty: the file's own.
+        Class table to start from; the file's classes are matched by name ignoring case (label images: by id), new ones
+        are appended. None or empty: the file's own.
+    slide
+        The slide, for formats whose coordinates do not begin at the corner of level 0: where the file has a scanned
+        area inside a larger canvas, and for ``.ndpa``.
 
     Raises
     ------
     AnnotationError
         Where the file cannot be read or belongs to a slide of another size.
+
+    Warns
+    -----
+    AnnotationWarning
+        When objects of the file were left out, or label nothing.
 
     Examples
     --------
@@ -75,11 +108,14 @@ def load_annotations(
     if not source.exists():
         raise AnnotationError(f"there is no annotation file {source}.")
     kind = _kind(source)
-    shape = shape or _own_shape(source, kind)
-    if kind == "geojson":
-        return read_geojson(source, shape, table)
-    if kind == "asap":
-        return read_asap(source, shape, table)
+    shape = shape or (slide.shape if slide is not None else _own_shape(source, kind))
+    if kind == "text":
+        data = read_bytes(source)
+        try:
+            document, origin = _parse(source, data, slide)
+            return to_annotations(document, shape, table, origin=origin)
+        except AnnotationError as error:
+            raise AnnotationError(f"{source.name}: {error}") from error
     if kind == "labels":
         return read_labels(source, shape, table)
     found = Annotations.load(source if kind == "own" else _in_project(source, shape))
@@ -88,14 +124,59 @@ def load_annotations(
     return _with_table(found, table) if table else found
 
 
+def _parse(source: Path, data: bytes, slide: SlideFrame | None) -> tuple[Document, tuple[float, float]]:
+    """The shapes of a text file, and the level-0 (y, x) of its (0, 0)."""
+    if _is_json(source, data):
+        return parse_geojson(data), _origin(slide, "bounds")
+
+    def ndpa() -> NdpaReader:
+        if slide is None:
+            raise AnnotationError(
+                "positions in an .ndpa file are nanometres from the centre of the glass slide; open or name the slide."
+            )
+        return NdpaReader(NdpiFrame.of(Path(slide.path), slide.shape, slide.mpp))
+
+    readers: dict[str, Callable[[], XmlReader]] = {
+        "ASAP_Annotations": AsapReader,
+        "Annotations": LayersReader,
+        "annotations": ndpa,
+    }
+    return parse_xml(data, readers), _origin(slide, "canvas")
+
+
+def _origin(slide: SlideFrame | None, area: str) -> tuple[float, float]:
+    """Level-0 (y, x) of the scanned area (``bounds``, QuPath's frame) or of the ``canvas`` (that of the others)."""
+    box = getattr(slide, area, None)
+    return (0.0, 0.0) if box is None else (float(box.y), float(box.x))
+
+
+def _is_json(source: Path, data: bytes) -> bool:
+    start = data[:400].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+    suffixes = [suffix.lower() for suffix in source.suffixes]
+    if start[:1] in (b"{", b"["):
+        return True
+    if start[:1] == b"<":
+        return False
+    if start.startswith(b"\xac\xed"):
+        raise AnnotationError("it is QuPath's own data file; export the objects as GeoJSON in QuPath.")
+    if any(suffix in (".geojson", ".json") for suffix in suffixes):
+        return True
+    if any(suffix in TEXT_SUFFIXES for suffix in suffixes):
+        return False
+    raise AnnotationError(
+        "it has no known format: GeoJSON, the XML of ASAP, ImageScope, HALO or NDP.view, label TIFF or OME-Zarr, or "
+        ".sparseseg."
+    )
+
+
 def _kind(path: Path) -> str:
-    """The format of a file, by its content where that is unambiguous, else by its suffix."""
+    """The kind of a file: ``own``, ``project``, ``labels`` or ``text``."""
     if path.is_dir():
         is_project = (path / "project.json").exists() or path.suffix == ".sparseseg"
         return "project" if is_project else "labels"
     if path.exists() and not path.is_file():  # opening a pipe would block
         raise AnnotationError(f"{path} is not a regular file; give an annotation file.")
-    if path.suffix.lower() in (".sparseseg", ".sqlite"):
+    if path.suffix.lower() in OWN:
         return "own"  # not opened here, see `annotations.sqlite_file.connect`
     try:
         with path.open("rb") as file:
@@ -104,15 +185,7 @@ def _kind(path: Path) -> str:
         raise AnnotationError(f"cannot open {path}: {error.strerror or error}.") from error
     if head.startswith(MAGIC):
         return "own"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "labels"
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    suffix = path.suffix.lower()
-    if start[:1] in (b"{", b"[") or suffix in (".geojson", ".json"):
-        return "geojson"
-    if start[:1] == b"<" or suffix == ".xml":
-        return "asap"
-    raise AnnotationError(f"{path} has no known format: GeoJSON, XML of ASAP, label TIFF or OME-Zarr, or .sparseseg.")
+    return "labels" if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else "text"
 
 
 def _in_project(folder: Path, shape: tuple[int, int]) -> Path:
@@ -141,13 +214,30 @@ WRITTEN = (".geojson", ".json", ".xml", *OWN, *TIFF_SUFFIXES, ".zarr")
 """Suffixes that `save_annotations` knows."""
 
 
-def save_annotations(annotations: Annotations, path: str | os.PathLike[str]) -> None:
+def save_annotations(
+    annotations: Annotations,
+    path: str | os.PathLike[str],
+    *,
+    slide: SlideFrame | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write annotations in the format of the suffix: GeoJSON, ASAP's XML, label image, or the program's own file.
+
+    Parameters
+    ----------
+    annotations
+        What to write.
+    path
+        File or folder to make.
+    slide
+        The slide, where its file has a scanned area inside a larger canvas; see `load_annotations`.
+    overwrite
+        Replace an existing file.
 
     Raises
     ------
     AnnotationError
-        Where the suffix is another, or the file cannot be written.
+        Where the suffix is another, the file exists, or it cannot be written.
 
     Examples
     --------
@@ -162,22 +252,24 @@ def save_annotations(annotations: Annotations, path: str | os.PathLike[str]) -> 
         raise AnnotationError(
             f"annotations are written as .geojson, .sparseseg, .xml (ASAP), .tif or .ome.zarr, not as {target.name}."
         )
+    if target.exists() and not overwrite:
+        raise AnnotationError(f"{target} exists already; choose another name, or ask to overwrite it.")
     if suffix in OWN:
         annotations.save(target)
     elif suffix == ".xml":
-        write_asap(annotations, target)
+        write_asap(annotations, target, origin=_origin(slide, "canvas"))
     elif suffix in (".geojson", ".json"):
-        write_geojson(annotations, target)
+        write_geojson(annotations, target, origin=_origin(slide, "bounds"))
     else:
-        write_labels(annotations, target)
+        write_labels(annotations, target, overwrite=overwrite)
 
 
 def _own_shape(path: Path, kind: str) -> tuple[int, int]:
     """The slide's shape, where the file says it."""
     if kind == "own":
         return Annotations.load(path).shape
-    if kind == "geojson":
-        shape = shape_in(path)
+    if kind == "text" and _is_json(path, data := read_bytes(path)):
+        shape = shape_in(data)
         if shape is not None:
             return shape
     raise AnnotationError(f"{path.name} does not say how large its slide is; name the slide (--slide).")

@@ -1,9 +1,12 @@
 """GeoJSON as QuPath writes and reads it; (x, y) in level-0 pixels.
 
 Read: a FeatureCollection, a Feature, a bare geometry or a list of them; Polygon, MultiPolygon (holes too),
-LineString and Point with their multiples, GeometryCollection; classifications by name, by names (``A: B``) or as text;
-colours as ``color`` or ``colorRGB``. Locked objects are read like all others. Written: one Feature per connected
-region, outlined along the pixels' sides, and one per dense region, marked in its ``metadata``.
+LineString and Point with their multiples, GeometryCollection; child objects; classifications by name, by names
+(``A: B``) or as text; colours as ``color`` or ``colorRGB``. Objects without a class, and those of classes that end with
+a star, are kept but label nothing. Detections, cells, tiles and objects on other planes are left out.
+
+Written: one Feature per connected region, outlined along the pixels' sides, one per dense region, marked in its
+``metadata``, and the objects that label nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from napari_sparseseg.io.shapes import (
     ClassLookup,
     Document,
     Drawn,
+    FileLimitError,
+    moved,
     points_xy,
-    read_file,
     to_annotations,
-    write_file,
 )
+from napari_sparseseg.io.text_files import read_bytes, write_text
 from napari_sparseseg.io.trace import trace
 
 if TYPE_CHECKING:
@@ -43,8 +47,29 @@ MARK = "napari-sparseseg"
 MAX_DEPTH = 20
 MAX_MEMORY = 4 << 30
 """Bytes that a parsed file may take; counted before it is parsed."""
-_MEMBERS = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
 _NAMESPACE = uuid.UUID("8a9a7b1e-6f0c-5a9e-9a4b-2f2d7c1f5e10")
+# By ``objectType``, and by the ``id`` that QuPath wrote before version 0.3.
+_NOT_DRAWN = {
+    "detection": "detections",
+    "cell": "cells",
+    "tile": "tiles",
+    "PathDetectionObject": "detections",
+    "PathCellObject": "cells",
+    "PathTileObject": "tiles",
+}
+# Members by which other JSON formats are recognised.
+_OTHER_FORMATS = {
+    "COCO": {"images", "annotations", "categories"},
+    "labelme": {"shapes", "imagePath"},
+    "V7 Darwin": {"annotations", "item"},
+    "V7 Darwin (version 1)": {"annotations", "image", "dataset"},
+    "VGG Image Annotator": {"_via_img_metadata"},
+    "the Digital Slide Archive": {"elements"},
+    "the Digital Slide Archive (whole document)": {"_id", "annotation"},
+    "Label Studio": {"annotations", "data"},
+    "Supervisely": {"objects", "size"},
+    "TopoJSON": {"objects", "arcs"},
+}
 
 
 def read_geojson(
@@ -52,9 +77,10 @@ def read_geojson(
     shape: tuple[int, int],
     classes: Classes | None = None,
     *,
+    origin: tuple[float, float] = (0.0, 0.0),
     progress: Progress | None = None,
 ) -> Annotations:
-    """Annotations from a GeoJSON file.
+    """Annotations from a GeoJSON file, also compressed by gzip or zip.
 
     Parameters
     ----------
@@ -63,23 +89,29 @@ def read_geojson(
     shape
         Slide (H, W) in level-0 pixels; what lies outside is left out.
     classes
-        Class table to start from; the file's names are matched whatever their case, new ones are appended.
+        Class table to start from; the file's names are matched ignoring case, new ones are appended.
+    origin
+        Level-0 (y, x) of the file's (0, 0).
     progress
         Called now and then with (drawn, all).
 
     Raises
     ------
     AnnotationError
-        Where the file is not GeoJSON, or contains something that cannot be drawn.
+        Where the file is not GeoJSON, or contains nothing that can be drawn.
     """
-    return to_annotations(read_file(path, lambda data: parse_geojson(_load(data))), shape, classes, progress)
+    data = read_bytes(path)
+    try:
+        return to_annotations(parse_geojson(data), shape, classes, origin=origin, progress=progress)
+    except AnnotationError as error:
+        raise AnnotationError(f"{Path(path).name}: {error}") from error
 
 
 def _load(text: bytes) -> Any:
     if _memory_of(text) > MAX_MEMORY:
         raise AnnotationError(f"it would take more than {MAX_MEMORY >> 30} GB of memory to read it; split it.")
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text)  # with NaN and Infinity, which QuPath before 0.5 writes as measurements
     except RecursionError as error:
         raise AnnotationError("it is nested far too deeply for GeoJSON.") from error
     except ValueError as error:
@@ -92,33 +124,40 @@ def _memory_of(text: bytes) -> int:
     return 88 * lists + 232 * tables + 40 * (lists + tables + commas)
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number that JSON allows")
-
-
-def shape_in(path: Path) -> tuple[int, int] | None:
-    """The slide's (H, W) in a file that this program wrote; None for any other."""
-    data = read_file(path, _load)
-    mark = data.get(MARK) if isinstance(data, dict) else None
+def shape_in(data: bytes) -> tuple[int, int] | None:
+    """The slide's (H, W) in the contents of a file that this program wrote; None for any other."""
+    parsed = _load(data)
+    mark = parsed.get(MARK) if isinstance(parsed, dict) else None
     shape = mark.get("shape") if isinstance(mark, dict) else None
     if isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape):
         return shape[0], shape[1]
     return None
 
 
-def parse_geojson(data: Any) -> Document:
-    """The shapes in parsed GeoJSON.
+def parse_geojson(text: bytes) -> Document:
+    """The shapes in a GeoJSON file's contents.
 
     Raises
     ------
     AnnotationError
-        Where it contains something that cannot be drawn.
+        Where it is not GeoJSON.
     """
-    document = Document()
+    data = _load(text)
+    _refuse_other_formats(data)
+    document = Document(stars=True)
     if isinstance(data, dict):
         document.classes = _own_classes(data.get(MARK))
-    _read(data, document, Drawn(UNCLASSIFIED, "polygon", []), 0)
+    _read(data, document, 0)
     return document
+
+
+def _refuse_other_formats(data: Any) -> None:
+    first = data[0] if isinstance(data, list) and data else data
+    if not isinstance(first, dict) or isinstance(first.get("type"), str):
+        return
+    for name, members in _OTHER_FORMATS.items():
+        if members <= set(first):
+            raise AnnotationError(f"it is JSON of {name}, which is not read; export GeoJSON, for example with QuPath.")
 
 
 def _own_classes(mark: Any) -> list[ClassDef]:
@@ -130,42 +169,105 @@ def _own_classes(mark: Any) -> list[ClassDef]:
         raise AnnotationError(f"the class table in {MARK!r} cannot be read: {error}.") from error
 
 
-def _read(data: Any, document: Document, style: Drawn, depth: int) -> None:
+def _read(data: Any, document: Document, depth: int) -> None:
+    """Add the objects of a GeoJSON value."""
     if depth > MAX_DEPTH:
-        raise AnnotationError("geometries are nested too deeply.")
+        raise FileLimitError("objects are nested too deeply.")
     if isinstance(data, list):
         for item in data:
-            _read(item, document, style, depth + 1)
-        return
-    if not isinstance(data, dict):
+            try:
+                _read(item, document, depth + 1)
+            except FileLimitError:
+                raise
+            except AnnotationError as error:
+                document.errors.append(str(error).rstrip("."))
+    elif not isinstance(data, dict):
         raise AnnotationError(f"expected GeoJSON objects, found {type(data).__name__}.")
-    kind = data.get("type")
-    if kind in _MEMBERS:
-        _read(_list(data, _MEMBERS[kind]), document, style, depth + 1)
-    elif kind == "Feature":
-        if data.get("geometry") is not None:
-            _read(data["geometry"], document, _style(data.get("properties")), depth + 1)
+    elif data.get("type") == "FeatureCollection":
+        _read(_members(data, "features"), document, depth + 1)
+    elif data.get("type") == "Feature":
+        _read_feature(data, document, depth)
     else:
-        _draw(kind, data.get("coordinates"), document, style)
+        for rings, is_line in _parts(data, depth):  # a bare geometry cannot have a class, so it is meant as one
+            document.add(Drawn(UNCLASSIFIED, "brush" if is_line else "polygon", rings, radius=THIN_RADIUS))
 
 
-def _draw(kind: Any, coordinates: Any, document: Document, style: Drawn) -> None:
-    for rings, is_line in _geometry(kind, coordinates):
+def _read_feature(feature: dict[str, Any], document: Document, depth: int) -> None:
+    properties = feature.get("properties")
+    if properties is not None and not isinstance(properties, dict):
+        raise AnnotationError(f"the properties of a Feature must be an object, found {type(properties).__name__}.")
+    properties = properties or {}
+    for children in (feature.get("childObjects"), properties.get("childObjects")):
+        if isinstance(children, list):
+            _read(children, document, depth + 1)
+    geometry = feature.get("geometry") or {}  # QuPath writes {} for an object without an outline
+    parts = list(_parts(geometry, depth)) if geometry else []
+    left_out = _why_left_out(feature, properties, geometry, parts)
+    if left_out:
+        document.left_out[left_out] += 1
+        return
+    name, colour = _classification(properties)
+    metadata = properties.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    mark = metadata.get(MARK)
+    if not name or name.endswith("*"):
+        document.keep(name, {"type": "Feature", "geometry": geometry, "properties": _plain(properties)})
+    if not name or mark == "other":
+        return
+    for rings, is_line in parts:
         if is_line:
-            document.add(Drawn(style.name, "brush", rings, style.colour, style.radius or THIN_RADIUS))
-        elif all(len(ring) >= 3 for ring in rings):
-            document.add(Drawn(style.name, style.kind, rings, style.colour))
+            document.add(Drawn(name, "brush", rings, colour, _width(metadata.get("radius")) or THIN_RADIUS))
+        else:
+            document.add(Drawn(name, "dense" if mark == "dense" else "polygon", rings, colour))
 
 
-def _list(data: dict[str, Any], key: str) -> list[Any]:
-    value = data.get(key)
-    if not isinstance(value, list):
-        raise AnnotationError(f"{data.get('type')} needs a list of {key}, found {type(value).__name__}.")
-    return value
+def _why_left_out(feature: dict[str, Any], properties: dict[str, Any], geometry: Any, parts: list[Any]) -> str:
+    for kind in (properties.get("objectType"), feature.get("id")):
+        if isinstance(kind, str) and kind in _NOT_DRAWN:
+            return _NOT_DRAWN[kind]
+    if not parts:
+        return "without an outline"
+    for holder in (geometry, properties):
+        plane = holder.get("plane")
+        if isinstance(plane, dict) and any(plane.get(axis) not in (None, 0, -1) for axis in "zt"):
+            return "on other planes"
+    return ""
+
+
+def _plain(properties: dict[str, Any]) -> dict[str, Any]:
+    """The properties that are kept: without children and measurements, and only what JSON can hold."""
+    out = {}
+    for key, value in properties.items():
+        if key not in ("childObjects", "measurements"):
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError:
+                continue
+            out[key] = value
+    return out
+
+
+def _members(data: dict[str, Any], key: str) -> list[Any]:
+    members = data.get(key)
+    if not isinstance(members, list):
+        raise AnnotationError(f"{data.get('type')} needs a list of {key}, found {type(members).__name__}.")
+    return members
+
+
+def _parts(geometry: Any, depth: int) -> Iterator[tuple[list[NDArray[np.float64]], bool]]:
+    """(rings, whether they are lines or dots) of the parts of a geometry; empty parts are skipped."""
+    if depth > MAX_DEPTH:
+        raise FileLimitError("geometries are nested too deeply.")
+    if not isinstance(geometry, dict):
+        raise AnnotationError(f"expected a geometry, found {type(geometry).__name__}.")
+    if geometry.get("type") == "GeometryCollection":
+        for member in _members(geometry, "geometries"):
+            yield from _parts(member, depth + 1)
+    else:
+        yield from _geometry(geometry.get("type"), geometry.get("coordinates"))
 
 
 def _geometry(kind: Any, coordinates: Any) -> Iterator[tuple[list[NDArray[np.float64]], bool]]:
-    """(rings, whether they are lines or dots) of the parts of a geometry."""
     if not isinstance(coordinates, list):
         raise AnnotationError(
             f"a geometry of type {kind!r} needs a list of coordinates, found {type(coordinates).__name__}."
@@ -173,14 +275,16 @@ def _geometry(kind: Any, coordinates: Any) -> Iterator[tuple[list[NDArray[np.flo
     if not coordinates:
         return
     if kind == "Polygon":
-        yield [points_xy(ring) for ring in coordinates], False
+        rings = [points_xy(ring) for ring in coordinates if ring != []]
+        if coordinates[0] != [] and len(rings[0]) >= 3:
+            yield [rings[0], *(hole for hole in rings[1:] if len(hole) >= 3)], False
     elif kind == "MultiPolygon":
         for polygon in coordinates:
             yield from _geometry("Polygon", polygon)
     elif kind == "LineString":
         yield [points_xy(coordinates)], True
     elif kind == "MultiLineString":
-        yield [points_xy(line) for line in coordinates], True
+        yield [points_xy(line) for line in coordinates if line != []], True
     elif kind in ("Point", "MultiPoint"):
         points = points_xy([coordinates] if kind == "Point" else coordinates)
         yield [point[None] for point in points], True
@@ -190,33 +294,14 @@ def _geometry(kind: Any, coordinates: Any) -> Iterator[tuple[list[NDArray[np.flo
         )
 
 
-def _style(properties: Any) -> Drawn:
-    """Class, colour, kind and width of a Feature."""
-    if properties is None:
-        return Drawn(UNCLASSIFIED, "polygon", [])
-    if not isinstance(properties, dict):
-        raise AnnotationError(f"the properties of a Feature must be an object, found {type(properties).__name__}.")
+def _classification(properties: dict[str, Any]) -> tuple[str, str]:
+    """Name and colour of an object's class; both empty where it has none."""
     label = properties.get("classification")
-    name, colour = _classification(label if label is not None else properties.get("class"))
-    metadata = properties.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    kind = "dense" if metadata.get(MARK) == "dense" else "polygon"
-    return Drawn(name, kind, [], colour, _width(metadata.get("radius")))
-
-
-def _width(value: Any) -> float:
-    try:
-        radius = float(value) if isinstance(value, (str, int, float)) else 0.0
-    except ValueError:
-        return 0.0
-    return radius if 0 < radius < 1e6 else 0.0
-
-
-def _classification(label: Any) -> tuple[str, str]:
+    label = label if label is not None else properties.get("class")
     if label is None:
-        return UNCLASSIFIED, ""
+        return "", ""
     if isinstance(label, str):
-        return label, ""
+        return label.strip(), ""
     if not isinstance(label, dict):
         raise AnnotationError(f"a classification must be a name or an object, found {type(label).__name__}.")
     names = label.get("names")
@@ -225,7 +310,15 @@ def _classification(label: Any) -> tuple[str, str]:
         name = ": ".join(str(n) for n in names)
     if name is not None and not isinstance(name, str):
         raise AnnotationError(f"the name of a classification must be a text, found {type(name).__name__}.")
-    return name or UNCLASSIFIED, _colour(label)
+    return (name or "").strip(), _colour(label)
+
+
+def _width(value: Any) -> float:
+    try:
+        radius = float(value) if isinstance(value, (str, int, float)) else 0.0
+    except ValueError:
+        return 0.0
+    return radius if 0 < radius < 1e6 else 0.0
 
 
 def _colour(label: dict[str, Any]) -> str:
@@ -242,8 +335,19 @@ def _colour(label: dict[str, Any]) -> str:
     return ""
 
 
-def write_geojson(annotations: Annotations, path: str | os.PathLike[str]) -> None:
+def write_geojson(
+    annotations: Annotations, path: str | os.PathLike[str], *, origin: tuple[float, float] = (0.0, 0.0)
+) -> None:
     """Write annotations as GeoJSON, labels outlined exactly; reading it back gives the same labels.
+
+    Parameters
+    ----------
+    annotations
+        What to write.
+    path
+        Replaced if it exists.
+    origin
+        Level-0 (y, x) that becomes the file's (0, 0).
 
     Raises
     ------
@@ -259,9 +363,13 @@ def write_geojson(annotations: Annotations, path: str | os.PathLike[str]) -> Non
         for region in snapshot.dense_regions:
             # Coordinates keep all digits: an edge may pass a pixel's centre by less than any number of decimals.
             dense = {"name": "dense region", "metadata": {MARK: "dense"}}
-            yield _feature(region.parts(), classes[region.class_id], dense)
+            yield _feature([ring - origin for ring in region.parts()], classes[region.class_id], dense)
+        shift = tuple(int(n) if float(n).is_integer() else n for n in origin)
         for outline in trace(snapshot.scribbles):
-            yield _feature([outline.shell, *outline.holes], classes[outline.class_id], {})
+            rings = [ring - shift for ring in (outline.shell, *outline.holes)]
+            yield _feature(rings, classes[outline.class_id], {})
+        for other in annotations.others:
+            yield _marked(moved(other, (-origin[0], -origin[1])))
 
     def write(file: TextIO) -> None:
         file.write(json.dumps(head)[:-1] + ', "features": [')
@@ -269,7 +377,15 @@ def write_geojson(annotations: Annotations, path: str | os.PathLike[str]) -> Non
             file.write((",\n" if number else "\n") + json.dumps(feature))
         file.write("\n]}\n")
 
-    write_file(path, write)
+    write_text(path, write)
+
+
+def _marked(feature: dict[str, Any]) -> dict[str, Any]:
+    """An object that labels nothing, marked so that it clears nothing either when it is read again."""
+    properties = feature["properties"]
+    metadata = properties.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return {**feature, "properties": {**properties, "metadata": {**metadata, MARK: "other"}}}
 
 
 def _feature(rings: Sequence[NDArray[Any]], label: ClassDef, more: dict[str, Any]) -> dict[str, Any]:
@@ -311,7 +427,11 @@ def read_classes(path: str | os.PathLike[str], known: Sequence[ClassDef] = ()) -
     if file.is_dir():
         file = file / "classifiers" / "classes.json"
     table = ClassLookup(known)
-    named = read_file(file, lambda text: list(_labels(_load(text))))
+    data = read_bytes(file)
+    try:
+        named = list(_labels(_load(data)))
+    except AnnotationError as error:
+        raise AnnotationError(f"{file.name}: {error}") from error
     for name, colour in named:
         table.id_of(name, colour)
         if colour:
@@ -335,6 +455,6 @@ def _labels(data: Any) -> Iterator[tuple[str, str]]:
         labels = [p.get("classification") for p in properties if isinstance(p, dict)]
     for label in labels:
         if isinstance(label, (str, dict)):
-            name, colour = _classification(label)
-            if name.strip() and name != UNCLASSIFIED:
+            name, colour = _classification({"classification": label})
+            if name:
                 yield name, colour

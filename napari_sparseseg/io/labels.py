@@ -201,6 +201,7 @@ def write_labels(
     *,
     downsample: float = 1.0,
     mpp: float | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a label image; one tile is in memory at once, and tiles without labels are not stored in OME-Zarr.
 
@@ -209,11 +210,13 @@ def write_labels(
     annotations
         Scribbles and the rest classes of dense regions, scribbles first.
     path
-        ``.tif``, ``.tiff`` (``.ome.tif`` too) or ``.zarr``; replaced if it exists.
+        ``.tif``, ``.tiff`` (``.ome.tif`` too) or ``.zarr``.
     downsample
         Level-0 pixels per pixel of the image, along both axes; 1 or more.
     mpp
         Micrometres per level-0 pixel, written as the image's scale times `downsample`; None: not known.
+    overwrite
+        Replace an existing file; without it none is, for it may be the slide.
 
     Raises
     ------
@@ -227,7 +230,7 @@ def write_labels(
         raise AnnotationError(f"label images are written as .tif or .zarr, not as {target.name}.")
     if not (1.0 <= downsample < np.inf):
         raise AnnotationError(f"a label image has 1 or more level-0 pixels per pixel, not {downsample}.")
-    if target.exists():
+    if target.exists() and not overwrite:
         raise AnnotationError(f"{target} exists already; remove it, or choose another name.")
     part = target.with_name(f"{target.name}.part{suffix}")
     image = _Image(annotations.snapshot(), Frame((downsample, downsample)), mpp)
@@ -237,6 +240,8 @@ def write_labels(
             _write_zarr(image, part)
         else:
             _write_tiff(image, part)
+        if target.is_dir():  # a folder cannot be replaced by renaming
+            _remove(target)
         part.replace(target)
     except (OSError, ValueError) as error:
         raise AnnotationError(f"cannot write {target}: {error}.") from error

@@ -194,7 +194,7 @@ class Session:
 
         slide, path = self.slide, path or find_annotations(self.slide.path)
         fresh = len(self.entries) == 1 and not self._slides.labelled and self.model is None
-        self.annotations = load_annotations(path, slide.shape, classes=() if fresh else self.classes)
+        self.annotations = load_annotations(path, slide.shape, classes=() if fresh else self.classes, slide=slide)
 
     # Training
 

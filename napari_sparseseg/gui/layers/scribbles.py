@@ -392,7 +392,7 @@ SUFFIXES = (".sparseseg", ".geojson", ".xml")
 
 def save_annotations(annotations: Annotations, path: str | PathLike[str]) -> list[str]:
     """Save by suffix and return what was written; an unknown suffix is an `AnnotationError`."""
-    save_file(annotations, path)
+    save_file(annotations, path, overwrite=True)  # napari's dialog has asked
     return [str(Path(path))]
 
 
