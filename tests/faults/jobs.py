@@ -169,7 +169,7 @@ def export_others(folder: Path, seed: int) -> None:
     tell("ready")
     for k in itertools.count(1):
         edit(annotations, rng)
-        save_annotations(annotations, folder / "a.xml")
+        save_annotations(annotations, folder / "a.xml", overwrite=True)
         tell("a.xml", k)
         name = f"{k}.ome.tif" if k % 2 else f"{k}.ome.zarr"
         write_labels(annotations, folder / name)

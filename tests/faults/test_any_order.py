@@ -309,7 +309,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(ending=st.sampled_from(["geojson", "xml", "sparseseg"]))
     def export(self, ending):
         path, a = self.folder / f"e.{ending}", self.session.annotations
-        save_annotations(a, path)
+        save_annotations(a, path, overwrite=True)
         found = load_annotations(path, a.shape, classes=self.session.classes)
         np.testing.assert_array_equal(found.read((0, 0, 128, 128)), a.read((0, 0, 128, 128)))
 
