@@ -83,7 +83,10 @@ def torchrun(tiny_slide, tmp_path, *options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("budget", [("--steps", "3"), ("--seconds", "3")], ids=["steps", "time"])
+@pytest.mark.parametrize(
+    "budget",
+    [pytest.param(("--steps", "3"), id="steps"), pytest.param(("--seconds", "3"), id="time", marks=pytest.mark.slow)],
+)
 def test_torchrun_trains_with_the_same_command_and_writes_once(budget, tiny_slide, tmp_path):
     ended = torchrun(tiny_slide, tmp_path, *budget)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -86,7 +86,13 @@ def test_sixteen_bits_and_missing_pixels(tmp_path):
     np.testing.assert_allclose(run(path, pixels), model.probabilities(pixels), atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [lambda: model_of(two_speed()), fluorescence], ids=["colour", "fluorescence"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: model_of(two_speed()), id="colour"),
+        pytest.param(fluorescence, id="fluorescence", marks=pytest.mark.slow),
+    ],
+)
 def test_the_package_passes_the_test_of_bioimageio(make, tmp_path):
     path = export_model(make(), tmp_path / "model.zip")
     assert {"rdf.yaml", "model.onnx", "input.npy", "output.npy", "README.md"} <= {

@@ -40,6 +40,7 @@ def test_where_they_must_run_that_is_a_failure(tmp_path):
     assert "GUI tests must run here, but no display" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_display_that_does_not_answer_counts_as_none(tmp_path):
     ended = run(tmp_path, DISPLAY=":4711")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -134,7 +134,7 @@ def stress(session, rng, seconds, slides, folder):
     return surprises
 
 
-@pytest.mark.parametrize("seed", [0, 1, *[pytest.param(k, marks=pytest.mark.slow) for k in range(2, 22)]])
+@pytest.mark.parametrize("seed", [0, *[pytest.param(k, marks=pytest.mark.slow) for k in range(1, 22)]])
 def test_pen_and_buttons_at_once(slides, tmp_path, seed):
     rng = random.Random(seed)
     failures = []

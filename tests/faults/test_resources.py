@@ -245,6 +245,7 @@ def test_an_all_white_slide_trains_and_predicts(session, tmp_path):
     assert set(np.unique(tifffile.imread(result.output))) <= {1, 2}
 
 
+@pytest.mark.slow
 def test_255_classes(tmp_path):
     """Each has a colour of its own, and is found where it was drawn: also the last, whose id is the largest a byte."""
     side, steps = 24, np.linspace(20, 235, 7).astype(np.uint8)
@@ -344,6 +345,7 @@ def test_out_of_memory_ends_the_run_and_nothing_else(session, monkeypatch, kind)
     assert session.predict((0, 0, 64, 64))[0].shape == (64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("out of memory")
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc")
 def test_out_of_address_space(tmp_path):

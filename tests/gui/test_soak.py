@@ -1,6 +1,6 @@
 """Soak: painting, panning, training and predicting in the real window for a long time; whatever grows is a leak.
 
-A few turns by default and ten minutes with ``-m slow``; an hour is
+A few turns, then ten minutes, with ``-m slow``; an hour is
 ``SPARSESEG_SOAK_SECONDS=3600 pytest -m slow tests/gui/test_soak.py -s -o faulthandler_timeout=0``.
 The line that is printed has the figures.
 
@@ -274,7 +274,7 @@ class Person:
 
 
 @pytest.mark.skipif(math.isnan(in_use_mb()), reason="the C library does not tell what is in use (glibc 2.33)")
-@pytest.mark.parametrize("leak_mb", [0.0, 0.5])
+@pytest.mark.parametrize("leak_mb", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_a_leak_is_seen(qapp, leak_mb):
     watch, kept = Watch(), []
     for minute in range(12):
@@ -286,7 +286,8 @@ def test_a_leak_is_seen(qapp, leak_mb):
     assert len(kept) == 12
 
 
-@pytest.mark.parametrize("seconds", [0.0, pytest.param(LONG, marks=pytest.mark.slow, id="long")])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(LONG, id="long")])
 @pytest.mark.timeout(LONG + 1500)
 def test_nothing_grows(viewer, mouse, tiny_slide, tmp_path, seconds):
     _, panel = viewer.window.add_plugin_dock_widget("napari-sparseseg")
