@@ -102,6 +102,20 @@ def test_the_device_is_chosen_by_what_is_there(monkeypatch):
         choose_device("cuda")
 
 
+@pytest.mark.parametrize(
+    ("setting", "before", "expected"),
+    [(None, "", 1), ("2", "", 2), (None, "import torch; torch.set_num_threads(3); ", 3), ("", "", 1)],
+)
+def test_torch_has_one_thread_unless_the_user_has_chosen(setting, before, expected):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+    code = (
+        f"{before}from napari_sparseseg.learning.torch_runtime import import_torch as t; print(t().get_num_threads())"
+    )
+    asked = kept if setting is None else kept | {"OMP_NUM_THREADS": setting}
+    done = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == expected
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP library than the one that is asked here")
 @pytest.mark.parametrize(("own", "spins"), [(None, "0"), ("77", "77")])
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(own, spins):

@@ -7,7 +7,8 @@ change                         where                        reason
 =============================  ===========================  =======================================================
 triton looks absent            Linux, beside a viewer;      its LLVM clashes with that of Mesa's OpenGL drivers:
                                in `tune_process` anywhere   the import ends in a segmentation fault; saves 77 MB
-torch's number of threads      beside a viewer              the event loop needs the other cores
+one thread inside operators    everywhere                   several wait for each other many times per operator: beside
+                                                            busy programs nearly all the time; see D15
 ``OMP_WAIT_POLICY=passive``    `tune_process`               threads that wait spin, and stall beside other programs
 ``THP_MEM_ALLOC_ENABLE=1``     `tune_process`               with 4 kB pages half of the time goes into page faults
 ``mallopt`` (glibc)            `tune_process`               gives back memory that ended threads and tiles have left
@@ -81,17 +82,15 @@ def import_torch(threads: int | None = None) -> ModuleType:
     Parameters
     ----------
     threads
-        CPU threads of torch. None: ``OMP_NUM_THREADS`` where set, else one on machines of up to four cores when a
-        viewer is open (its event loop needs the others), else torch's own choice.
+        CPU threads inside torch's operators. None: ``OMP_NUM_THREADS`` where set; else one, unless a script has
+        imported torch before and so has made its own choice.
     """
     hide_triton_from_viewer()
+    chosen = bool(os.environ.get("OMP_NUM_THREADS")) or ("torch" in sys.modules and not _in_viewer())
     import torch
 
-    cores = os.cpu_count() or 1
-    if threads is None and _in_viewer() and "OMP_NUM_THREADS" not in os.environ:
-        threads = max(1, cores // 2 if cores <= 4 else cores - 2)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if threads is not None or not chosen:
+        torch.set_num_threads(threads or 1)
     return torch
 
 
