@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# The longer ones first: of "a.ome.tif" the whole ".ome.tif" is the suffix.
+_SLIDE_SUFFIXES = (
+    ".ome.tiff", ".ome.tif", ".ome.btf", ".ome.tf2", ".ome.tf8", ".ome.zarr", ".qptiff", ".dicom", ".tiff", ".mrxs",
+    ".ndpi", ".ndpis", ".svslide", ".zarr", ".jpeg", ".vms", ".vmu", ".svs", ".scn", ".bif", ".tif", ".btf", ".dcm",
+    ".czi", ".isyntax", ".i2syntax", ".png", ".jpg", ".jp2", ".jxl", ".webp", ".bmp", ".gif", ".stk", ".lsm", ".n5",
+)  # fmt: skip
+
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside `path` by `write(temporary)`, flush to disk, then rename: readers see the old file or the new one.
@@ -28,6 +35,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def result_name(path: str | os.PathLike[str]) -> str:
+    """The name of a slide without its known suffix, for the files made from it; dots inside the name stay."""
+    name = Path(path).name
+    suffix = next((s for s in _SLIDE_SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)] or name or "slide"
 
 
 def is_link(path: Path) -> bool:

@@ -12,7 +12,7 @@ from skimage.draw import polygon2mask
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Frame, Placement
 from napari_sparseseg.io.contours import Region
-from napari_sparseseg.io.measurements import AreaTable, write_csv
+from napari_sparseseg.io.measurements import AreaTable, plain_cell, write_csv
 
 CLASSES = make_classes(["tumour", "stroma", "fat"])
 PLACEMENT = Placement(Frame((4.0, 2.0)), (0.25, 0.5))  # label pixels of 1 x 1 um
@@ -71,3 +71,25 @@ def test_multipolygons_and_unknown_mpp():
     table = filled(AreaTable(CLASSES, Placement(Frame(), None), {"two": two}), labels, 10)
     row = next(r for r in table.rows("s") if r.region == "two" and r.class_id == 1)
     assert (row.pixels, row.mm2, row.percent) == (4 + 12, None, 100)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=cmd|' /C calc'!A0", "+1+1", "-2", "@SUM(A1)", " =1", "\t=1", "\r\n+1", "\uff1d1", "\uff0b1", "\u202e=1"],
+)
+def test_no_cell_is_a_formula_or_a_command_to_a_terminal(tmp_path, text):
+    classes = make_classes([text, "a\x1b[31mred\x07", "plain-name = 1"])
+    table = AreaTable(classes, Placement(Frame(), (0.5, 0.5)))
+    table.add_rows(0, np.array([[1, 2, 3]], np.uint8))
+    rows = table.rows("-slide.svs")
+    write_csv(tmp_path / "a.csv", rows, slides=["=1/a.svs"] * len(rows))
+    raw = (tmp_path / "a.csv").read_bytes()
+    assert not [byte for byte in raw if byte < 32 and byte != 10]
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    for row in found:
+        for cell in row.values():
+            assert not cell.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b")), cell
+    assert [row["class"] for row in found[1:]] == ["a [31mred ", "plain-name = 1"]
+    assert {row["path"] for row in found} == {"'=1/a.svs"}
+    assert plain_cell("Drüse 1-2") == "Drüse 1-2"

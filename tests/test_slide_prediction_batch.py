@@ -20,6 +20,7 @@ import tifffile
 from napari_sparseseg.cli import main
 from napari_sparseseg.cli.common import ProgressLine
 from napari_sparseseg.errors import PredictionError, SlideError
+from napari_sparseseg.files import result_name
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.prediction.slide import Progress
 from napari_sparseseg.session.session import Session
@@ -69,6 +70,7 @@ def test_one_summary_over_slides_that_are_trained_on_held_out_or_only_predicted(
     assert batch.failed == ()
     rows = rows_of(batch.summary)
     assert len(rows) == 3 * 3
+    assert [row["path"] for row in rows[::3]] == [str(path) for path in slides], "two slides have the same name"
     for result in batch.results:
         labels = np.asarray(PredictionStore(result.output, "r").labels[0])
         mine = rows[:3]
@@ -160,6 +162,30 @@ def test_predicting_a_project_by_another_model_changes_nothing_in_it(slides, mod
     given = ["--output", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
     assert main(["predict", str(project), *given]) == 0
     assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/H24.01234 A1.svs", "H24.01234 A1"), ("H24.01234 A2.OME.TIF", "H24.01234 A2"), ("x.ome.zarr", "x"),
+        ("x.y.ndpi", "x.y"), ("no suffix", "no suffix"), ("v1.2", "v1.2"), (".svs", ".svs"),
+        ("https://h/a.b.zarr", "a.b"),
+    ],
+)  # fmt: skip
+def test_results_have_the_whole_name_of_their_slide_without_its_suffix(path, name):
+    assert result_name(path) == name
+
+
+def test_slides_whose_names_differ_behind_a_dot_have_results_of_their_own(model, tmp_path, capsys):
+    slides = [write_slide(tmp_path / f"H24.01234 A{k}.tif", 512, k) for k in (1, 2)]
+    out = tmp_path / "out"
+    assert main(["predict", *map(str, slides), "--model", str(model), "--output", str(out)]) == 0
+    for k in (1, 2):
+        single = tmp_path / "single"
+        assert main(["predict", str(slides[k - 1]), "--model", str(model), "--output", str(single)]) == 0
+        for folder in (out, single):
+            assert (folder / f"H24.01234 A{k}.ome.zarr").is_dir()
+    capsys.readouterr()
 
 
 def test_ctrl_c_keeps_what_is_done(model, tmp_path):

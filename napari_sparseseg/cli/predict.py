@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.cli.common import ProgressLine, command, not_negative, positive, positive_int, say
 from napari_sparseseg.errors import SparseSegError
+from napari_sparseseg.files import result_name
 
 if TYPE_CHECKING:
     import argparse
@@ -92,7 +93,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
             out = args.output
             if folder:
                 out.mkdir(parents=True, exist_ok=True)
-                out = out / f"{args.slides[0].name.split('.')[0]}.ome.zarr"
+                out = out / f"{result_name(args.slides[0])}.ome.zarr"
             line = ProgressLine(args.slides[0].name)
             result = session.predict_slide(out, geojson=args.geojson, csv=args.csv, progress=line, **options)
         except KeyboardInterrupt:

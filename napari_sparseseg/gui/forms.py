@@ -14,6 +14,7 @@ from magicgui.widgets import Widget
 from napari.layers import Labels, Layer, Shapes
 
 from napari_sparseseg.errors import AnnotationError, PredictionError
+from napari_sparseseg.files import result_name
 from napari_sparseseg.gui.commands import panel
 from napari_sparseseg.gui.layers.layer_exchange import import_layer, shapes_data
 
@@ -110,7 +111,7 @@ def predict_with_options(
     def start() -> None:
         if opened.session.model is None:
             raise PredictionError("there is no model to predict with: train, or load one, first.")
-        stem = out.name.split(".")[0]
+        stem = result_name(out)
         beside: dict[str, Any] = {"geojson": regions, "csv": areas}
         files = {kind: out.with_name(f"{stem}.{kind}") for kind, wanted in beside.items() if wanted}
         opened.predict_slide(out, mpp=mpp or None, tissue_only=tissue_only, resume=True, **files)

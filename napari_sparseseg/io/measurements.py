@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from dataclasses import asdict, dataclass, fields
 from typing import IO, TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 WHOLE_SLIDE = "slide"
 NOT_PREDICTED = "not predicted"
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reorder what is shown
 _BAND_PIXELS = 1 << 19
 """Label pixels that are measured at a time: the arrays then stay in the cache, which is faster than larger bands."""
 # The outline runs through the middles of pixel sides, up to sqrt(2)/4 px from the pixels' true border. Simplifying by
@@ -208,16 +211,36 @@ class AreaTable:
         return round(pixels * self._placement.pixel_area / 1e6, 9) if self._placement.mpp else None
 
 
-def write_csv(path: Path, rows: Sequence[AreaRow]) -> None:
-    """Write a table with a header line; unknown values are left empty."""
+def write_csv(path: Path, rows: Sequence[AreaRow], *, slides: Sequence[str] | None = None) -> None:
+    """Write a table with a header line; unknown values are left empty.
+
+    Parameters
+    ----------
+    path
+        Replaced if it exists.
+    rows
+        Rows of the table.
+    slides
+        Path of the slide of each row, for a last column ``path``.
+    """
     names = [f.name for f in fields(AreaRow)]
-    header = ["class" if name == "class_name" else name for name in names]
+    header = ["class" if name == "class_name" else name for name in names] + ["path"] * (slides is not None)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        for row in rows:
-            values = asdict(row)
-            writer.writerow(["" if values[name] is None else values[name] for name in names])
+        for row, slide in zip(rows, slides or [""] * len(rows), strict=True):
+            cells = [*asdict(row).values(), *([slide] if slides is not None else [])]
+            writer.writerow([plain_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+
+
+def plain_cell(text: str) -> str:
+    """Text that no spreadsheet runs as a formula and no terminal as a command.
+
+    Control characters become spaces, and a text that begins like a formula gets an apostrophe before it, as OWASP
+    recommends (CSV injection).
+    """
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") or c in _BIDI else c for c in text)
+    return f"'{plain}" if plain.lstrip().startswith(_FORMULA) else plain
 
 
 class GeoJsonWriter:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError, SparseSegError
-from napari_sparseseg.files import write_atomic
+from napari_sparseseg.files import result_name, write_atomic
 from napari_sparseseg.io.measurements import write_csv
 from napari_sparseseg.prediction.tiles import PredictionStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from napari_sparseseg.prediction.slide.options import SlideResult
     from napari_sparseseg.slides import Slide
@@ -22,7 +22,7 @@ SUMMARY = "summary.csv"
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of many slides."""
+    """Results of many slides."""
 
     results: tuple[SlideResult, ...]
     summary: Path
@@ -31,7 +31,7 @@ class BatchResult:
     """Slides that could not be predicted, and why."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Values that JSON can hold."""
         failed = [{"slide": slide, "error": error} for slide, error in self.failed]
         return {"slides": [r.to_json() for r in self.results], "summary": str(self.summary), "failed": failed}
 
@@ -41,13 +41,12 @@ def predict_batch(
     folder: Path,
     predict: Callable[[Slide, dict[str, Path]], SlideResult],
     *,
-    suffix: str = ".ome.zarr",
     replace: bool = False,
 ) -> BatchResult:
     """Predict slides one after the other into ``NAME.ome.zarr``, ``NAME.geojson`` and ``NAME.csv`` of a folder.
 
-    The summary is written anew after each slide, so that it is there whenever the run ends. A slide that fails does not
-    keep the others from being predicted.
+    The summary is written again after each slide, so that it exists whenever the run ends, and names each slide by its
+    path too. A slide that fails does not stop the others from being predicted.
 
     Parameters
     ----------
@@ -57,15 +56,13 @@ def predict_batch(
         Made where it does not exist.
     predict
         Does one slide, given the files to write by name of their option (``out``, ``geojson``, ``csv``).
-    suffix
-        Of the label images; chooses their format.
     replace
         Whether a summary that exists may be replaced.
 
     Raises
     ------
     PredictionStopped
-        When a run was stopped; what is done is kept.
+        When a run was stopped; finished slides and tiles are saved.
     PredictionError
         Where there is nothing to predict, or a summary already.
     """
@@ -78,7 +75,11 @@ def predict_batch(
     results: list[SlideResult] = []
     failed: list[tuple[str, str]] = []
     for slide, name in zip(slides, _names(slides), strict=True):
-        files = {"out": folder / (name + suffix), "geojson": folder / f"{name}.geojson", "csv": folder / f"{name}.csv"}
+        files = {
+            "out": folder / f"{name}.ome.zarr",
+            "geojson": folder / f"{name}.geojson",
+            "csv": folder / f"{name}.csv",
+        }
         try:
             results.append(predict(slide, files))
         except PredictionStopped:
@@ -86,15 +87,20 @@ def predict_batch(
         except SparseSegError as error:
             failed.append((str(slide.path), str(error)))
             continue
-        write_atomic(summary, lambda path: write_csv(path, [row for result in results for row in result.table]))
+        write_atomic(summary, lambda path: _write_summary(path, results))
     return BatchResult(tuple(results), summary, tuple(failed))
 
 
+def _write_summary(path: Path, results: Sequence[SlideResult]) -> None:
+    rows = [row for result in results for row in result.table]
+    write_csv(path, rows, slides=[result.slide for result in results for _ in result.table])
+
+
 def _names(slides: Sequence[Slide]) -> list[str]:
-    """The slides' names without suffix, numbered where two are the same."""
+    """Names of the slides' results, numbered where two slides have the same name."""
     names: list[str] = []
     for slide in slides:
-        stem = Path(slide.path).name.split(".")[0] or "slide"
+        stem = result_name(slide.path)
         name, k = stem, 2
         while name.casefold() in (n.casefold() for n in names):
             name, k = f"{stem}-{k}", k + 1

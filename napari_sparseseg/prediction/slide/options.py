@@ -140,6 +140,8 @@ class Progress:
 class SlideResult:
     """Files and figures of a complete run."""
 
+    slide: str
+    """Path of the slide."""
     output: Path
     shape: tuple[int, int]
     """(h, w) of the label image."""

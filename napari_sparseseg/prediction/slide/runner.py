@@ -309,6 +309,7 @@ class SlideRun:
 
     def _result(self, out: Path, table: list[AreaRow], objects: int, resumed: int) -> SlideResult:
         return SlideResult(
+            slide=str(self._slide.path),
             output=out,
             shape=self._shape,
             mpp=self._placement.spacing if self._placement.mpp else None,

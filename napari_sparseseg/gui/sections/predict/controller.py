@@ -11,6 +11,7 @@ from napari.layers import Shapes
 from napari.utils.progress import cancelable_progress
 from qtpy.QtCore import QObject, QTimer
 
+from napari_sparseseg.files import result_name
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
 from napari_sparseseg.gui.layers.napari_compat import view_box
@@ -244,12 +245,12 @@ class PredictActions(QObject):
 def _beside(slide: Slide, ending: str) -> str:
     """A file in the folder of the slide that is called as it is."""
     path = Path(slide.path)
-    return str(path.with_name(path.name.split(".")[0] + ending))
+    return str(path.with_name(result_name(path) + ending))
 
 
 def _unused(path: Path) -> Path:
     """`path`, or the first of its kind that is not there: a file dialog opens an OME-Zarr, which is a folder."""
-    stem = path.name.split(".")[0]
+    stem = result_name(path)
     others = (path.with_name(f"{stem}-{n}.ome.zarr") for n in range(2, 1000))
     return next((p for p in (path, *others) if not p.exists()), path)
 
