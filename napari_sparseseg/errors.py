@@ -89,3 +89,7 @@ class TrainingError(SparseSegError):
 
 class PredictionError(SparseSegError):
     """A prediction cannot be made or written."""
+
+
+class PredictionStopped(PredictionError):
+    """A prediction was ended early on request."""

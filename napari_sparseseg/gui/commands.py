@@ -1,6 +1,6 @@
-"""What the panel's buttons do as commands: for napari's command palette, its menus and its shortcut editor.
+"""The panel's buttons as commands, for napari's command palette, menus and shortcut editor.
 
-Every command presses the button that a mouse would, so that neither can do what the other cannot.
+Every command presses the button itself, so that both always do the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PLUGIN = "napari-sparseseg"
 WHY = "why"
-"""Property of a button: its tooltip without the keys."""
+"""Property of a button: its tooltip without the shortcut."""
 BUTTONS: dict[str, Callable[[SparseSegWidget], QAbstractButton]] = {
     "train": lambda p: p.train.train,
     "stop": lambda p: p.train.stop,
@@ -41,12 +41,15 @@ BUTTONS: dict[str, Callable[[SparseSegWidget], QAbstractButton]] = {
 
 
 def panel() -> SparseSegWidget:
-    """The panel of the window in front; opened where it is not."""
+    """The panel of the current window, opened if necessary."""
     viewer = napari.current_viewer()
     if viewer is None:
         raise RuntimeError("no napari window is open.")
-    widget: SparseSegWidget = viewer.window.add_plugin_dock_widget(PLUGIN)[1]
-    return widget
+    # the manifest's display name is the package's, so that this finds a panel opened from the menu, and vice versa
+    dock, widget = viewer.window.add_plugin_dock_widget(PLUGIN)
+    dock.show()
+    found: SparseSegWidget = widget
+    return found
 
 
 def train() -> None:
@@ -55,42 +58,42 @@ def train() -> None:
 
 
 def stop() -> None:
-    """End training and write the model."""
+    """End training and save the model."""
     _press("stop")
 
 
 def next_region() -> None:
-    """Go where the model is least sure."""
+    """Go to the next uncertain region."""
     _press("next_region")
 
 
 def review() -> None:
-    """Go to the held-out strokes that the model gets wrong."""
+    """Go to the next mistake on a held-out stroke."""
     _press("review")
 
 
 def accept_regions() -> None:
-    """Clicks accept regions of the prediction, or draw again."""
+    """Switch accepting regions on or off."""
     _press("accept_regions")
 
 
 def toggle_live() -> None:
-    """Switch the live prediction on or off."""
+    """Switch live prediction on or off."""
     _press("toggle_live")
 
 
 def toggle_outlines() -> None:
-    """Borders of the prediction, or its areas."""
+    """Show the prediction as outlines or filled."""
     _press("toggle_outlines")
 
 
 def predict_slide() -> None:
-    """The whole slide into a file."""
+    """Predict the whole slide into a file."""
     _press("predict_slide")
 
 
 def add_class() -> None:
-    """One more class."""
+    """Add a class."""
     _press("add_class")
 
 
@@ -100,43 +103,43 @@ def open_slide() -> None:
 
 
 def save_project() -> None:
-    """Slides, scribbles, settings and model in one folder."""
+    """Save a project."""
     _choose("Save project…")
 
 
 def open_project() -> None:
-    """Go on where a project was left."""
+    """Open a project."""
     _choose("Open project…")
 
 
 def copy_as_python() -> None:
-    """A script of what was done."""
+    """Copy a Python script of this training."""
     _choose("Copy as Python")
 
 
 def copy_as_command() -> None:
-    """Shell commands of what was done."""
+    """Copy shell commands of this training."""
     _choose("Copy as command")
 
 
 def show_help() -> None:
-    """The documentation."""
+    """Show the documentation."""
     _choose("Help")
 
 
 SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "train": (train, "Train, pause or resume", "Shift+T"),
-    "next_region": (next_region, "Go to the next doubtful region", "Shift+N"),
-    "review": (review, "Go to the next held-out stroke that is wrong", "Shift+R"),
+    "next_region": (next_region, "Go to the next uncertain region", "Shift+N"),
+    "review": (review, "Go to the next mistake on a held-out stroke", "Shift+R"),
     "accept_regions": (accept_regions, "Accept clicked regions as annotations", "Shift+G"),
     "toggle_live": (toggle_live, "Switch live prediction on or off", "Shift+D"),
-    "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or areas", "Shift+O"),
+    "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or filled", "Shift+O"),
 }
-"""What one does often while looking at the slide: command, description and key to begin with."""
+"""Frequent commands: function, description and default key."""
 
 
 def register_shortcuts() -> None:
-    """Put the shortcuts into napari's editor (Preferences > Shortcuts, viewer); keys chosen there stay."""
+    """Add the shortcuts to napari's editor (Preferences > Shortcuts, viewer); keys chosen there take precedence."""
     chosen = get_settings().shortcuts.shortcuts
     for name, (command, description, key) in SHORTCUTS.items():
         action = f"{PLUGIN}:{name}"
@@ -146,7 +149,7 @@ def register_shortcuts() -> None:
 
 
 def show_keys(panel: SparseSegWidget) -> None:
-    """Say in the tooltips of the buttons which keys press them now."""
+    """Add the current shortcuts to the tooltips of the buttons."""
     chosen = get_settings().shortcuts.shortcuts
     for name, (_, _, key) in SHORTCUTS.items():
         button = BUTTONS[name](panel)
@@ -170,7 +173,7 @@ def _press(name: str) -> None:
         button.click()
     else:
         reason = opened.header.next_step.text() or opened.header.state.text()
-        show_info(f"{button.text()} is not possible now. {reason}")
+        show_info(f"{button.text()} is not available now. {reason}")
 
 
 def _choose(text: str) -> None:

@@ -1,7 +1,7 @@
-"""What all sections of the panel share: viewer, session, background calls, and the session's signals as Qt's.
+"""What all sections of the panel share: viewer, session, background jobs, and the session's signals on the GUI thread.
 
-The session emits from its own thread, sometimes hundreds of times a second. `Context` collects that and tells the
-sections, on the GUI thread, at most every `INTERVAL_MS`.
+The session emits from its own thread, sometimes hundreds of times a second. `Context` collects the signals and passes
+them on, on the GUI thread, at most every `INTERVAL_MS`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psygnal.qt
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_sparseseg.errors import SparseSegError
-from napari_sparseseg.prediction.tiles import PredictionStopped
+from napari_sparseseg.errors import PredictionStopped, SparseSegError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,17 +26,18 @@ if TYPE_CHECKING:
 
 INTERVAL_MS = 80
 QUEUE_MS = 30
+_log = logging.getLogger(__name__)
 
 
 class Context(QObject):
-    """The session behind one panel, and the way to use it from buttons.
+    """The session behind one panel, and how buttons use it.
 
     Parameters
     ----------
     viewer
-        Where the layers are.
+        The viewer with the layers.
     session
-        To begin with; `replace_session` changes it.
+        The first session; `replace_session` changes it.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Context(QObject):
     session_replaced
         Signal (): `session` is another object.
     problem
-        Signal (message, details): something failed; one line for the user, and what a bug report needs.
+        Signal (message, details): one line for the user, and the traceback for a bug report.
     """
 
     status_changed = Signal()
@@ -61,25 +61,23 @@ class Context(QObject):
         self.viewer, self.session = viewer, session
         self.jobs = Jobs(self)
         self.jobs.failed.connect(self.report)
-        self.closed = self.leaving = False
-        """Closed, because the window closes: napari takes its layers with it, one by one it would hold the user up."""
+        self.closed = False
+        self.leaving = False
+        """The window is closing: napari removes all layers itself, which is faster than one by one."""
         self.stop_prediction = threading.Event()
-        """Set it to end the whole-slide prediction under way; each run has a new one."""
+        """Set it to end the current whole-slide prediction; every run gets a new one."""
         self._due: set[str] = set()
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(INTERVAL_MS)
-        self._timer.timeout.connect(self._tell)
+        self._timer = single_shot(self, INTERVAL_MS, self._emit_due)
         psygnal.qt.start_emitting_from_queue(QUEUE_MS)
         self._connect()
 
     @property
     def entry(self) -> SlideEntry | None:
         """The active slide with its annotations, or None."""
-        return self.session.set.active if self.session.set.has_active else None
+        return self.session.entry
 
     def attempt(self, action: Callable[[], Any]) -> bool:
-        """Call what is quick; an error that the user can mend is shown. Whether it went well."""
+        """Call a quick action and show its error, if any, to the user; return whether it succeeded."""
         try:
             action()
         except SparseSegError as error:
@@ -88,32 +86,33 @@ class Context(QObject):
         return True
 
     def in_background(self, work: Callable[[], Any], then: Callable[[Any], object] | None = None, *, name: str) -> None:
-        """Call what touches disk or waits for the engine; `name` is shown meanwhile ("Opening slide.svs")."""
+        """Run a slow action as a job; `name` is shown meanwhile ("Opening slide.svs")."""
         self.jobs.run(work, then, name=name)
 
     def report(self, error: Exception) -> None:
-        """Show an error: the message of our own, else a defect with its traceback to copy; a cancel is none."""
+        """Show an error: the message of our own, any other with its type; a cancelled prediction is not an error."""
         if isinstance(error, PredictionStopped):
             return
         details = "".join(traceback.format_exception(error))
+        _log.warning("%s: %s", type(error).__name__, error, exc_info=error)
         text = str(error)
         if not isinstance(error, (SparseSegError, OSError)):
             text = f"{type(error).__name__}: {error}"
         self.problem.emit(text, details)
 
     def replace_session(self, session: Session) -> None:
-        """Go on with another session; the one before is closed in the background."""
+        """Switch to another session; the previous one is closed in the background."""
         before = self.session
         self._disconnect()
         self.session = session
         self._connect()
         self.session_replaced.emit()
         self.jobs.run(before.close)
-        for name in ("slides", "annotated", "status", "live"):
+        for name in ("slides_changed", "annotated", "status_changed", "live_changed"):
             self._mark(name)
 
     def close(self) -> None:
-        """Let go of the session's signals and close it: training ends with a checkpoint. Safe to call twice."""
+        """Disconnect from the session and close it: training ends with a checkpoint. Safe to call twice."""
         if self.closed:
             return
         self.closed = True
@@ -126,51 +125,55 @@ class Context(QObject):
         session = self.session
         session.status_changed.connect(self._on_status, thread="main")
         session.live_changed.connect(self._on_live, thread="main")
-        session.set.changed.connect(self._on_slides, thread="main")
-        session.set.annotated.connect(self._on_annotated, thread="main")
+        session.slides_changed.connect(self._on_slides, thread="main")
+        session.annotated.connect(self._on_annotated, thread="main")
 
     def _disconnect(self) -> None:
         session = self.session
         session.status_changed.disconnect(self._on_status, missing_ok=True)
         session.live_changed.disconnect(self._on_live, missing_ok=True)
-        session.set.changed.disconnect(self._on_slides, missing_ok=True)
-        session.set.annotated.disconnect(self._on_annotated, missing_ok=True)
+        session.slides_changed.disconnect(self._on_slides, missing_ok=True)
+        session.annotated.disconnect(self._on_annotated, missing_ok=True)
 
     def _on_status(self) -> None:
-        self._mark("status")
+        self._mark("status_changed")
 
     def _on_live(self) -> None:
-        self._mark("live")
+        self._mark("live_changed")
 
     def _on_slides(self) -> None:
-        self._mark("slides")
+        self._mark("slides_changed")
 
     def _on_annotated(self) -> None:
         self._mark("annotated")
 
-    def _mark(self, what: str) -> None:
+    def _mark(self, signal: str) -> None:
         if self.closed:
             return
-        self._due.add(what)
+        self._due.add(signal)
         if not self._timer.isActive():
             self._timer.start()
 
-    def _tell(self) -> None:
+    def _emit_due(self) -> None:
         due, self._due = self._due, set()
-        signals = {
-            "slides": self.slides_changed, "annotated": self.annotated, "live": self.live_changed,
-            "status": self.status_changed,
-        }  # fmt: skip
-        for name, signal in signals.items():
-            if name in due:
-                signal.emit()
+        for signal in ("slides_changed", "annotated", "live_changed", "status_changed"):
+            if signal in due:
+                getattr(self, signal).emit()
 
 
-_log = logging.getLogger(__name__)
+def single_shot(parent: QObject, interval_ms: int, call: Callable[[], object]) -> QTimer:
+    """A timer that calls once per start."""
+    timer = QTimer(parent)
+    timer.setSingleShot(True)
+    timer.setInterval(interval_ms)
+    timer.timeout.connect(call)
+    return timer
 
 
 class Job(QObject):
     """One call on a thread of its own.
+
+    A plain thread: the generator workers of napari and superqt lose a RuntimeError, which is what torch and Qt raise.
 
     Attributes
     ----------
@@ -189,38 +192,38 @@ class Job(QObject):
         self._thread = threading.Thread(target=self._run, name="sparseseg-job", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Block until the call has ended; False when it has not in that time."""
+        """Block until the call has ended; False when it has not after `seconds`."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             result = self._work()
-        except Exception as error:  # noqa: BLE001 - handed to the GUI thread, which shows it
-            self._emit("failed", error)
+        except Exception as error:  # noqa: BLE001 - shown by the GUI thread
+            self._emit(self.failed, error)
         else:
-            self._emit("done", result)
+            self._emit(self.done, result)
 
-    def _emit(self, signal: str, value: object) -> None:
+    def _emit(self, signal: Any, value: object) -> None:
         try:
-            getattr(self, signal).emit(self, value)
-        except RuntimeError:  # the panel was closed meanwhile: Qt has deleted this object
+            signal.emit(self, value)
+        except RuntimeError:  # the panel was closed meanwhile and Qt has deleted this object
             _log.info("a background call ended after its panel was closed")
 
 
 class Jobs(QObject):
-    """Runs jobs and hands each result to its own callback on the GUI thread.
+    """Runs jobs and passes each result to its own callback on the GUI thread.
 
     Attributes
     ----------
     failed
-        Signal (exception) of a job whose callback did not ask for the error.
+        Signal (exception).
     changed
-        Signal (): a job began or ended.
+        Signal (): a job started or ended.
     """
 
     failed = Signal(object)
@@ -232,7 +235,7 @@ class Jobs(QObject):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is being done, oldest first; silent jobs have no name and are left out."""
+        """Names of the running jobs, oldest first; jobs without a name are left out."""
         return tuple(name for name, _, _ in self._running.values() if name)
 
     def run(
@@ -243,9 +246,9 @@ class Jobs(QObject):
         name: str = "",
         always: Callable[[], object] | None = None,
     ) -> None:
-        """Call `work` on a thread, then on this one `always()` and, where it went well, `then(result)`.
+        """Call `work` on a thread, then on this one `always()` and, if it succeeded, `then(result)`.
 
-        `name` says to the user what is being done.
+        `name` tells the user what is running.
         """
         job = Job(work, self)
         self._running[job] = (name, then, always)
@@ -253,11 +256,6 @@ class Jobs(QObject):
         job.failed.connect(self._on_failed)
         job.start()
         self.changed.emit()
-
-    def wait(self, seconds: float) -> bool:
-        """Block until the running calls have ended; False when they have not in `seconds` each."""
-        ended = [job.wait(seconds) for job in tuple(self._running)]
-        return all(ended)
 
     def _on_done(self, job: Job, result: object) -> None:
         then = self._end(job)
@@ -271,7 +269,7 @@ class Jobs(QObject):
     def _end(self, job: Job) -> Callable[[Any], object] | None:
         _, then, always = self._running.pop(job)
         self.changed.emit()
-        job.wait(1.0)  # microseconds: it may still be within `emit`, and Qt must not delete what emits
+        job.wait(1.0)  # microseconds: the job may still be inside `emit`, and Qt must not delete the sender
         job.deleteLater()
         if always is not None:
             always()

@@ -1,4 +1,4 @@
-"""The demo in a window: sample slide, its scribbles, training live."""
+"""The sample slide in a window: napari's File > Open Sample, and the demo that trains on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def open_window() -> tuple[napari.Viewer, SparseSegWidget]:
-    """A viewer with the panel, the sample slide with its scribbles loading; training starts when they are there."""
+    """Open a viewer with the panel and load the sample slide with its scribbles; then training starts."""
     import napari
 
     viewer = napari.Viewer(title="napari-sparseseg")
@@ -23,7 +23,7 @@ def open_window() -> tuple[napari.Viewer, SparseSegWidget]:
 
 
 def run_window() -> None:
-    """Show the demo until its window is closed."""
+    """Run the demo until its window is closed."""
     import napari
 
     open_window()
@@ -32,13 +32,13 @@ def run_window() -> None:
 
 def _start(widget: SparseSegWidget) -> None:
     session = widget.session
-    drawn = session.set.has_active and any(session.annotations.counts().values())
+    drawn = session.entry is not None and any(session.annotations.counts().values())
     if drawn and session.status.state == "idle" and not session.status.model_version:
         widget.start_training()
 
 
 def sample_layers() -> list[LayerData]:
-    """The sample slide; with the panel open it can be scribbled on at once."""
+    """The sample slide; an open panel adopts it at once."""
     from napari_sparseseg.gui.reader import read_slide
     from napari_sparseseg.samples import sample_slide
 

@@ -1,4 +1,4 @@
-"""Questions to the user: files, names, colours. The only modal windows there are."""
+"""Modal questions to the user: files, colours, confirmations."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ MODELS = "Models (*.safetensors)"
 RESULTS = "OME-Zarr (*.ome.zarr);;OME-TIFF (*.ome.tif)"
 
 
-def ask_open(parent: QWidget, title: str, kinds: str, folder: str = "") -> str:
+def ask_open(parent: QWidget, title: str, kinds: str) -> str:
     """An existing file, or an empty string."""
-    path, _ = QFileDialog.getOpenFileName(parent, title, folder, kinds)
+    path, _ = QFileDialog.getOpenFileName(parent, title, "", kinds)
     return str(path)
 
 
-def ask_open_several(parent: QWidget, title: str, kinds: str, folder: str = "") -> list[str]:
-    """Existing files; empty when there was no choice."""
-    paths, _ = QFileDialog.getOpenFileNames(parent, title, folder, kinds)
+def ask_open_several(parent: QWidget, title: str, kinds: str) -> list[str]:
+    """Existing files; empty when cancelled."""
+    paths, _ = QFileDialog.getOpenFileNames(parent, title, "", kinds)
     return [str(p) for p in paths]
 
 
-def ask_folder(parent: QWidget, title: str, folder: str = "") -> str:
+def ask_folder(parent: QWidget, title: str) -> str:
     """An existing folder, or an empty string."""
-    return str(QFileDialog.getExistingDirectory(parent, title, folder))
+    return str(QFileDialog.getExistingDirectory(parent, title))
 
 
 def ask_save(parent: QWidget, title: str, suggestion: str, kinds: str) -> str:
-    """A file to write, with the suffix of the chosen kind, or an empty string."""
+    """A file to write, with the suffix of the chosen format, or an empty string."""
     path, kind = QFileDialog.getSaveFileName(parent, title, suggestion, kinds)
     if not path:
         return ""

@@ -1,6 +1,6 @@
-"""Forms for what needs a choice but is no daily work: magicgui makes their widgets from the functions.
+"""Forms for less frequent actions, made by magicgui from functions.
 
-They are opened from napari's menus and command palette, and use the session of the open panel.
+napari's menus and command palette open them; they use the session of the panel.
 """
 
 # annotations are read by magicgui when it makes a form, so they are not strings here
@@ -20,17 +20,17 @@ from napari_sparseseg.gui.layers.layer_exchange import import_layer, shapes_data
 
 
 def predict_slide_form() -> None:
-    """Open the form for a whole-slide prediction with all that can be said about it."""
+    """Open the form for a whole-slide prediction with all its options."""
     _dock("Predict the whole slide", predict_with_options)
 
 
 def layer_form() -> None:
-    """Open the form that takes annotations over from a layer."""
+    """Open the form that imports annotations from a layer."""
     _dock("Annotations from a layer", annotations_from_layer)
 
 
 def annotations_to_layer() -> None:
-    """Show the active slide's annotations as a Shapes layer of napari."""
+    """Copy the annotations of the active slide into a Shapes layer."""
     opened = panel()
 
     def copy() -> None:
@@ -45,7 +45,7 @@ def annotations_to_layer() -> None:
 
 
 def _drawn_layers(_: Widget) -> list[Layer]:
-    """Layers that hold somebody's drawing, the panel's own left out."""
+    """Shapes and Labels layers that do not belong to this plugin."""
     viewer = napari.current_viewer()
     layers = [] if viewer is None else list(viewer.layers)
     own = "napari_sparseseg"
@@ -53,27 +53,27 @@ def _drawn_layers(_: Widget) -> list[Layer]:
 
 
 @magic_factory(
-    call_button="Take over",
+    call_button="Import",
     layer={
         "choices": _drawn_layers,
-        "tooltip": "A Labels layer whose values are class ids, or a Shapes layer; shapes that name no class become the "
-        "class selected in the panel. One undo takes all of it back",
+        "tooltip": "A Labels layer whose values are class ids, or a Shapes layer; shapes without a class get the class "
+        "selected in the panel. One undo removes all of them",
     },
 )
 def annotations_from_layer(layer: Any) -> None:  # with a type of napari the choices would be napari's
-    """Draw what a layer holds into the annotations of the active slide."""
+    """Add the shapes or labels of a layer to the annotations of the active slide."""
     opened = panel()
 
-    def take() -> None:
+    def start_import() -> None:
         annotations, chosen = opened.session.annotations, opened.classes.table.selected
         if layer is None:
-            raise AnnotationError("there is no Shapes or Labels layer to take over: draw one, or open one, first.")
+            raise AnnotationError("there is no Shapes or Labels layer to import: create or open one first.")
         if chosen is None:
-            raise AnnotationError("no class is selected: choose one in the table of classes.")
-        name = f"Taking over {layer.name}"
+            raise AnnotationError("no class is selected: select one in the class table.")
+        name = f"Importing {layer.name}"
         opened.in_background(lambda: import_layer(annotations, layer, chosen), name=name)
 
-    opened.attempt(take)
+    opened.attempt(start_import)
 
 
 @magic_factory(
@@ -82,21 +82,21 @@ def annotations_from_layer(layer: Any) -> None:  # with a type of napari the cho
         "label": "File",
         "mode": "w",
         "filter": "OME-Zarr (*.ome.zarr);;OME-TIFF (*.ome.tif)",
-        "tooltip": "The end of the name chooses the format: .ome.zarr or .ome.tif",
+        "tooltip": "The suffix sets the format: .ome.zarr or .ome.tif",
     },
     mpp={
         "label": "µm per pixel",
         "min": 0.0,
         "max": 100.0,
         "step": 0.25,
-        "tooltip": "Of the result; 0 is the resolution that the network was trained at, which it reads in any case",
+        "tooltip": "Resolution of the result; 0 is the resolution of the training",
     },
     tissue_only={
         "label": "Tissue only",
-        "tooltip": "Glass is not predicted; it gets the class called background or glass, else none",
+        "tooltip": "Skip glass; it becomes the class named background or glass if there is one",
     },
-    regions={"label": "Regions (GeoJSON)", "tooltip": "For QuPath, in a file beside the result"},
-    areas={"label": "Areas (CSV)", "tooltip": "mm² and share of each class, in a file beside the result"},
+    regions={"label": "Regions (GeoJSON)", "tooltip": "Outlines for QuPath, in a file beside the result"},
+    areas={"label": "Areas (CSV)", "tooltip": "Area and share of each class, in a file beside the result"},
 )
 def predict_with_options(
     out: Path = Path("prediction.ome.zarr"),
@@ -105,22 +105,27 @@ def predict_with_options(
     regions: bool = False,
     areas: bool = False,
 ) -> None:
-    """Predict the whole active slide into a file; a bar with Cancel is in the activity dock."""
+    """Predict the whole active slide into a file; napari's activity dock shows the progress."""
     opened = panel()
 
     def start() -> None:
         if opened.session.model is None:
-            raise PredictionError("there is no model to predict with: train, or load one, first.")
+            raise PredictionError("there is no model: train or load one first.")
         stem = result_name(out)
-        beside: dict[str, Any] = {"geojson": regions, "csv": areas}
-        files = {kind: out.with_name(f"{stem}.{kind}") for kind, wanted in beside.items() if wanted}
-        opened.predict_slide(out, mpp=mpp or None, tissue_only=tissue_only, resume=True, **files)
+        opened.prediction.predict_slide(
+            str(out),
+            mpp=mpp or None,
+            tissue_only=tissue_only,
+            resume=True,
+            geojson=out.with_name(f"{stem}.geojson") if regions else None,
+            csv=out.with_name(f"{stem}.csv") if areas else None,
+        )
 
     opened.attempt(start)
 
 
 def _dock(title: str, make: Callable[[], Any]) -> None:
-    """Show a form beside the panel; where it is open already, that one."""
+    """Show a form beside the panel, in place of one that is open already."""
     window = panel().viewer.window
     if title in window.dock_widgets:
         window.remove_dock_widget(window.dock_widgets[title].native)

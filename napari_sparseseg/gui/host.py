@@ -1,68 +1,168 @@
-"""Leaving: ask while something runs, hold the engine meanwhile, and shut the panel down when the window has gone."""
+"""Everything that changes the application around the panel, each with its reason.
+
+- `prefer_reader_for_slides` adds entries to the user's napari settings.
+- `CloseGuard` replaces napari's question when the window is closed while something runs; otherwise napari's remains.
+- At exit, Python's garbage collector is told to skip the objects of torch, if torch was imported.
+- `CanvasFocus` gives napari's canvas the keyboard focus when the mouse is over it.
+- `LogTrail` attaches a handler to this package's own logger; other loggers are not touched.
+"""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import logging
+import platform
+import sys
+from collections import deque
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from napari.settings import get_settings
 from qtpy.QtCore import QEvent, QObject, QTimer
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtOpenGLWidgets import QOpenGLWidget
+from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QMainWindow, QPlainTextEdit, QWidget
 
 from napari_sparseseg.gui.dialogs import ask_yes
+from napari_sparseseg.gui.reader import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from napari_sparseseg.gui.context import Context
 
+PACKAGE = "napari-sparseseg"
+LOG_LINES = 5000
 CLOSING = {
-    "training": "Training is running. It ends after the step at hand, and the model is written to disk.",
-    "paused": "Training is paused. It ends here, and the model is written to disk.",
-    "predicting": "A slide is being predicted. What is done is kept; the next run into the same file completes it.",
+    "training": "Training is running. It will stop after the current step, and the model will be saved.",
+    "paused": "Training is paused. It will end here, and the model will be saved.",
+    "predicting": "A slide is being predicted. Finished tiles are saved; predicting into the same file continues them.",
 }
-NAPARIS_QUESTION = "ConfirmCloseDialog"
-"""The class of the question that napari asks itself where its menu or its keys close the window."""
+NAPARI_DIALOG = "ConfirmCloseDialog"
+"""Class of napari's own question, which its menu and its shortcut open."""
 
 
-class Closing(QObject):
-    """Watches the window that a panel is in.
+def prefer_reader_for_slides() -> None:
+    """Let napari open files that can only be slides with this plugin, unless the user has chosen another reader.
 
-    While a question about closing is open the engine gets no new work, so that nothing is under way any more when the
-    answer comes.
+    napari's built-in reader accepts these files too and shows one page of them. Readers have no priority in napari, so
+    without a preference it asks for every file.
+    """
+    plugins = get_settings().plugins
+    new = {f"*{suffix}": PACKAGE for suffix in SLIDE_SUFFIXES if f"*{suffix}" not in plugins.extension2reader}
+    if new:
+        plugins.extension2reader = {**plugins.extension2reader, **new}
+
+
+class LogTrail(logging.Handler):
+    """The last messages of this package's loggers, for "Save log"."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"))
+        logger = logging.getLogger("napari_sparseseg")
+        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+
+    def text(self) -> str:
+        """Versions, then one line per message, oldest first."""
+        versions = ", ".join(f"{name} {version(name)}" for name in (PACKAGE, "napari", "torch", "numpy"))
+        heading = f"{versions}, Python {platform.python_version()}, {platform.platform()}"
+        return "\n".join([heading, *self._lines]) + "\n"
+
+    def detach(self) -> None:
+        """Stop recording."""
+        logging.getLogger("napari_sparseseg").removeHandler(self)
+
+
+class CanvasFocus(QObject):
+    """Gives the canvas the keyboard focus when the mouse moves over it, unless text is being typed in the panel.
+
+    Otherwise keys pressed over the slide would go to the button or list that was used last.
 
     Parameters
     ----------
     panel
-        What is shut down.
+        The panel that the focus is taken from; the focus of other widgets is left alone.
+    """
+
+    def __init__(self, panel: QWidget) -> None:
+        super().__init__(panel)
+        self._panel = panel
+        self._canvas: QWidget | None = None
+        for edit in panel.findChildren(QLineEdit):
+            edit.returnPressed.connect(self._focus_canvas)
+
+    def watch(self) -> None:
+        """Watch the canvas of the window that the panel is in now."""
+        self.release()
+        window = self._panel.window()
+        centre = window.centralWidget() if isinstance(window, QMainWindow) else None
+        self._canvas = None if centre is None else centre.findChild(QOpenGLWidget)
+        if self._canvas is not None:
+            self._canvas.installEventFilter(self)
+
+    def release(self) -> None:
+        """Watch no canvas."""
+        if self._canvas is not None:
+            self._canvas.removeEventFilter(self)
+        self._canvas = None
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Take the focus when the mouse enters or moves."""
+        if event is not None and event.type() in (QEvent.Type.Enter, QEvent.Type.MouseMove):
+            focused = QApplication.focusWidget()
+            typing = isinstance(focused, QLineEdit | QAbstractSpinBox | QPlainTextEdit)
+            if focused is not None and not typing and self._panel.isAncestorOf(focused):
+                self._focus_canvas()
+        return False
+
+    def _focus_canvas(self) -> None:
+        if self._canvas is not None:
+            self._canvas.setFocus()
+
+
+class CloseGuard(QObject):
+    """Asks before a window closes while something runs, and shuts the panel down after it has closed.
+
+    While the question is open the session starts no new work, so that closing is quick when the answer is yes.
+
+    Parameters
+    ----------
+    panel
+        The panel in the window.
     context
         Its session.
     shut_down
-        Called once the window is hidden after it has agreed to close; before, the user may still cancel.
+        Called when the window has agreed to close and is hidden; until then the user can still cancel.
     """
 
     def __init__(self, panel: QWidget, context: Context, shut_down: Callable[[], None]) -> None:
         super().__init__(panel)
         self._panel, self._context, self._shut_down = panel, context, shut_down
         self._window: QWidget | None = None
-        self._leaving = False
+        self._closing = False
 
     def watch(self) -> None:
         """Watch the window that the panel is in now."""
         window = self._panel.window()
         if window is not self._panel and window is not self._window and not self._context.closed:
-            self.leave()
+            self.release()
             self._window = window
             window.installEventFilter(self)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Watch no window."""
         if self._window is not None:
             self._window.removeEventFilter(self)
         self._window = None
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Takes the close button's question over from napari; sees napari's own."""
+        """Replace napari's question for the close button; notice napari's own."""
         if watched is not self._window or event is None:
             return False
         kind = event.type()
@@ -71,32 +171,33 @@ class Closing(QObject):
                 event.ignore()
                 QTimer.singleShot(0, self._ask)
                 return True
-            self._leaving = True
-        elif kind == QEvent.Type.Hide and self._leaving:
+            self._closing = True
+        elif kind == QEvent.Type.Hide and self._closing:
             self._context.leaving = True
-            # Python's last walks over all objects of napari and torch take longer than all else at the end
-            atexit.register(gc.freeze)
+            if "torch" in sys.modules:
+                # the last collections of the interpreter walk all objects of torch, which takes seconds
+                atexit.register(gc.freeze)
             self._shut_down()
         elif kind == QEvent.Type.WindowBlocked and self._is_busy():
-            if type(QApplication.activeModalWidget()).__name__ == NAPARIS_QUESTION:
+            if type(QApplication.activeModalWidget()).__name__ == NAPARI_DIALOG:
                 self._context.session.hold(True)
         elif kind == QEvent.Type.WindowUnblocked and not self._context.closed:
-            QTimer.singleShot(0, self._go_on)  # the window closes before that where the answer was yes
+            QTimer.singleShot(0, self._continue)  # after a yes the window closes before that
         return False
 
     def _is_busy(self) -> bool:
         return not self._context.closed and self._context.session.status.state in CLOSING
 
     def _ask(self) -> None:
-        """In place of napari's own question: closed by a call, the window asks no more."""
+        """Ask instead of napari: a window closed by a call asks no more."""
         window, session = self._window, self._context.session
         if window is None:
             return
         session.hold(True)
         if ask_yes(window, "Close napari?", CLOSING.get(session.status.state, ""), "Close"):
             window.close()
-        self._go_on()  # another plugin may have kept the window open
+        self._continue()  # another plugin may have refused to close
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         if not self._context.closed:
             self._context.session.hold(False)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.settings import get_settings
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
 from napari_sparseseg.geometry import Box, tiles
@@ -49,19 +48,6 @@ def napari_get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerDa
             return None
         path = path[0]
     return read_slide if _is_ours(path) else None
-
-
-def prefer_for_slides() -> None:
-    """Let napari open files that can only be slides by this reader, where the user has said nothing else.
-
-    napari's own reader claims them too (it shows one page of them), readers have no rank, and without a preference
-    napari asks at every file.
-    """
-    plugins = get_settings().plugins
-    wanted = {f"*{suffix}": "napari-sparseseg" for suffix in SLIDE_SUFFIXES}
-    new = {pattern: name for pattern, name in wanted.items() if pattern not in plugins.extension2reader}
-    if new:
-        plugins.extension2reader = {**plugins.extension2reader, **new}
 
 
 def _is_ours(path: str) -> bool:

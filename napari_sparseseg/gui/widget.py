@@ -10,13 +10,13 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
-from napari_sparseseg.gui.host import Closing
+from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail
 from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
 from napari_sparseseg.gui.sections.classes.controller import ClassActions
 from napari_sparseseg.gui.sections.classes.view import ClassesPanel
 from napari_sparseseg.gui.sections.header.controller import ProjectActions
 from napari_sparseseg.gui.sections.header.view import Header, next_step, state_line
-from napari_sparseseg.gui.sections.predict.controller import Activity, PredictActions
+from napari_sparseseg.gui.sections.predict.controller import PredictActions
 from napari_sparseseg.gui.sections.predict.guidance import GuidanceActions
 from napari_sparseseg.gui.sections.predict.view import PredictPanel
 from napari_sparseseg.gui.sections.slide.controller import RecentActions, SlideActions
@@ -29,26 +29,26 @@ from napari_sparseseg.session.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import napari
 
     from napari_sparseseg.gui.sections.train.controller import LabelStatistics
 
 HINTED_STROKES = 6
-"""After so many the user knows the keys."""
+"""The hint about keys is hidden after this many strokes."""
 MIN_WIDTH, PREFERRED = 310, QSize(360, 860)
 
 
 class SparseSegWidget(QWidget):
     """Scribble, train, predict.
 
-    `session` is the `Session` that every button uses; the console of the viewer has it under that name too.
+    Every button uses `session`, which is also a variable of the viewer's console. Each section has a view (`slide`,
+    `classes`, `train`, `predict`) and a controller (`slides`, `class_actions`, `training`, `prediction`).
 
     Parameters
     ----------
     napari_viewer
-        The viewer to draw in.
+        The viewer to annotate in.
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
@@ -62,31 +62,32 @@ class SparseSegWidget(QWidget):
         self.train: TrainPanel = TrainPanel()
         self.predict: PredictPanel = PredictPanel()
         self.sections = (
-            Section("Slide", self.slide, tip="Fold it away once the slide is open"),
+            Section("Slide", self.slide, tip="Open and close slides"),
             Section(
                 "Classes",
                 self.classes,
-                tip="What the network is to tell apart: the selected class is what the brush draws",
+                tip="The classes that the network learns; the brush draws the selected one",
             ),
             Section(
                 "Train",
                 self.train,
-                tip="The network learns from the strokes; the settings need no change to begin with",
+                tip="Train the network on the annotations; the defaults are fine to start",
             ),
-            Section("Predict", self.predict, tip="See where it is wrong, then measure and export what it found"),
+            Section("Predict", self.predict, tip="Check and correct the prediction, then measure and export it"),
         )
         self._lay_out()
         self.slides = SlideActions(self._context, self.slide, self.header)
         self._recent = RecentActions(self._context, self.slide, self.slides, lambda path: self._project.open(path))
-        self._classes = ClassActions(self._context, self.classes, self.slides)
-        self._training = TrainActions(self._context, self.train)
-        self._prediction = PredictActions(self._context, self.predict, self.slides, self._classes)
-        self._guidance = GuidanceActions(self._context, self.predict, self.slides, self._prediction.display)
-        self._project = ProjectActions(self._context, self.header, self.train, self._prediction.predict_all)
-        self._activity = Activity(self._context)
-        self._closing = Closing(self, self._context, self.shut_down)
+        self.class_actions = ClassActions(self._context, self.classes, self.slides)
+        self.training = TrainActions(self._context, self.train)
+        self.prediction = PredictActions(self._context, self.predict, self.slides, self.class_actions)
+        self._guidance = GuidanceActions(self._context, self.predict, self.slides, self.prediction.display)
+        self._log = LogTrail()
+        self._project = ProjectActions(self._context, self.header, self.train, self._log, self.prediction.predict_all)
+        self._closing = CloseGuard(self, self._context, self.shut_down)
+        self._focus = CanvasFocus(self)
         self._context.problem.connect(self.header.error.report)
-        self._training.counted.connect(self._on_counted)
+        self.training.counted.connect(self._on_counted)
         for signal in (self._context.status_changed, self._context.slides_changed, self._context.jobs.changed):
             signal.connect(self._show_state)
         self._context.session_replaced.connect(self._on_session)
@@ -106,54 +107,58 @@ class SparseSegWidget(QWidget):
 
     @property
     def session(self) -> Session:
-        """What the panel works on; another object after a project was opened."""
+        """The current session; opening a project replaces it."""
         return self._context.session
 
     def sizeHint(self) -> QSize:
         return PREFERRED
 
-    def start_training(self) -> None:
-        """What the Train button does."""
-        self._training.train()
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Names of the running background jobs ("Opening slide.svs")."""
+        return self._context.jobs.names
 
-    def predict_slide(self, out: str | Path, **options: Any) -> None:
-        """Predict the active slide into a file, in the background; options as in `Session.predict_slide`."""
-        self._prediction.predict_slide(str(out), **options)
+    def start_training(self) -> None:
+        """Press Train."""
+        self.training.train()
 
     def attempt(self, action: Callable[[], Any]) -> bool:
-        """Call what is quick; what fails is shown in the panel. Whether it went well."""
+        """Call a quick action and show its error, if any, in the panel; return whether it succeeded."""
         return self._context.attempt(action)
 
     def in_background(self, work: Callable[[], Any], then: Callable[[Any], object] | None = None, *, name: str) -> None:
-        """Call what takes a while, off the GUI thread; what fails is shown in the panel, `then(result)` is called."""
+        """Run a slow action off the GUI thread, then call `then(result)` on it, or show the error in the panel."""
         self._context.in_background(work, then, name=name)
 
     def shut_down(self) -> None:
-        """End training with a checkpoint, take the layers away, close all files. Safe to call twice."""
+        """End training with a checkpoint, remove the layers and close all files. Safe to call twice."""
         if self._context.closed:
             return
-        self._closing.leave()
+        self._closing.release()
+        self._focus.release()
         self.viewer.events.theme.disconnect(self._paint)
         get_settings().shortcuts.events.shortcuts.disconnect(self._show_keys)
-        self._training.stop_timers()
+        self.training.stop_timers()
         self._guidance.close()
-        self._prediction.close()
+        self.prediction.close()
         self.slides.close()
-        self._activity.close()
+        self._log.detach()
         self._context.close()
 
     def event(self, event: QEvent | None) -> bool:
-        """Taken out of the window (the dock's close button): the end."""
+        """Shut down when the dock is closed, which takes the panel out of the window."""
         if event is not None and event.type() == QEvent.Type.ParentChange:
             if self.parent() is None:
                 self.shut_down()
             else:
                 self._closing.watch()
+                self._focus.watch()
         return bool(super().event(event))
 
     def showEvent(self, event: QEvent | None) -> None:
         super().showEvent(event)
         self._closing.watch()
+        self._focus.watch()
 
     def _lay_out(self) -> None:
         inner = QWidget()
@@ -174,20 +179,20 @@ class SparseSegWidget(QWidget):
             control.setToolTip(plain_tip(control.toolTip()))
 
     def _on_session(self) -> None:
-        # while the user opens a slide and draws the first strokes there is time to import torch, and what draws curves
+        # torch and pyqtgraph are imported while the user opens a slide and draws the first strokes
         self.session.warm_up()
         self._context.jobs.run(import_plots, lambda _: self.train.curves.prepare())
         self.viewer.update_console({"session": self._context.session})
         self._show_state()
 
     def _on_counted(self, statistics: LabelStatistics) -> None:
-        self._classes.show_statistics(statistics)
+        self.class_actions.show_statistics(statistics)
         self.classes.hint.setVisible(sum(statistics.strokes.values()) < HINTED_STROKES)
         self._show_state()
 
     def _show_state(self) -> None:
         status, jobs, model = self.session.status, self._context.jobs.names, self.session.model
-        has_slide = self.session.set.has_active
+        has_slide = self.session.entry is not None
         text = state_line(status, jobs, has_slide=has_slide)
         active = bool(jobs) or status.state in ("training", "predicting")
         summaries = (
@@ -201,12 +206,20 @@ class SparseSegWidget(QWidget):
             next_step(
                 status,
                 self.session.classes,
-                self._training.statistics,
+                self.training.statistics,
                 has_slide=has_slide,
                 live=self.predict.live.isChecked(),
+                unlearned=self._has_unlearned_strokes(),
                 known=() if model is None else model.metadata.classes,
             )
         )
+
+    def _has_unlearned_strokes(self) -> bool:
+        """Strokes are learned at once only after training in this session."""
+        status, binding = self.session.status, self.slides.binding
+        if binding is None or binding.entry.role != "train" or status.state != "idle" or status.live_annotation_version:
+            return False
+        return binding.entry.annotations.version > binding.opened_version
 
     def _show_keys(self) -> None:
         show_keys(self)

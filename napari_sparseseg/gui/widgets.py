@@ -1,4 +1,4 @@
-"""A part of the panel that can be folded away, and small helpers of all parts."""
+"""Widgets that all sections use, and the colours of napari's theme."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TIP_WIDTH = 64
 
 
 class Section(QWidget):
-    """A heading that folds what is below it; on the right of the heading a summary.
+    """A section with a heading that collapses it; a summary is shown beside the heading while it is collapsed.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class ElidedLabel(QElidingLabel):
 
 
 class NameBox(QComboBox):
-    """A choice of names of any length: Qt would cut a long one off, here it has an ellipsis and is in the tooltip.
+    """A choice of names of any length: a long one ends in an ellipsis and is in the tooltip.
 
     Parameters
     ----------
@@ -141,13 +141,13 @@ class NameBox(QComboBox):
 
 
 class WheelGuard(QObject):
-    """The wheel scrolls the panel: it changes a value under the mouse only where the user has chosen that control."""
+    """Lets the wheel scroll the panel; it changes a value only in the control that has the focus."""
 
     def __init__(self, inner: QWidget) -> None:
         super().__init__(inner)
         for kind in (QComboBox, QAbstractSpinBox, QSlider):
             for control in inner.findChildren(kind):
-                control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # the wheel would give it the focus
+                control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # not the wheel
                 control.installEventFilter(self)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
@@ -155,12 +155,12 @@ class WheelGuard(QObject):
             return False
         if watched.hasFocus():
             return False
-        event.ignore()  # goes on to the scroll area
+        event.ignore()  # Qt passes it to the scroll area
         return True
 
 
 class SteadyScroll(QScrollArea):
-    """Scrolls to what Tab reaches, and does not jump when a button that was pressed is disabled and passes focus on."""
+    """Scrolls to the control that Tab reaches, but stays when a pressed button is disabled and passes its focus on."""
 
     def __init__(self, inner: QWidget) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class SteadyScroll(QScrollArea):
 
 
 def scroll_to(widget: QWidget) -> None:
-    """Bring a part of the panel into sight."""
+    """Scroll the panel to a widget."""
     above = widget.parentWidget()
     while above is not None and not isinstance(above, SteadyScroll):
         above = above.parentWidget()
@@ -188,9 +188,9 @@ def scroll_to(widget: QWidget) -> None:
 
 
 def plain_tip(text: str) -> str:
-    """A tooltip as it is and not wider than the panel; again is harmless.
+    """A tooltip as plain text, wrapped to the width of the panel; idempotent.
 
-    Qt breaks no lines of plain text, and takes what looks like HTML for HTML, whose images it loads.
+    Qt does not wrap plain text, and renders what looks like HTML, loading its images.
     """
     if "<" in text or "&" in text:
         return text if text.startswith("<qt>") else f"<qt>{html.escape(text)}</qt>"
@@ -217,7 +217,7 @@ def menu_button(text: str, tip: str, entries: Sequence[tuple[str, Callable[[], o
 
 
 def fix_rows(table: QTableWidget) -> None:
-    """Rows and heading of one height, whatever the style sheet adds."""
+    """Fix the height of rows and heading, whatever the style sheet adds."""
     table.verticalHeader().hide()
     table.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
     table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
@@ -225,7 +225,7 @@ def fix_rows(table: QTableWidget) -> None:
 
 
 def fit_rows(table: QTableWidget, most: int) -> None:
-    """Make a table as high as its rows, up to `most` of them."""
+    """Make a table as high as its rows, at most `most` of them."""
     rows = max(1, table.rowCount())
     table.setFixedHeight(HEADING_HEIGHT + min(rows, most) * ROW_HEIGHT + 4)
     policy = Qt.ScrollBarPolicy.ScrollBarAsNeeded if rows > most else Qt.ScrollBarPolicy.ScrollBarAlwaysOff
@@ -233,7 +233,7 @@ def fit_rows(table: QTableWidget, most: int) -> None:
 
 
 def row(*widgets: QWidget, stretch: int | None = None) -> QHBoxLayout:
-    """Widgets side by side; the one with index `stretch` takes the room that is left."""
+    """Widgets side by side; the one with index `stretch` takes the remaining width."""
     layout = QHBoxLayout()
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(SPACING)
@@ -260,7 +260,7 @@ def note(text: str = "") -> QLabel:
 
 
 class Palette(NamedTuple):
-    """``#rrggbb`` of the roles that the panel paints itself."""
+    """``#rrggbb`` of the colours that the panel paints itself."""
 
     background: str
     foreground: str
@@ -272,7 +272,7 @@ class Palette(NamedTuple):
 
 
 def palette(viewer: napari.Viewer) -> Palette:
-    """The colours of the theme that `viewer` shows now."""
+    """The colours of the current theme of `viewer`."""
     theme = get_theme(viewer.theme)
     background, text = _hex(theme.background), _hex(theme.text)
     return Palette(
@@ -287,7 +287,7 @@ def palette(viewer: napari.Viewer) -> Palette:
 
 
 def mix(colour: str, other: str, share: float) -> str:
-    """`colour` with a `share` (0..1) of `other` in it."""
+    """`colour` mixed with a `share` (0..1) of `other`."""
     pairs = zip(_parts(colour), _parts(other), strict=True)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 

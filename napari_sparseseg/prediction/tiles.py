@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.errors import PredictionStopped as PredictionStopped
 from napari_sparseseg.geometry import Box, Frame, tiles
 from napari_sparseseg.slides.resample import apply, axis
 
@@ -58,10 +58,6 @@ class RegionReader(Protocol):
 
     def read_region(self, region: Box, frame: Frame, *, mirrored: bool = False) -> np.ndarray:
         """(h, w, C) pixels of any region; beyond the slide's edges its mirror image, or background."""
-
-
-class PredictionStopped(PredictionError):
-    """A prediction ended early because it was asked to."""
 
 
 def model_frame(metadata: ModelMetadata, slide: Slide, asked: Frame) -> Frame:

@@ -20,9 +20,9 @@ def panel(viewer, tiny_slide):
     """The panel with a slide and a model that needs no training."""
     widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")[1]
     widget.slides.open(tiny_slide)
-    wait_until(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
+    wait_until(lambda: widget.slides.binding is not None and not widget.busy, 20)
     session = widget.session
-    session.set.set_classes(CLASSES)
+    session.classes = CLASSES
     session.use_model(SmoothModel())
     look_at(viewer, session.slide.shape[0] / 2, session.slide.shape[1] / 2, 0.5)
     wait_until(lambda: session.live is not None and session.live.store.top.any() and session.live.pending == 0, 30)
@@ -37,7 +37,7 @@ def click(button) -> None:
 
 
 def idle(panel) -> None:
-    wait_until(lambda: not panel._context.jobs.names, 20)
+    wait_until(lambda: not panel.busy, 20)
     pump(0.2)
 
 
@@ -57,7 +57,7 @@ def test_a_clicked_region_becomes_dense_and_a_stroke_corrects_it(viewer, panel, 
     dense = a.snapshot().dense.read(0, 0, h, 0, w) > 0
     assert dense[at]
     assert (labels[dense] == labels[at]).mean() > 0.97
-    assert "Accepted" in panel.predict.doubt.text()
+    assert "Added" in panel.predict.doubt.text()
     mouse.drag(line(mouse.canvas(*at), mouse.canvas(at[0] + 40, at[1] + 40), 8))
     idle(panel)
     assert len(a.dense_regions) == 1, "dragging pans and accepts nothing"
@@ -102,22 +102,22 @@ def test_areas_of_a_drawn_region_and_of_the_slide(viewer, panel, tmp_path):
     assert shown.table.isHidden()
     assert "Select" in shown.empty.text()
     shapes = viewer.add_shapes([[(99.5, 199.5), (99.5, 299.5), (159.5, 299.5), (159.5, 199.5)]], shape_type="rectangle")
-    assert not shown._areas
+    assert not shown.areas
     shapes.selected_data = {0}
     pump(0.4)
     labels, _ = session.predict((100, 200, 60, 100))
     expected = np.bincount(labels.ravel(), minlength=4)
-    assert [a.pixels for a in shown._areas] == expected[1:].tolist()
+    assert [a.pixels for a in shown.areas] == expected[1:].tolist()
     click(shown.copy)
     text = QGuiApplication.clipboard().text()
     assert text.startswith("class,area_mm2,area_px,percent")
     assert f",{expected[1]}," in text
     choose(panel, WHOLE)
     assert shown.table.isHidden()
-    assert "Predict the slide" in shown.empty.text()
-    panel._prediction.predict_slide(str(tmp_path / "o.ome.zarr"), tissue_only=False)
+    assert "Predict the whole slide" in shown.empty.text()
+    panel.prediction.predict_slide(str(tmp_path / "o.ome.zarr"), tissue_only=False)
     idle(panel)
     labels, _ = session.predict((0, 0, h, w))
-    assert [round(a.pixels) for a in shown._areas] == np.bincount(labels.ravel(), minlength=4)[1:].tolist()
+    assert [round(a.pixels) for a in shown.areas] == np.bincount(labels.ravel(), minlength=4)[1:].tolist()
     choose(panel, SCREEN)
-    assert sum(a.share for a in shown._areas) == pytest.approx(1)
+    assert sum(a.share for a in shown.areas) == pytest.approx(1)

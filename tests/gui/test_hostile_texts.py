@@ -9,10 +9,12 @@ import tifffile
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QWidget
 
+from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.gui.sections.classes.table import NAME
 from tests.helpers.classes import add_class, rename_class
 from tests.helpers.data import two_textures
 from tests.helpers.mouse import pump
+from tests.helpers.panel import click, click_cell
 from tests.helpers.waiting import wait_until
 
 MARK = '<img src="file:///etc/hostname">'
@@ -28,7 +30,7 @@ def panel(viewer, tmp_path):
     )  # fmt: skip
     _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
     widget.slides.open(path)
-    wait_until(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
+    wait_until(lambda: widget.slides.binding is not None and not widget.busy, 20)
     yield widget
     widget.shut_down()
 
@@ -49,7 +51,11 @@ def test_names_and_metadata_are_text(panel):
     session = panel.session
     rename_class(session.annotations, 1, EVIL)
     add_class(session.annotations, "<table width=9999><tr><td>" + "y" * 80)
-    panel._context.problem.emit(f"cannot open {EVIL}", EVIL)
+
+    def fail():
+        raise SparseSegError(f"cannot open {EVIL}")
+
+    assert not panel.attempt(fail)
     for section in panel.sections:
         for _ in range(2):  # folded sections show a summary, open ones their body
             section.heading.click()
@@ -58,6 +64,8 @@ def test_names_and_metadata_are_text(panel):
     assert panel.header.error.text.text() == f"Cannot open {EVIL}"
     assert panel.classes.table.item(0, NAME).text() == EVIL
     assert panel.slide.slides.currentText().startswith("%s {0} <b>&lt;")
-    panel._classes._show_undo()
+    click_cell(panel, 0, NAME)
+    click(panel.classes.remove)
+    assert EVIL in html.unescape(panel.classes.undo.toolTip())
     assert not rendered(panel)
     assert "<img" not in panel.slide.facts.toolTip()

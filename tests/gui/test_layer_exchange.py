@@ -64,7 +64,7 @@ def test_labels_cover_the_pixels_that_napari_shows(empty, factor):
 def test_what_does_not_fit_is_refused(empty):
     with pytest.raises(AnnotationError, match="not from Image"):
         import_layer(empty, Image(np.zeros((9, 9))), 1)
-    with pytest.raises(AnnotationError, match="whole pixels"):
+    with pytest.raises(AnnotationError, match="pixels of the slide"):
         import_layer(empty, Labels(np.ones((9, 9), np.uint8), scale=(3, 3)), 1)
     with pytest.raises(AnnotationError, match="no class 7"):
         import_layer(empty, Labels(np.full((9, 9), 7, np.uint8)), 1)

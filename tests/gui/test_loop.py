@@ -23,7 +23,7 @@ def panel(viewer, tiny_slide):
     """The panel with the two textures open."""
     _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
     widget.slides.open(tiny_slide)
-    wait_until(lambda: widget.slides.binding is not None and not widget._context.jobs.names, 20)
+    wait_until(lambda: widget.slides.binding is not None and not widget.busy, 20)
     pump(0.3)
     yield widget
     widget.shut_down()
@@ -45,7 +45,7 @@ def test_draw_train_see_stop(viewer, panel, mouse):
     click(panel.train.train)
     assert panel.session.status.state == "training"
     assert panel.train.train.text() == "Pause"
-    live = panel._prediction.display
+    live = panel.prediction.display
     wait_until(lambda: live.layer is not None and all(live.layer.label_at_world(at) for at in places.values()))
     wait_until(lambda: panel.session.status.step > 0)
     assert panel.session.status.state == "training"
@@ -99,7 +99,7 @@ def test_views_of_the_prediction(viewer, panel, mouse):
     """Probability, uncertainty, outlines, opacity and hidden classes, each chosen in the panel."""
     draw_both(panel, mouse)
     click(panel.train.train)
-    live = panel._prediction.display
+    live = panel.prediction.display
     wait_until(lambda: live.layer is not None and bool(live.layer.label_at_world((500.0, 100.0))))
     click(panel.train.stop)
     panel.predict.what.setFocus()

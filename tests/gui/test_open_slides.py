@@ -38,8 +38,8 @@ from tests.helpers.waiting import wait_until
 
 COMMAND_LINE = """
 import json, sys
-from napari_sparseseg.gui.reader import prefer_for_slides
-prefer_for_slides()  # as after the panel was open once
+from napari_sparseseg.gui.host import prefer_reader_for_slides
+prefer_reader_for_slides()  # as after the panel was open once
 from napari.qt import get_qapp
 from qtpy.QtCore import QTimer
 app = get_qapp()
@@ -76,7 +76,7 @@ def choose_us(tries=600):
         if tries:
             QTimer.singleShot(50, lambda: choose_us(tries - 1))
         return
-    [ours] = [b for b in dialog.findChildren(QRadioButton) if b.text() == "Sparse segmentation"]
+    [ours] = [b for b in dialog.findChildren(QRadioButton) if b.text() == "napari-sparseseg"]
     QTest.mouseClick(ours, Qt.MouseButton.LeftButton, pos=QPoint(8, ours.height() // 2))
     box = dialog.findChild(QDialogButtonBox)
     QTest.mouseClick(box.button(QDialogButtonBox.StandardButton.Ok), Qt.MouseButton.LeftButton)
@@ -261,7 +261,7 @@ def test_what_would_take_minutes_to_show_is_refused(viewer, panel, tmp_path):
     panel.slides.open(path)
     wait_until(panel.header.error.isVisible, 20)
     assert "vips tiffsave" in panel.header.error.text.text()
-    assert not panel.session.set.has_active
+    assert panel.session.entry is None
     assert not viewer.layers
 
 
@@ -309,7 +309,7 @@ def test_a_slide_overwritten_while_it_is_shown(viewer, panel, mouse, tmp_path, m
     assert len(panel.session.annotations.strokes) == 1
     assert panel.session.annotations.saved
     QTest.mouseClick(panel.slide.close_slide, Qt.MouseButton.LeftButton)
-    wait_until(lambda: not panel.session.set.has_active, 10)
+    wait_until(lambda: panel.session.entry is None, 10)
     panel.slides.open(path)
     wait_until(lambda: panel.slides.binding is not None, 20)
     pump(0.3)

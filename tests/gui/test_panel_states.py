@@ -151,9 +151,9 @@ def test_recent_slides_are_one_click_away(viewer, panel, tiny_slide):
     open_slide(panel, tiny_slide)
     wait_until(panel.slide.recent.isVisible, 10)
     click(panel.slide.close_slide)
-    assert not panel.session.set.has_active
+    assert panel.session.entry is None
     next(a for a in panel.slide.recent.menu().actions() if a.text() == tiny_slide.name).trigger()
-    wait_until(lambda: panel.session.set.has_active, 10)
+    wait_until(lambda: panel.session.entry is not None, 10)
     assert panel.session.slide.shape == (1024, 1024)
     pump(0.3)
 

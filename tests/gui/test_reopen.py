@@ -40,7 +40,7 @@ def open_paint_close(viewer, mouse, slide, *, train: bool) -> list[weakref.ref]:
     """What a user does; afterwards nobody should hold what is handed back."""
     _, panel = viewer.window.add_plugin_dock_widget("napari-sparseseg")
     panel.slides.open(slide)
-    wait_until(lambda: panel.slides.binding is not None and not panel._context.jobs.names, 60)
+    wait_until(lambda: panel.slides.binding is not None and not panel.busy, 60)
     layer, y = panel.slides.binding.scribbles.layer, CLASS_1[0] + 150
     before = colour_at(viewer, mouse, y, CLASS_1[1])
     paint(viewer, mouse)
@@ -49,7 +49,7 @@ def open_paint_close(viewer, mouse, slide, *, train: bool) -> list[weakref.ref]:
     assert np.abs(after - before).sum() > 60, "the canvas draws the stroke"
     if train:  # with the prediction there is one more layer that comes and goes
         QTest.mouseClick(panel.train.train, Qt.MouseButton.LeftButton)
-        wait_until(lambda: panel._prediction.display.layer is not None and panel.session.live.pending == 0, 240)
+        wait_until(lambda: panel.prediction.display.layer is not None and panel.session.live.pending == 0, 240)
     assert str(layer.mode) == "paint", "the brush is out"
     viewer.window.remove_dock_widget(panel)
     mouse.trace(line(mouse.canvas(300, 300), mouse.canvas(600, 600), 5))

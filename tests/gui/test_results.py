@@ -26,7 +26,7 @@ from tests.helpers.waiting import wait_until
 def give_model(panel, delay: float = 0.0) -> SmoothModel:
     """A model that needs no training and no network."""
     model = SmoothModel(delay=delay)
-    panel.session.set.set_classes(CLASSES)
+    panel.session.classes = CLASSES
     panel.session.use_model(model)
     wait_until(panel.predict.predict_slide.isEnabled, 20)
     return model
@@ -34,7 +34,7 @@ def give_model(panel, delay: float = 0.0) -> SmoothModel:
 
 def quiet(panel) -> None:
     """Every background call has ended."""
-    wait_until(lambda: not panel._context.jobs.names and panel.session.status.state != "predicting", 60)
+    wait_until(lambda: not panel.busy and panel.session.status.state != "predicting", 60)
     pump(0.2)
 
 
@@ -64,7 +64,7 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     answer_file(tmp_path / "whole")
     click(panel.predict.predict_slide)
     quiet(panel)
-    assert panel.predict.result.text() == f"Wrote {tmp_path / 'whole.ome.zarr'}"
+    assert panel.predict.result.text() == f"Saved {tmp_path / 'whole.ome.zarr'}"
     written = np.asarray(zarr.open_group(tmp_path / "whole.ome.zarr", mode="r")["labels/classes/0"])
     expected, _ = panel.session.predict((0, 0, 1024, 1024))
     np.testing.assert_array_equal(written, expected)
@@ -72,7 +72,7 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     answer_file(tmp_path / "regions.geojson")
     choose_entry(panel.predict.export, "Regions for QuPath (GeoJSON)…")
     quiet(panel)
-    assert panel.predict.result.text() == f"Wrote {tmp_path / 'regions.geojson'}"
+    assert panel.predict.result.text() == f"Saved {tmp_path / 'regions.geojson'}"
     features = json.loads((tmp_path / "regions.geojson").read_text())["features"]
     found = {f["properties"]["classification"]["name"] for f in features}
     assert "stroma" in found
@@ -88,7 +88,7 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
     before = np.array(camera(viewer).center)
     click(panel.predict.next)
     quiet(panel)
-    assert panel.predict.doubt.text().startswith("Here it wavers between")
+    assert panel.predict.doubt.text().startswith("The model is uncertain between")
     assert np.abs(np.array(camera(viewer).center) - before).max() > 1
 
     open_slide(panel, write_slide(tmp_path / "other.tif", two_textures(512, 3)))
@@ -103,13 +103,13 @@ def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_
 
     table = tmp_path / "all" / "summary.csv"
     table.write_text("somebody's notes")
-    for button, kept in (("Cancel", True), ("Go on", False)):
+    for button, kept in (("Cancel", True), ("Continue", False)):
         asked = answer(button)
         answer_file(tmp_path / "all")
         choose_entry(panel.header.menu_button, "Predict all slides…")
         wait_until(lambda asked=asked: bool(asked), 30)
         quiet(panel)
-        assert f"{table} is there already" in asked[0]
+        assert f"{table} exists" in asked[0]
         assert (table.read_text() == "somebody's notes") == kept
 
 

@@ -182,7 +182,7 @@ class Person:
             self.press(self.panel.predict.next)
         if self.turn % 5 == 0:
             QTest.keyClick(self.panel.predict.what, Qt.Key.Key_Down if self.turn % 10 else Qt.Key.Key_Home)
-        if self.turn % 6 == 0 and not self.panel._context.jobs.names:
+        if self.turn % 6 == 0 and not self.panel.busy:
             self.predict()
         self.train_or_not()
         pump(0.3)
@@ -223,11 +223,11 @@ class Person:
     def rest(self) -> None:
         """Until nothing is under way any more; the engine is held then."""
         session = self.panel.session
-        wait_until(lambda: not self.panel._context.jobs.names, 600)
+        wait_until(lambda: not self.panel.busy, 600)
         session.hold(True)
         pump(0.2)
         session._engine.call(lambda: None)  # the piece of work at hand ends before it
-        wait_until(lambda: not self.panel._context.jobs.names, 60)
+        wait_until(lambda: not self.panel.busy, 60)
         pump(0.3)
 
     def look_around(self) -> None:
@@ -263,7 +263,7 @@ class Person:
             return
         for old in self.out.iterdir():
             shutil.rmtree(old, ignore_errors=True)
-        self.panel._prediction.predict_slide(str(self.out / f"{self.turn}.ome.zarr"))
+        self.panel.prediction.predict_slide(str(self.out / f"{self.turn}.ome.zarr"))
 
     def train_or_not(self) -> None:
         """Pause and go on, stop and train again; three turns of four are spent training."""
@@ -293,7 +293,7 @@ def test_nothing_grows(viewer, mouse, tiny_slide, tmp_path, seconds):
     _, panel = viewer.window.add_plugin_dock_widget("napari-sparseseg")
     try:
         panel.slides.open(tiny_slide)
-        wait_until(lambda: panel.slides.binding is not None and not panel._context.jobs.names, 30)
+        wait_until(lambda: panel.slides.binding is not None and not panel.busy, 30)
         person = Person(viewer, panel, mouse, tmp_path)
         person.see_all()
         for _ in range(6):

@@ -146,7 +146,7 @@ def test_a_slide_that_is_none_says_so(panel, tmp_path):
     panel.slides.open(path)
     wait_until(panel.header.error.isVisible, 10)
     assert "notes.svs" in panel.header.error.text.text()
-    assert not panel.session.set.has_active
+    assert panel.session.entry is None
 
 
 def test_world_coordinates_are_level_0_pixels(viewer, panel, cmu_svs):
@@ -333,7 +333,7 @@ def test_scribbles_of_an_unsaved_session_are_offered_after_a_restart(qapp, tiny_
 def test_saved_as_a_project_and_opened_again(viewer, panel, tiny_slide, tmp_path):
     open_slide(panel, tiny_slide)
     scribble(panel)
-    assert panel.header.saved.text() == "✓ kept"
+    assert panel.header.saved.text() == "✓ auto-saved"
     counts = panel.session.annotations.counts()
     asked = answer_file(tmp_path / "study")
     choose_entry(panel.header.menu_button, "Save project…")
@@ -386,7 +386,7 @@ def test_removing_the_image_closes_the_slide(viewer, panel, tiny_slide):
     viewer.layers.remove(viewer.layers["tiny.tif"])
     pump(0.3)
     assert slide.closed
-    assert not panel.session.set.has_active
+    assert panel.session.entry is None
     assert not viewer.layers
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QLineEdit, QWidget
+from qtpy.QtWidgets import QApplication, QLineEdit, QWidget
 
 from napari_sparseseg.gui.sections.classes.table import NAME
 from tests.helpers.mouse import line, main_window, part_of, pump
@@ -56,7 +56,7 @@ def text(panel: SparseSegWidget, row: int, column: int) -> str:
 
 def open_slide(panel: SparseSegWidget, path) -> None:
     panel.slides.open(path)
-    wait_until(lambda: panel.slides.binding is not None and not panel._context.jobs.names, 20)
+    wait_until(lambda: panel.slides.binding is not None and not panel.busy, 20)
     pump(0.2)
 
 
@@ -95,3 +95,24 @@ def palette_entry(viewer, words: str) -> None:
     pump(0.5)
     QTest.keyClick(edit, Qt.Key.Key_Return)
     pump(0.3)
+
+
+def menu_entry(menu, text: str):
+    """The entry of a menu or of one of its submenus."""
+    for action in menu.actions():
+        found = menu_entry(action.menu(), text) if action.menu() is not None else action
+        if found is not None and found.text().replace("&", "") == text:
+            return found
+    return None
+
+
+def panels() -> list[SparseSegWidget]:
+    """All panels that can be seen."""
+    return [w for w in QApplication.allWidgets() if type(w).__name__ == "SparseSegWidget" and w.isVisible()]
+
+
+def open_from_menu(viewer) -> SparseSegWidget:
+    """Plugins > Scribbles (napari-sparseseg)."""
+    menu_entry(viewer.window.plugins_menu, "Scribbles (napari-sparseseg)").trigger()
+    wait_until(lambda: bool(panels()), 20)
+    return panels()[0]

@@ -1,8 +1,8 @@
-"""Dense regions, shown apart from the scribbles and drawn with napari's rectangle and polygon tools.
+"""Dense regions, in a layer of their own, drawn with napari's rectangle and polygon tools.
 
-A region that the user draws here becomes `Annotations.fill_polygon(..., dense=True)`; one that is selected and deleted,
-moved or reshaped with napari's own tools is removed or changed there. The layer itself always shows what the
-annotations hold, so undo, import and other windows need no care.
+A region drawn here becomes `Annotations.fill_polygon(..., dense=True)`; one that is deleted, moved or reshaped with
+napari's own tools is removed or changed there. The layer always shows the regions of the annotations, so undo and
+import need no special handling.
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ if TYPE_CHECKING:
 EDGE_SCREEN_PX = 3.0
 FILL_ALPHA = 0.15
 MOST_FILLED = 100
-"""An outline with more corners is drawn as a line without a fill: napari's triangulation took 33 ms of CPU time for 100
-corners, 0.16 s for 400 and 5 s for 4,000; lines of 4,000 take 11 ms."""
+"""An outline with more corners is drawn as a line without a fill, see D71."""
 MOST_CORNERS = 4000
-"""Of a line with more, every so manieth is drawn; what is kept is not changed by that."""
+"""A line with more corners is thinned when drawn; the region itself does not change."""
 EDGE_RATIO = 2.0
-"""Redraw the outlines when the zoom has changed by more than this: each redraw rebuilds every shape."""
+"""Outlines are redrawn when the zoom changed by more than this factor; each redraw rebuilds every shape."""
 
 
 class DenseRegionLayer(Shapes):
-    """Outlines of the dense regions with a light fill of their rest class.
+    """Outlines of the dense regions, lightly filled with the colour of their rest class.
 
     Parameters
     ----------
     annotations
-        Where regions come from and go to.
+        Their dense regions are shown and edited.
     rest_class
-        Called for the class id that the unlabelled pixels of a newly drawn region take.
+        Called for the rest class of a newly drawn region: the class of its unlabelled pixels.
     name
-        Of the layer.
+        As in napari.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class DenseRegionLayer(Shapes):
         self._zoom, self._drawn_zoom = 1.0, 1.0
         self._shown: tuple[Any, ...] | None = None  # what the shapes were made from
         self._showing = False
-        self._ids: list[int | None] = []  # of the region behind each shape; None: just drawn
+        self._ids: list[int | None] = []  # of the region of each shape; None: just drawn
         self._moved: set[int] = set()
         super().__init__(ndim=2, name=name, opacity=1.0, edge_width=EDGE_SCREEN_PX)
         self.bind_key("Control-Z", lambda layer: layer.undo(), overwrite=True)
@@ -71,12 +70,12 @@ class DenseRegionLayer(Shapes):
 
     @property
     def annotations(self) -> Annotations:
-        """Where regions come from and go to."""
+        """The annotations shown and edited."""
         return self._annotations
 
     @property
     def zoom(self) -> float:
-        """Screen pixels per level-0 pixel; keeps the outlines about as wide on the screen at every zoom."""
+        """Screen pixels per level-0 pixel; sets the width of the outlines."""
         return self._zoom
 
     @zoom.setter
@@ -90,20 +89,20 @@ class DenseRegionLayer(Shapes):
                 self.edge_width = width
 
     def detach(self) -> None:
-        """Stop following the annotations."""
+        """Disconnect from the annotations."""
         self._annotations.changed.disconnect(self.show_regions, missing_ok=True)
         self._annotations.classes_changed.disconnect(self.show_regions, missing_ok=True)
 
     def undo(self) -> None:
-        """Take back the last stroke or region."""
+        """Undo the last stroke or region."""
         self._annotations.undo()
 
     def redo(self) -> None:
-        """Draw again what was taken back last."""
+        """Redo what was undone last."""
         self._annotations.redo()
 
     def show_regions(self) -> None:
-        """Show what the annotations hold now."""
+        """Show the current regions of the annotations."""
         if self._showing:
             return
         state = (self._annotations.dense_regions, self._annotations.classes)
@@ -140,22 +139,22 @@ class DenseRegionLayer(Shapes):
             self._ids = [number for k, number in enumerate(self._ids) if k not in indices]
         elif action.endswith("changed"):
             self._moved.update(number for k in indices if k < len(self._ids) and (number := self._ids[k]) is not None)
-        # napari is still in the middle of its own bookkeeping here
-        QTimer.singleShot(0, self._take_over)
+        # napari has not finished its own update yet
+        QTimer.singleShot(0, self._apply_shapes)
 
-    def _take_over(self) -> None:
-        """Turn what the user drew, moved or deleted into changes of the annotations, and undo what cannot be kept."""
+    def _apply_shapes(self) -> None:
+        """Apply shapes that were drawn, moved or deleted to the annotations; others are restored."""
         if self._showing:
             return
         shapes = list(zip(self.data, self.shape_type, strict=True))
-        kept, drawn, moved = list(self._ids[: len(shapes)]), shapes[len(self._ids) :], set(self._moved)
+        known, drawn, moved = list(self._ids[: len(shapes)]), shapes[len(self._ids) :], set(self._moved)
         regions = {region.id: region for region in self._annotations.dense_regions}
-        self._showing = True  # shown once, when all is done
+        self._showing = True  # shown once, at the end
         try:
-            gone = [number for number in regions if number not in kept]
+            gone = [number for number in regions if number not in known]
             if gone:
                 self._annotations.remove_dense_region(*gone)
-            for number, (points, _) in zip(kept, shapes, strict=False):
+            for number, (points, _) in zip(known, shapes, strict=False):
                 if number in moved and number in regions:
                     self._reshape(regions[number], points[:, -2:] + PIXEL_CENTRE)
             for points, kind in drawn:
@@ -169,7 +168,7 @@ class DenseRegionLayer(Shapes):
 
     def _reshape(self, region: DenseRegion, points: NDArray[Any]) -> None:
         if region.rings or _is_line(region):
-            show_info("A dense region with holes or many corners keeps its shape; delete it and draw it anew.")
+            show_info("A dense region with holes or many corners cannot be reshaped; delete it and draw it again.")
         else:
             self._annotations.reshape_dense_region(region.id, points)
 
@@ -177,7 +176,7 @@ class DenseRegionLayer(Shapes):
         if kind in ("rectangle", "polygon"):
             self._annotations.fill_polygon(points, self._rest_class(), dense=True)
         else:
-            show_info("A dense region is drawn as a rectangle or a polygon.")
+            show_info("Draw a dense region as a rectangle or a polygon.")
 
 
 def _is_line(region: DenseRegion) -> bool:
@@ -185,12 +184,12 @@ def _is_line(region: DenseRegion) -> bool:
 
 
 def _corners(region: DenseRegion) -> int:
-    """Of the outer ring."""
+    """Number of corners of the outer ring."""
     return region.rings[0] if region.rings else len(region.points)
 
 
 def _outline(region: DenseRegion) -> NDArray[Any]:
-    """The outer ring to draw."""
+    """The outer ring as drawn."""
     ring = region.points[: _corners(region)].astype(float)
     if not _is_line(region):
         return ring

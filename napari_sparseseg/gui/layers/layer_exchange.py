@@ -1,4 +1,4 @@
-"""Annotations from and to plain layers of napari: Shapes and Labels, for what was drawn before or goes elsewhere."""
+"""Annotations from and to plain Shapes and Labels layers of napari."""
 
 from __future__ import annotations
 
@@ -32,39 +32,41 @@ BLOCK = 2048
 
 
 def import_layer(annotations: Annotations, layer: Layer, class_id: int) -> int:
-    """Draw what a layer holds, as one step of the history; world coordinates are level-0 pixels.
+    """Draw the shapes or labels of a layer as one undo step; world coordinates are level-0 pixels.
 
     Parameters
     ----------
     annotations
-        Drawn into, over what is there.
+        Drawn into, over existing labels.
     layer
-        Shapes: areas are filled, lines and paths drawn as wide as their edges; the class is that of the feature
-        ``class`` where there is one. Labels: the values are class ids, one pixel being 1, 2, 4, ... level-0 pixels.
+        Shapes: areas are filled, lines and paths are drawn as wide as their edges; the feature ``class``, if there is
+        one, names the class. Labels: values are class ids, and one pixel is 1, 2, 4, ... level-0 pixels.
     class_id
-        Of shapes that name no class.
+        For shapes without a class.
 
     Returns
     -------
     int
-        How many shapes or labels were drawn.
+        Number of shapes or labels drawn.
 
     Raises
     ------
     AnnotationError
-        For other layers, unknown classes, or labels that do not lie on the slide's pixels.
+        For other layers, unknown classes, or labels that are not aligned with the slide's pixels.
     """
     if isinstance(layer, Shapes):
         return annotations.draw(_shapes(annotations, layer, class_id))
     if isinstance(layer, Labels):
         return _draw_labels(annotations, layer)
-    raise AnnotationError(f"annotations are taken from Shapes and Labels layers, not from {type(layer).__name__}.")
+    raise AnnotationError(
+        f"annotations can be imported from Shapes and Labels layers, not from {type(layer).__name__}."
+    )
 
 
 def shapes_data(annotations: Annotations) -> tuple[list[NDArray[np.float64]], dict[str, Any], str]:
     """The labels as a layer data tuple for ``viewer.add_shapes``: one polygon per connected region, exactly outlined.
 
-    Holes are joined to their outline by a seam. Class names are in the feature ``class``, which `import_layer` reads.
+    Holes are joined to their outline by a seam. The feature ``class`` has the class names, which `import_layer` reads.
     """
     snapshot = annotations.snapshot()
     classes = {c.id: c for c in snapshot.classes}
@@ -85,7 +87,7 @@ def _shapes(annotations: Annotations, layer: Shapes, class_id: int) -> list[Shap
     for data, kind, name, width in zip(layer.data, layer.shape_type, names, layer.edge_width, strict=True):
         if name and name.casefold() not in ids:
             raise AnnotationError(
-                f"the layer {layer.name} names a class {name!r}; add it to the table of classes first."
+                f"layer {layer.name} has shapes of class {name!r}; add this class to the table first."
             )
         corners = _ellipse(data) if kind == "ellipse" else data
         ring = np.array([layer.data_to_world(corner)[-2:] for corner in corners], dtype=np.float64) + PIXEL_CENTRE
@@ -99,7 +101,7 @@ def _shapes(annotations: Annotations, layer: Shapes, class_id: int) -> list[Shap
 
 
 def _ellipse(box: NDArray[Any]) -> NDArray[np.float64]:
-    """Corners of the ellipse in a box that napari gives by its four corners, which may be turned."""
+    """Corners of the ellipse in a possibly rotated box, given by its four corners."""
     corners = np.asarray(box, np.float64)
     centre, a, b = corners.mean(axis=0), (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
     turn = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)[:, None]
@@ -108,13 +110,17 @@ def _ellipse(box: NDArray[Any]) -> NDArray[np.float64]:
 
 def _draw_labels(annotations: Annotations, layer: Labels) -> int:
     if layer.multiscale or layer.ndim != 2:
-        raise AnnotationError(f"{layer.name} is no flat Labels layer of one scale; save it as a label image instead.")
+        raise AnnotationError(
+            f"{layer.name} is not a 2-D Labels layer with one scale; save it as a label image and import that."
+        )
     origin = np.array(layer.data_to_world((0, 0))) + PIXEL_CENTRE
     steps = np.array(layer.data_to_world((1, 1))) + PIXEL_CENTRE - origin
     level = round(math.log2(max(1.0, float(steps[0]))))
     y, x = (origin - steps / 2) / (1 << level)
     if not np.allclose(steps, 1 << level, rtol=1e-3) or not np.allclose([y, x], np.round([y, x]), atol=0.01):
-        raise AnnotationError(f"the pixels of {layer.name} do not cover 1, 2, 4, ... whole pixels of the slide.")
+        raise AnnotationError(
+            f"the pixels of {layer.name} do not cover 1, 2, 4, ... pixels of the slide; set its scale and translation."
+        )
     write = min(level, annotations.top_level)
     larger = level - write
     drawn: set[int] = set()
@@ -133,7 +139,7 @@ def _draw_labels(annotations: Annotations, layer: Labels) -> int:
 
 
 def selected_outlines(viewer: napari.Viewer) -> list[NDArray[Any]]:
-    """Selected rectangles, polygons and closed lines of the visible Shapes layers: (N, 2) of (y, x), level-0 pixels."""
+    """Selected rectangles, polygons and closed paths of the visible Shapes layers: (N, 2) of level-0 (y, x)."""
     found = []
     for layer in viewer.layers:
         if not isinstance(layer, Shapes) or not layer.visible:
@@ -147,7 +153,7 @@ def selected_outlines(viewer: napari.Viewer) -> list[NDArray[Any]]:
 
 
 def around(outlines: Sequence[NDArray[Any]]) -> Box:
-    """The level-0 box around some outlines."""
+    """The level-0 box around outlines."""
     points = np.concatenate(outlines)
     (y, x), (y1, x1) = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
     return Box(int(y), int(x), int(y1 - y), int(x1 - x))

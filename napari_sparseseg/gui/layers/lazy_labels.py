@@ -1,12 +1,11 @@
 """A multiscale Labels layer over a sparse, changing pyramid, updated box by box.
 
-napari shows pyramids it believes to be constant: it slices them on a shared worker behind slow image tiles and redraws
-whole tiles. `LazyLabels` slices on the GUI thread instead (a sparse pyramid answers in milliseconds) and uploads only
-the box that changed. It is not editable by itself; `ScribbleLayer` is. World coordinates are level-0 pixels, and as
-everywhere in napari a pixel's centre has the integer coordinate: pixel i of level k covers
-[i * 2^k - 0.5, (i + 1) * 2^k - 0.5).
+napari assumes that pyramids are constant: it slices them on a shared worker, after slow image tiles, and redraws whole
+tiles. `LazyLabels` slices on the GUI thread instead (a sparse pyramid answers in milliseconds) and uploads only the box
+that changed. It is not editable; `ScribbleLayer` is. World coordinates are level-0 pixels, and as everywhere in napari
+the centre of a pixel has the integer coordinate: pixel i of level k covers [i * 2^k - 0.5, (i + 1) * 2^k - 0.5).
 
-The private parts of napari used here are listed and tried out in `napari_sparseseg.gui.layers.napari_compat`.
+The private parts of napari used here are listed and tested in `napari_sparseseg.gui.layers.napari_compat`.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
 
 MAX_LOCKED_PIXELS = 8192 * 8192
-"""Largest level that the resolution box of the layer controls may pin: napari then loads all of it at once."""
+"""Largest level that the layer controls may lock: napari loads all of a locked level at once."""
 UNKNOWN_COLOUR = "#ffffff"
 PIXEL_CENTRE = 0.5
-"""napari's coordinates have a pixel's centre at the integer, those of annotations its corner."""
+"""Annotations have the corner of a pixel at the integer coordinate, napari its centre."""
 
 
 class ShownTile(NamedTuple):
-    """The part of one level that napari shows: origin and size in pixels of that level."""
+    """The part of one pyramid level that napari shows; its box is in pixels of that level."""
 
     level: int
     box: Box
@@ -62,7 +61,7 @@ class ShownTile(NamedTuple):
 
 
 def tile_of(response: Any) -> ShownTile:
-    """Which part of the pyramid a slice of napari's holds."""
+    """The part of the pyramid that a slice of napari contains."""
     to_data = response.tile_to_data
     level = round(float(np.log2(to_data.scale[-1])))
     y, x = (round(float(t)) >> level for t in to_data.translate[-2:])
@@ -77,9 +76,9 @@ def class_colormap(classes: Iterable[ClassDef]) -> DirectLabelColormap:
 
 
 class SavedLevels(list[Any]):
-    """The pyramid as napari's writers get it: as an array it is level 0, never the coarsest level.
+    """The pyramid that napari's writers receive: as an array it is level 0.
 
-    napari's built-in writer would store the coarsest level of a pyramid under the layer's name without a word.
+    napari's built-in writer would silently save the coarsest level of a pyramid.
     """
 
     def __init__(self, levels: Iterable[Any], limit: int = MAX_LOCKED_PIXELS) -> None:
@@ -89,7 +88,7 @@ class SavedLevels(list[Any]):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the labels."""
+        """Data type of the labels."""
         return np.dtype(np.uint8)
 
     @property
@@ -107,19 +106,19 @@ class SavedLevels(list[Any]):
         return np.asarray(self[0][0:height, 0:width], dtype=dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SavedLevels:
-        return self  # "duplicate layer" shows the same live labels; copying would freeze a lock and all chunks
+        return self  # a duplicated layer shows the same live labels; locks and chunks cannot be copied
 
 
 class LazyLabels(Labels):
-    """Shows integer labels that change under it.
+    """Shows a pyramid of integer labels that changes.
 
     Parameters
     ----------
     levels
-        (H, W), (H/2, W/2), ... array-likes of uint8 with exactly halving shapes; slicing must be fast (it happens on
-        the GUI thread) and the last one a live ndarray, because napari keeps it for good.
+        (H, W), (H/2, W/2), ... array-likes of uint8 with exactly halving shapes. Slicing must be fast, as it happens on
+        the GUI thread; the last one must be a live ndarray, because napari retains it.
     classes
-        For colours and for the names in the status bar.
+        Colours, and names for the status bar.
     name, opacity
         As in napari.
     """
@@ -136,24 +135,24 @@ class LazyLabels(Labels):
         return "labels"
 
     def show_classes(self, classes: Iterable[ClassDef]) -> None:
-        """Take over colours and names."""
+        """Apply colours and names."""
         known = list(classes)
         self.colormap = class_colormap(known)
         self.features = {"index": [0, *(c.id for c in known)], "class": ["unlabelled", *(c.name for c in known)]}
 
     def new_colormap(self, seed: int | None = None) -> None:
-        """Refused: the shuffle button would make colours disagree with the classes."""
-        show_info("The colours are those of the classes; change them in the table of classes.")
+        """Refuse napari's shuffle button: colours are those of the classes."""
+        show_info("Colours are set in the class table.")
 
     @property
     def tile(self) -> ShownTile | None:
-        """What is shown now; None while nothing is, or while napari still loads it."""
+        """The visible part; None while there is none or napari is loading it."""
         if self._slice.empty or not self.loaded:
             return None
         return tile_of(self._slice)
 
     def update_box(self, box: Box | None) -> None:
-        """Show anew what the level-0 box holds; remembered while the layer is not loaded."""
+        """Redraw a level-0 box, later if the layer is not loaded yet."""
         if box is not None:
             self._pending = box if self._pending is None else self._pending.union(box)
         self._partial_labels_refresh()
@@ -175,16 +174,15 @@ class LazyLabels(Labels):
         self.upload(shown, part.y, part.x)
 
     def upload(self, data: np.ndarray, y: int, x: int) -> None:
-        """Put part of what is shown into the texture.
+        """Write a part of the visible labels into the texture.
 
-        The list of layers hears nothing of it: it would draw its row anew for every move of the mouse, and with it,
-        because of the canvas, the whole window is composed.
+        The layer list is not notified: it would redraw its row, and Qt the whole window, for every mouse move.
         """
         with self.events.blocker():
             self.events.labels_update(data=data, offset=[y, x])
 
     def _on_slice_loaded(self) -> None:
-        """With asynchronous slicing an answer may come late, for an older view and without the newest strokes."""
+        """Refresh when an asynchronous slice arrives for an older view or without the newest strokes."""
         tile = self.tile
         if tile is None:
             return
@@ -204,7 +202,7 @@ class LazyLabels(Labels):
         extent: bool = True,
         force: bool = False,
     ) -> None:
-        """Slice at once on the GUI thread, also where napari slices asynchronously."""
+        """Slice at once on the GUI thread, even when napari slices asynchronously."""
         if self._refresh_blocked or not self.visible:
             return
         self.set_view_slice()
@@ -226,7 +224,7 @@ class LazyLabels(Labels):
         dims_displayed: Any = None,
         world: bool = False,
     ) -> tuple[int, int | None] | None:
-        """(level, label) under a position, as for any pyramid in napari, but of the very pixel shown there."""
+        """(level, label) of the pixel shown at a position."""
         if not self.visible:
             return None
         yx: Sequence[float] = self.world_to_data(position) if world else tuple(position)[-2:]
@@ -234,13 +232,13 @@ class LazyLabels(Labels):
 
     @property
     def locked_data_level(self) -> int | None:
-        """Level pinned by the user; levels too large to load whole are refused with a message."""
+        """Level locked by the user; levels that are too large to load are refused with a message."""
         return super().locked_data_level  # type: ignore[no-any-return]
 
     @locked_data_level.setter
     def locked_data_level(self, level: int | None) -> None:
         if level is not None and int(np.prod(self._levels[level].shape)) > MAX_LOCKED_PIXELS:
-            show_info(f"Level {level} is too large to be shown whole; the resolution follows the zoom.")
+            show_info(f"Level {level} is too large to load; the resolution follows the zoom.")
             level = None
         Labels.locked_data_level.fset(self, level)
 

@@ -1,11 +1,11 @@
-"""The live prediction as one napari layer: class map, probability of a class, uncertainty, or what changed.
+"""The live prediction as one napari layer: class map, probability of a class, uncertainty, or changes.
 
 All four are bytes in the same tiles, so one Labels layer with a table of 256 colours shows any of them; a pyramid of
-float images would cost a full redraw for every tile. The layer reads `TileStore` and never computes.
+float images would be redrawn completely for every tile. The layer reads `TileStore` and never computes.
 
-What an outdated model said is dimmed on its way to the texture: a second code for every colour, half as opaque and
-half grey. Values under the cursor and areas do not know of it. Codes are bytes, so the class map uses ids that no class
-has, and a ramp its lowest bit.
+Predictions of an outdated model are dimmed in the texture only, with a second code for every colour, half as opaque and
+half grey; values under the cursor and areas are not affected. Codes are bytes: the class map uses unused class ids, and
+a ramp its lowest bit.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from napari.utils import DirectLabelColormap
 from napari.utils.colormaps import ensure_colormap
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Signal
 
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import view_box
 from napari_sparseseg.prediction.tile_store import (
@@ -46,12 +47,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["classes", "probability", "uncertainty", "margin", "changed"]
 RAMP = "viridis"
-"""Uncertainty: perceptually even and readable with every colour blindness."""
+"""Perceptually uniform, and readable with every kind of colour blindness."""
 CLEAR = (0.0, 0.0, 0.0, 0.0)
 DIM_ALPHA = 0.5
-"""How opaque an outdated prediction is, compared with a present one."""
+"""Opacity of an outdated prediction relative to a current one."""
 GREY = np.array([0.299, 0.587, 0.114])
-"""Of red, green and blue in what the eye takes for brightness (ITU-R BT.601)."""
+"""Luma of red, green and blue (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def class_colours(classes: Sequence[ClassDef], hidden: Collection[int] = ()) -> 
 
 
 def dim_codes(classes: Sequence[ClassDef]) -> np.ndarray:
-    """uint8 (256,): the code of each class id where it is dimmed; itself where more than 127 classes leave none."""
+    """uint8 (256,): the dimmed code of each class id; with more than 127 classes, some have none and keep theirs."""
     codes = np.arange(256, dtype=np.uint8)
     ids = {c.id for c in classes}
     for class_id, code in zip(sorted(ids), (n for n in range(1, 256) if n not in ids), strict=False):
@@ -83,7 +84,7 @@ def dim_codes(classes: Sequence[ClassDef]) -> np.ndarray:
 
 
 def ramp_colours(rgb: np.ndarray) -> DirectLabelColormap:
-    """One colour per byte, the more opaque the higher; even values are those of an outdated model.
+    """One colour per byte, more opaque for higher values; even values are those of an outdated model.
 
     Parameters
     ----------
@@ -134,7 +135,7 @@ class LiveLayer(LazyLabels):
         # napari puts the centre of a pixel at its integer coordinate, in every layer
         self.scale, self.translate = down, (down - 1) / 2
         self.editable = False
-        for name in ("polygon", "brush_stroke"):  # to build them is half of what adding a layer takes
+        for name in ("polygon", "brush_stroke"):  # building them takes half of the time of adding a layer
             self._overlays[name].visible = False
 
     @property
@@ -143,7 +144,7 @@ class LiveLayer(LazyLabels):
 
     @property
     def store(self) -> TileStore:
-        """Where the tiles come from."""
+        """The tiles that are shown."""
         return self._store
 
     def _reset_editable(self) -> None:
@@ -163,11 +164,11 @@ class LiveLayer(LazyLabels):
         self.features = _features(what, classes)
 
     def label_at_world(self, yx: tuple[float, float]) -> int | None:
-        """Byte shown at a level-0 (y, x) of the slide; None outside what is on screen."""
+        """Byte shown at level-0 (y, x) of the slide; None outside the visible part."""
         return self.label_at(self.world_to_data(yx))
 
     def outdate(self, version: int) -> None:
-        """Dim what models before `version` said; drawn anew only where something of them is on screen."""
+        """Dim predictions of models before `version`; redrawn only when some are visible."""
         tile = self.tile
         dim = None if tile is None else self._outdated(tile.level, tile.box)[0]
         self._outdated_below = max(self._outdated_below, version)
@@ -177,14 +178,14 @@ class LiveLayer(LazyLabels):
         self.update_box(Box(tile.box.y * f, tile.box.x * f, tile.box.height * f, tile.box.width * f))
 
     def _outdated(self, level: int, box: Box) -> tuple[np.ndarray, Box]:
-        """Which level-0 tiles under a box of a level are outdated; and the box of them, in tiles."""
+        """Which level-0 tiles under a box of a level are outdated, and the box of these tiles, in tiles."""
         y, x = (box.y << level) // TILE, (box.x << level) // TILE
         cells = Box(y, x, (((box.y1 << level) - 1) // TILE) + 1 - y, (((box.x1 << level) - 1) // TILE) + 1 - x)
         versions = self._store.shown_versions(level, cells.slices())
         return (versions > NOTHING) & (versions < self._outdated_below), cells
 
     def set_view_slice(self) -> None:
-        """Slice what is on screen, outdated tiles dimmed."""
+        """Slice the visible part, with outdated tiles dimmed."""
         super().set_view_slice()
         tile = self.tile
         if tile is not None:
@@ -194,15 +195,17 @@ class LiveLayer(LazyLabels):
         shown: np.ndarray = super()._raw_to_displayed(raw, data_slice)
         if self.shown.kind != "classes":  # 0 stays clear
             shown = np.where(shown > 0, shown | 1, 0).astype(np.uint8)
-        shown = shown.copy()  # napari would hand out the labels themselves, and their dimmed codes go in here
+        shown = shown.copy()  # napari may return the labels themselves, and dimmed codes are written into it
         tile = self.tile
-        if data_slice is not None and tile is not None:  # else it is a slice that arrives, and `tile` that before it
+        if (
+            data_slice is not None and tile is not None
+        ):  # otherwise a new slice is arriving, and `tile` is still the previous one
             (y0, y1, _), (x0, x1, _) = (s.indices(n) for s, n in zip(data_slice, raw.shape, strict=True))
             self._dim(shown, tile.level, Box(tile.box.y + y0, tile.box.x + x0, y1 - y0, x1 - x0))
         return shown
 
     def _dim(self, shown: np.ndarray, level: int, box: Box) -> None:
-        """Dim what is outdated in the codes of a box of a level, in place."""
+        """Dim outdated tiles in the codes of a box of a level, in place."""
         if not self._outdated_below:
             return
         dim, cells = self._outdated(level, box)
@@ -228,7 +231,7 @@ class LiveLayer(LazyLabels):
 
 
 def _features(what: Shown, classes: Sequence[ClassDef]) -> dict[str, Any]:
-    """What the status bar says of a value under the cursor."""
+    """What the status bar shows for the value under the cursor."""
     if what.kind == "classes":
         return {"index": [c.id for c in classes], "class": [c.name for c in classes]}
     if what.kind == "changed":
@@ -240,10 +243,10 @@ def _features(what: Shown, classes: Sequence[ClassDef]) -> dict[str, Any]:
 REFRESH_MS = 40
 """Tiles that arrive within this time are drawn together."""
 LOOK_MS = 60
-"""The camera must rest this long before its view is asked for."""
+"""The view is reported after the camera has not moved for this long."""
 OUTDATED_MS = 5000
-"""What a model said is dimmed this long after there is a newer one. While training goes on, a new model has the whole
-screen predicted again within that time, so nothing blinks; what stays behind is said by a model that is gone."""
+"""Tiles of a model are dimmed this long after a newer model arrived. During training the whole screen is predicted
+again within that time, so nothing blinks."""
 DEFAULT_OPACITY = 0.45
 
 
@@ -258,45 +261,43 @@ class LiveDisplay(QObject):
     Attributes
     ----------
     refreshed
-        Signal (): other tiles are shown, or another part of the slide.
+        Signal (): the visible tiles or the view changed.
     shown_changed
-        Signal (): the layer is another object, or shows something else.
+        Signal (): the layer was recreated, or shows something else.
+    removed
+        Signal (): the user removed the layer from the viewer.
     """
 
     refreshed = Signal()
     shown_changed = Signal()
+    removed = Signal()
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._context = context
         self._binding: SlideBinding | None = None
+        self._attached_to: SlideBinding | None = None
         self._live: LiveView | None = None
         self.layer: LiveLayer | None = None
         self.shown = Shown()
         self.hidden: frozenset[int] = frozenset()
         self._opacity, self._contour, self._visible = DEFAULT_OPACITY, 0, True
         self._pending: Box | None = None
-        self._refresh = self._single_shot(REFRESH_MS, self._draw)
-        self._look = self._single_shot(LOOK_MS, self.look)
+        self._refresh = single_shot(self, REFRESH_MS, self._draw)
+        self._look = single_shot(self, LOOK_MS, self.look)
         self._camera = context.viewer.scene.camera
         self._camera.events.zoom.connect(self._on_camera)
         self._camera.events.center.connect(self._on_camera)
+        context.viewer.layers.events.removed.connect(self._on_removed)
         context.live_changed.connect(self.renew)
         self._version = 0
         self._newer: deque[tuple[float, LiveView | None, int]] = deque()
-        self._outdate = self._single_shot(OUTDATED_MS, self._dim)
+        self._outdate = single_shot(self, OUTDATED_MS, self._dim)
         context.status_changed.connect(self._on_status)
-
-    def _single_shot(self, interval: int, call: Any) -> QTimer:
-        timer = QTimer(self)
-        timer.setSingleShot(True)
-        timer.setInterval(interval)
-        timer.timeout.connect(call)
-        return timer
 
     @property
     def opacity(self) -> float:
-        """Of the prediction, 0..1."""
+        """Opacity of the prediction, 0..1."""
         return self._opacity
 
     @opacity.setter
@@ -317,12 +318,12 @@ class LiveDisplay(QObject):
             self.layer.contour = width if self.shown.kind == "classes" else 0
 
     def show(self, what: Shown) -> None:
-        """Show the class map, a probability, the uncertainty or what changed."""
+        """Show the class map, a probability, the uncertainty or changes."""
         self.shown = what
         self._apply()
 
     def hide_classes(self, hidden: frozenset[int]) -> None:
-        """Leave these classes out of the class map."""
+        """Hide these classes in the class map."""
         self.hidden = hidden
         self._apply()
 
@@ -333,7 +334,7 @@ class LiveDisplay(QObject):
         self.look()
 
     def look(self) -> None:
-        """Tell the session what is on screen."""
+        """Report the visible region to the session."""
         if self._binding is None or self._context.closed:
             return
         box, pixel = view_box(self._context.viewer)
@@ -341,7 +342,7 @@ class LiveDisplay(QObject):
         self.refreshed.emit()
 
     def renew(self) -> None:
-        """Make the layer anew where the session's live view is another object."""
+        """Recreate the layer if the session has a new live view."""
         binding, live = self._binding, self._context.session.live
         if live is None or binding is None or live.slide is not binding.entry.slide:
             live = None
@@ -359,21 +360,30 @@ class LiveDisplay(QObject):
         viewer = self._context.viewer
         selected = set(viewer.layers.selection)
         viewer.layers.insert(binding.below_scribbles, self.layer)
-        # a new layer is selected by napari, which would take the brush out of the user's hand
+        # napari selects a new layer, which would end drawing
         viewer.layers.selection.clear()
         viewer.layers.selection.update(selected)
         self.layer.events.opacity.connect(self._on_layer_opacity)
+        binding.attach(self.layer)
+        self._attached_to = binding
         self._apply()
-        self._dim_later()  # tiles from when the slide was active before
+        self._dim_later()  # tiles from the last time the slide was active
 
     def close(self) -> None:
-        """Take the layer away and let go of camera and session."""
+        """Remove the layer and disconnect from camera and session."""
         self._binding = None
         self._drop()
         for timer in (self._refresh, self._look, self._outdate):
             timer.stop()
         self._camera.events.zoom.disconnect(self._on_camera)
         self._camera.events.center.disconnect(self._on_camera)
+        self._context.viewer.layers.events.removed.disconnect(self._on_removed)
+
+    def _on_removed(self, event: Any) -> None:
+        """The user has removed the layer; `renew` adds it again."""
+        if event.value is self.layer and not self._context.leaving:
+            self._drop()
+            self.removed.emit()
 
     def _drop(self) -> None:
         if self._live is not None:
@@ -382,6 +392,8 @@ class LiveDisplay(QObject):
         if layer is not None:
             self._visible = layer.visible
             layer.events.opacity.disconnect(self._on_layer_opacity)
+            if self._attached_to is not None:
+                self._attached_to.detach(layer)
             if layer in self._context.viewer.layers and not self._context.leaving:
                 self._context.viewer.layers.remove(layer)
 
@@ -411,7 +423,7 @@ class LiveDisplay(QObject):
     def _dim(self) -> None:
         while self._newer and self._newer[0][0] <= time.monotonic():
             _, live, version = self._newer.popleft()
-            if self.layer is not None and self._live is live:  # versions of another session begin anew
+            if self.layer is not None and self._live is live:  # versions start again in another session
                 self.layer.outdate(version)
         if self._newer:
             self._outdate.start(max(1, round((self._newer[0][0] - time.monotonic()) * 1e3)))
@@ -420,7 +432,7 @@ class LiveDisplay(QObject):
         self._look.start()
 
     def _on_tile(self, box: Box) -> None:
-        if self._live is None:  # it was still in the queue when the layer was taken away
+        if self._live is None:  # still in the queue when the layer was removed
             return
         self._pending = box if self._pending is None else self._pending.union(box)
         if not self._refresh.isActive():

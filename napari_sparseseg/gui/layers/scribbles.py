@@ -1,7 +1,7 @@
 """The layer that scribbles are drawn on: napari's Labels, multiscale and editable, over `Annotations`.
 
-All of napari's own tools (buttons, shortcuts, cursors, right-click encircling) end in the few methods overridden here,
-and every one of them writes through `Annotations`, where a drag is one stroke: one undo, one row in the file.
+All tools of napari (buttons, shortcuts, cursors, right-click encircling) end in the methods overridden here, which
+write to `Annotations`; there, a drag is one stroke: one undo step, one row in the file.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ CLASS_KEYS = range(1, 10)
 
 
 def pick(layer: ScribbleLayer, event: Any) -> None:
-    """Take the label under the cursor; napari's own picker cannot read pyramids."""
+    """Pick the label under the cursor; napari's own picker cannot read pyramids."""
     layer.selected_label = layer.label_at(layer.world_to_data(event.position)) or 0
 
 
 class ScreenBrushSize(type(Labels.brush_size_on_mouse_move)):  # type: ignore[misc]
-    """Alt + mouse move changes the brush; napari divides by the zoom, but this brush is measured on the screen."""
+    """Alt + mouse move changes the brush size in screen pixels; napari divides by the zoom."""
 
     def __call__(self, layer: Labels, event: Any) -> None:
         super().__call__(layer, SimpleNamespace(pos=event.pos, modifiers=event.modifiers, camera_zoom=1.0))
@@ -49,14 +49,14 @@ class ScreenBrushSize(type(Labels.brush_size_on_mouse_move)):  # type: ignore[mi
 class ScribbleLayer(LazyLabels):
     """Scribbles of one slide, drawn at any zoom.
 
-    ``brush_size`` (slider, ``[`` and ``]``, Alt + mouse) is in **screen pixels** and stays so at every zoom; `zoom`
-    must follow the camera (`Scribbles` does that). Fill is bounded to the tile that is shown. Keys 1-9 select the class
-    with that id in place of napari's second set of mode keys (the letters still work); G is the polygon tool.
+    ``brush_size`` (slider, ``[`` and ``]``, Alt + mouse) is in **screen pixels** at every zoom; `zoom` must follow the
+    camera, which `Scribbles` does. Fill is limited to the visible part. Keys 1-9 select the class with that id instead
+    of napari's second set of mode keys (the letters still work); G is the polygon tool.
 
     Parameters
     ----------
     annotations
-        Shown and edited; changes from elsewhere show up by themselves.
+        Shown and edited; other changes of them are shown at once.
     name, opacity
         As in napari.
     """
@@ -71,11 +71,11 @@ class ScribbleLayer(LazyLabels):
 
     def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
         self._annotations = annotations
-        self.locked_classes: frozenset[int] = frozenset()  # ids of classes that no tool draws over or erases
+        self.locked_classes: frozenset[int] = frozenset()  # class ids that no tool draws over or erases
         self._zoom = 1.0
-        self._depth = 0  # nested groups of edits; the stroke ends with the outermost
+        self._depth = 0  # of nested groups of edits; the stroke ends with the outermost
         self._stroke = False  # a stroke is open in the annotations
-        self._refused = False  # the label of this stroke was refused; stay silent until it ends
+        self._refused = False  # this stroke was refused; no more messages until it ends
         super().__init__(annotations.levels(), annotations.classes, name=name, opacity=opacity)
         self.brush_size = DEFAULT_BRUSH_PX
         self._preview = Preview(self)
@@ -87,11 +87,11 @@ class ScribbleLayer(LazyLabels):
 
     @property
     def annotations(self) -> Annotations:
-        """What is drawn on."""
+        """The annotations shown and edited."""
         return self._annotations
 
     def detach(self) -> None:
-        """Stop following the annotations; an open stroke is kept."""
+        """Disconnect from the annotations; an open stroke is committed."""
         self._close_stroke()
         self._annotations.changed.disconnect(self._on_changed, missing_ok=True)
         self._annotations.classes_changed.disconnect(self._on_classes_changed, missing_ok=True)
@@ -105,35 +105,36 @@ class ScribbleLayer(LazyLabels):
     def _reset_editable(self) -> None:
         self.editable = True
 
-    def select_class(self, class_id: int) -> None:
-        """Draw with that class from now on; from the eraser this goes back to the brush."""
+    def select_class(self, class_id: int) -> bool:
+        """Draw with that class; this switches from the eraser to the brush. False when there is no such class."""
         if class_id not in {c.id for c in self._annotations.classes}:
             show_info(f"There is no class {class_id}.")
-            return
+            return False
         self.selected_label = class_id
         if str(self.mode) == "erase":  # type: ignore[has-type]  # napari's property has no types
             self.mode = "paint"
+        return True
 
     def as_layer_data_tuple(self) -> tuple[Any, dict[str, Any], str]:
-        """For writers and for duplication; the data carry the annotations, for `write_scribbles`."""
+        """For writers and for duplication; the data contain the annotations, for `write_scribbles`."""
         levels, state, kind = super().as_layer_data_tuple()
         levels.annotations = self._annotations
         return levels, state, kind
 
     def save(self, path: str | PathLike[str], plugin: str | None = None) -> list[str]:
-        """Save by suffix: ``.sparseseg`` keeps all, ``.geojson`` is for QuPath; images by napari's writers.
+        """Save by suffix: ``.sparseseg`` for everything, ``.geojson`` for QuPath; images by napari's writers.
 
         Raises
         ------
         AnnotationError
-            Where an image was asked for and level 0 is too large for one.
+            For an image, when level 0 is too large for one.
         """
         if plugin is None and Path(path).suffix.lower() in SUFFIXES:
             return save_annotations(self._annotations, path)
         written: list[str] = super().save(str(path), plugin)
         return written
 
-    # ---- brush
+    # Brush
 
     @property
     def zoom(self) -> float:
@@ -147,17 +148,17 @@ class ScribbleLayer(LazyLabels):
 
     @property
     def brush_diameter(self) -> float:
-        """Of the brush as it is now, in level-0 pixels."""
+        """Current brush diameter in level-0 pixels."""
         return float(self.brush_size / self._zoom)
 
     def _calculate_cursor_size(self) -> float:  # type: ignore[override,unused-ignore]
-        # napari multiplies by the zoom and truncates; the little bit keeps 20 from becoming 19
+        # napari multiplies by the zoom and truncates; without the factor, 20 may become 19
         return self.brush_diameter * (1 + 1e-9)
 
-    # ---- strokes
+    # Strokes
 
-    def _kept(self, label: int) -> Keep:
-        """What drawing `label` may replace: all but locked classes; with "preserve labels" one label only."""
+    def _replaceable(self, label: int) -> Keep:
+        """Labels that drawing `label` may replace: all but locked classes; with "preserve labels" only one."""
         if not self.preserve_labels:
             return frozenset(range(256)) - self.locked_classes if self.locked_classes else None
         kept = 0
@@ -169,7 +170,7 @@ class ScribbleLayer(LazyLabels):
         if self._stroke or self._refused:
             return self._stroke
         try:
-            self._annotations.begin_stroke(int(label), kind=kind, keep=self._kept(label))
+            self._annotations.begin_stroke(int(label), kind=kind, keep=self._replaceable(label))
         except AnnotationError as error:
             self._refused = True
             show_warning(str(error))
@@ -191,7 +192,7 @@ class ScribbleLayer(LazyLabels):
 
     @contextmanager
     def block_history(self) -> Iterator[None]:
-        """What happens inside is one stroke; napari wraps each drag in it."""
+        """Make all edits inside one stroke; napari wraps each drag in this."""
         self._depth += 1
         try:
             yield
@@ -210,16 +211,16 @@ class ScribbleLayer(LazyLabels):
         self._close_stroke(abort=True)
 
     def undo(self) -> None:
-        """Take back the last stroke; nothing while one is being drawn."""
+        """Undo the last stroke; nothing while one is being drawn."""
         if not self._stroke:
             self._annotations.undo()
 
     def redo(self) -> None:
-        """Draw again what was taken back last."""
+        """Redo what was undone last."""
         if not self._stroke:
             self._annotations.redo()
 
-    # ---- tools
+    # Tools
 
     def _draw(self, new_label: int, last_cursor_coord: Any, coordinates: Any) -> None:
         if coordinates is None:
@@ -232,12 +233,12 @@ class ScribbleLayer(LazyLabels):
         self._partial_labels_refresh()
 
     def _brush(self, start: Sequence[float], end: Sequence[float], label: int) -> None:
-        """One capsule per mouse move: dabs would be hundreds for a thin brush on a whole slide."""
+        """Paint one capsule per mouse move; dabs would be hundreds for a thin brush on a whole slide."""
         if not self._open_stroke(label, "brush" if label else "erase"):
             return
         radius = self.brush_diameter / 2
         ends = np.array([start, end], dtype=float)[:, -2:]
-        if radius < 1:  # magnified pixels: the one under the cursor, wherever in it the cursor is
+        if radius < 1:  # magnified: paint the pixel under the cursor
             ends, radius = np.round(ends), max(radius, 0.5)
         ends += PIXEL_CENTRE
         self._queue(self._annotations.extend_stroke(tuple(ends[0]), tuple(ends[1]), radius))
@@ -247,14 +248,14 @@ class ScribbleLayer(LazyLabels):
             self._pending = Box(*box) if self._pending is None else self._pending.union(Box(*box))
 
     def paint(self, coord: Sequence[float], new_label: int, refresh: bool = True) -> None:
-        """One dab of the brush at data coordinate `coord`."""
+        """Paint one dab at data coordinate `coord`."""
         with self.block_history():
             self._brush(coord, coord, new_label)
         if refresh:
             self._partial_labels_refresh()
 
     def fill(self, coord: Sequence[float], new_label: int, refresh: bool = True) -> None:
-        """Bucket: relabel what is connected to `coord` (or all of its label), within the tile that is shown."""
+        """Relabel the region connected to `coord` (or all of its label) within the visible part."""
         from skimage.segmentation import flood
 
         tile = self.tile
@@ -262,7 +263,7 @@ class ScribbleLayer(LazyLabels):
         if tile is None or seed is None:
             return
         raw = self._slice.image.raw
-        old, keep = int(raw[seed]), self._kept(new_label)
+        old, keep = int(raw[seed]), self._replaceable(new_label)
         if old == new_label or not (old in keep if isinstance(keep, frozenset) else keep in (None, old)):
             return
         mask = flood(raw, seed, connectivity=1) if self.contiguous else raw == old
@@ -300,19 +301,23 @@ class ScribbleLayer(LazyLabels):
 
 
 ENCIRCLE_RADIUS = 1.8
-"""Radius of the circle that ends an encircling stroke, in brush diameters; napari's own figure."""
+"""Radius of the circle that ends an encircling stroke, in brush diameters, as in napari."""
 LINE_PX, DOT_PX = 2.0, 4.0
 """On the screen."""
 
 
 class Preview:
-    """Outline of the polygon being drawn and stop circle of the stroke being encircled, of one layer."""
+    """Outline of the polygon being drawn, and stop circle of an encircling stroke, of one layer.
+
+    napari draws both beside the cursor on pyramids (it subtracts the offset of the tile twice). Here they are uploaded
+    into the texture of the tile, at the right pixels; nothing is stored.
+    """
 
     def __init__(self, layer: ScribbleLayer) -> None:
         self._layer = layer
         self._shown: Box | None = None
         self._polygon = layer._overlays["polygon"]
-        self._polygon.opacity = 0.0  # an invisible overlay would get no mouse events
+        self._polygon.opacity = 0.0  # an invisible overlay gets no mouse events
         self._polygon.events.points.connect(self.draw)
         self._encircle = layer._overlays.get("brush_stroke")  # napari >= 0.8
         if self._encircle is not None:
@@ -320,12 +325,12 @@ class Preview:
             self._encircle.events.active.connect(self._on_encircle)
 
     def _on_encircle(self, event: Any = None) -> None:
-        if self._encircle.active:  # napari has just set it for a brush that it takes for level-0 pixels
+        if self._encircle.active:  # napari has set it for a brush in level-0 pixels
             self._encircle.radius = self._layer.brush_diameter * ENCIRCLE_RADIUS
         self.draw()
 
     def draw(self, event: Any = None) -> None:
-        """Take the old preview away and show the present one, if there is any."""
+        """Remove the old preview and draw the current one, if any."""
         layer, tile = self._layer, self._layer.tile
         if tile is None:
             return
@@ -357,7 +362,7 @@ class Preview:
     def _shapes(self) -> tuple[list[NDArray[Any]], bool]:
         """Closed lines in data coordinates, and whether their corners get dots."""
         points = self._polygon.points
-        if points:  # napari keeps them with the pixel's corner at the integer
+        if points:  # with the corner of a pixel at the integer
             return [np.array(points, dtype=float)[:, -2:] - 0.5], True
         if self._encircle is not None and self._encircle.active:
             turn = np.linspace(0, 2 * np.pi, 48)
@@ -366,7 +371,7 @@ class Preview:
         return [], False
 
     def _value(self) -> Any:
-        """Texture value of the line: the selected class, or the colour of no class for the background."""
+        """Texture value of the line: the selected class, or an unused id when erasing."""
         label = self._layer.selected_label
         if label == 0:
             used = {c.id for c in self._layer.annotations.classes}

@@ -1,10 +1,11 @@
-"""The layers of one open slide: its image, the scribbles on it, the dense regions."""
+"""The layers of one open slide: image, scribbles and dense regions, and their connection to the camera."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import psygnal.qt
 from napari.layers import Layer
 from napari.utils.notifications import show_info
@@ -13,10 +14,10 @@ from qtpy.QtCore import QTimer
 from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
 from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, require_editing, show_whole
 from napari_sparseseg.gui.layers.prediction import class_colours
-from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
+from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     import napari
 
@@ -27,15 +28,45 @@ if TYPE_CHECKING:
 
 
 SIGNAL_INTERVAL_MS = 30
+MODE_KEYS = {"P": "paint", "E": "erase", "F": "fill", "G": "polygon"}
+BRUSH_KEYS = {"[": -1, "]": 1}
+FIXED = "A slide and its annotations cannot be moved: they would no longer match."
+
+
+def _key(action: Callable[..., object], *values: object) -> Callable[[Any], object]:
+    """A key binding of napari, which needs a function with a name, that ignores the layer."""
+
+    def press(layer: Any) -> None:
+        action(*values)
+
+    return press
+
+
+class _Placement(NamedTuple):
+    """Where a layer is in the world, as lists, so that placements can be compared."""
+
+    scale: list[float]
+    translate: list[float]
+    rotate: list[list[float]]
+    shear: list[float]
+    affine: list[list[float]]
+
+    @classmethod
+    def of(cls, layer: Layer) -> _Placement:
+        return cls(*(np.asarray(getattr(layer, name)).tolist() for name in cls._fields))
+
+    def apply(self, layer: Layer) -> None:
+        for name, value in zip(self._fields, self, strict=True):
+            setattr(layer, name, value)
 
 
 def slide_name(slide: Slide) -> str:
-    """How a slide is called in lists and layers: its file name."""
+    """Name of a slide in lists and layers: its file name."""
     return Path(slide.path).name or str(slide.path)
 
 
 def add_images(viewer: napari.Viewer, slide: Slide) -> list[Layer]:
-    """Show a slide at the bottom of the viewer, as our reader does."""
+    """Add a slide at the bottom of the viewer, as our reader does."""
     from napari_sparseseg.gui.reader import layer_data
 
     layers = [Layer.create(*data) for data in layer_data(slide)]
@@ -45,24 +76,30 @@ def add_images(viewer: napari.Viewer, slide: Slide) -> list[Layer]:
 
 
 class SlideBinding:
-    """Keeps the layers of a slide together.
+    """The layers of a slide.
 
     Parameters
     ----------
     viewer
-        Where they are.
+        The viewer they are in.
     entry
         The slide in the session.
     images
-        Image layers that show it already; None adds them.
+        Existing image layers of the slide; None adds them.
     """
 
     def __init__(self, viewer: napari.Viewer, entry: SlideEntry, images: Sequence[Layer] | None = None) -> None:
         self.viewer, self.entry = viewer, entry
         self._shown, self._seen = False, self._camera if images else None
-        self.images = list(images) if images else add_images(viewer, entry.slide)
-        self.scribbles = self._draw_on(entry.annotations)
+        self._guests: dict[Layer, _Placement] = {}
+        self._restoring = False
         self._hidden: frozenset[int] = frozenset()
+        self.images = list(images) if images else add_images(viewer, entry.slide)
+        for layer in self.images:
+            self.attach(layer)
+        self.scribbles = self._draw_on(entry.annotations)
+        self.opened_version = entry.annotations.version
+        """Version of the annotations when the slide was opened."""
 
     @property
     def layers(self) -> list[Any]:
@@ -71,19 +108,94 @@ class SlideBinding:
 
     @property
     def below_scribbles(self) -> int:
-        """Index at which a layer lands under the scribbles and over the image."""
+        """Index in the layer list just below the scribbles."""
         drawn = {self.scribbles.dense_layer, self.scribbles.layer}
         return min((i for i, layer in enumerate(self.viewer.layers) if layer in drawn), default=len(self.viewer.layers))
 
+    def attach(self, layer: Layer) -> None:
+        """Make the drawing keys work while `layer` is active, and prevent it from being moved.
+
+        The layer's own mode keys are replaced: napari's key 2 would let the next drag move a slide under its scribbles.
+        """
+        for key, action in self._keys_for(layer).items():
+            layer.bind_key(key, action, overwrite=True)
+        self._guests[layer] = _Placement.of(layer)
+        layer.events.mode.connect(self._on_mode)
+        for name in _Placement._fields:
+            getattr(layer.events, name).connect(self._on_moved)
+
+    def _keys_for(self, layer: Layer) -> dict[str, Callable[[Any], object]]:
+        if isinstance(layer, ScribbleLayer):
+            return {}
+        draws = isinstance(layer, DenseRegionLayer)
+        choose = self._choose_class if draws else self._draw_class
+        keys = {str(n): _key(choose, n) for n in CLASS_KEYS}
+        if not draws:
+            keys |= {key: _key(self._draw_with, mode) for key, mode in MODE_KEYS.items()}
+            keys |= {key: _key(self._change_brush, by) for key, by in BRUSH_KEYS.items()}
+            keys |= {"Control-Z": _key(self._undo), "Control-Shift-Z": _key(self._redo)}
+        return keys
+
+    def detach(self, layer: Layer) -> None:
+        """Undo `attach`."""
+        if self._guests.pop(layer, None) is not None:
+            layer.keymap.clear()
+            layer.events.mode.disconnect(self._on_mode)
+            for name in _Placement._fields:
+                getattr(layer.events, name).disconnect(self._on_moved)
+
+    def _choose_class(self, class_id: int) -> None:
+        self.scribbles.layer.select_class(class_id)
+
+    def _draw_class(self, class_id: int) -> None:
+        if self.scribbles.layer.select_class(class_id):
+            self._draw_with("paint")
+
+    def _undo(self) -> None:
+        self.scribbles.layer.undo()
+
+    def _redo(self) -> None:
+        self.scribbles.layer.redo()
+
+    def _change_brush(self, by: int) -> None:
+        self.scribbles.layer.brush_size = max(1, self.scribbles.layer.brush_size + by)
+
+    def _draw_with(self, mode: str) -> None:
+        self.scribbles.layer.mode = mode
+        self.viewer.layers.selection.active = self.scribbles.layer
+
+    def _on_mode(self, event: Any) -> None:
+        if str(event.source.mode) == "transform":
+            event.source.mode = "pan_zoom"
+            show_info(FIXED)
+
+    def _on_moved(self, event: Any) -> None:
+        layer = event.source
+        placement = self._guests.get(layer)
+        if placement is not None and not self._restoring and placement != _Placement.of(layer):
+            self._restoring = True
+            try:
+                placement.apply(layer)
+            finally:
+                self._restoring = False
+            show_info(FIXED)
+
     def _draw_on(self, annotations: Annotations) -> Scribbles:
-        return Scribbles(self.viewer, annotations, name=f"scribbles on {slide_name(self.entry.slide)}")
+        scribbles = Scribbles(self.viewer, annotations, name=f"scribbles on {slide_name(self.entry.slide)}")
+        for layer in (scribbles.layer, scribbles.dense_layer):
+            self.attach(layer)
+        return scribbles
 
     def follow_annotations(self) -> bool:
-        """Show other annotations where the slide has got some, or the same again where the layer was deleted."""
+        """Show the current annotations if they were replaced, or if their layer was deleted; return whether."""
         if self.scribbles.annotations is self.entry.annotations and not self.scribbles.closed:
             return False
+        visible = self.scribbles.layer.visible
+        for layer in (self.scribbles.layer, self.scribbles.dense_layer):
+            self.detach(layer)
         self.scribbles.close()
         self.scribbles = self._draw_on(self.entry.annotations)
+        self.scribbles.layer.visible = visible
         return True
 
     @property
@@ -92,7 +204,7 @@ class SlideBinding:
         return camera.center, camera.zoom
 
     def set_visible(self, visible: bool) -> None:
-        """Show or hide all layers of the slide; shown again it is seen as it was left, the first time as a whole."""
+        """Show or hide all layers; the view is restored, the first time it shows the whole slide."""
         if self._shown and not visible:
             self._seen = self._camera
         for layer in self.layers:
@@ -107,13 +219,15 @@ class SlideBinding:
             self.viewer.layers.selection.active = self.scribbles.layer
 
     def show_classes(self, classes: Iterable[ClassDef], hidden: Collection[int]) -> None:
-        """Draw the scribbles of the classes in `hidden` transparent."""
+        """Hide the scribbles of the classes in `hidden`."""
         if self._hidden or hidden:
             self.scribbles.layer.colormap = class_colours(list(classes), hidden)
         self._hidden = frozenset(hidden)
 
     def close(self, *, take_out: bool = True) -> None:
-        """Let go of the annotations; with `take_out` scribbles and images leave the viewer."""
+        """Disconnect; with `take_out`, remove all layers from the viewer."""
+        for layer in list(self._guests):
+            self.detach(layer)
         self.scribbles.close(take_out=take_out)
         for layer in self.images:
             if take_out and layer in self.viewer.layers:
@@ -126,9 +240,9 @@ class Scribbles:
     Parameters
     ----------
     viewer
-        Gets two layers on top: dense regions, and the scribbles, which become the active layer.
+        Two layers are added on top: dense regions, and scribbles, which become active.
     annotations
-        Of the slide shown at scale 1, so that world coordinates are its level-0 pixels.
+        Of the slide, which is shown at scale 1: world coordinates are its level-0 pixels.
     name
         Of the scribble layer; the dense regions add " (dense)".
 
@@ -174,26 +288,33 @@ class Scribbles:
         self.dense_layer.zoom = self._camera.zoom
 
     def _on_dims(self, event: Any = None) -> None:
-        """Slides are flat: back to two dimensions, rows down and columns to the right."""
+        """Return to two dimensions, rows down and columns to the right."""
         dims = self.viewer.dims
         if dims.ndisplay != 2:
-            show_info("Scribbles are drawn on the flat slide: the 3-D view was switched off again.")
+            show_info("Slides cannot be annotated in 3-D; the view was switched back to 2-D.")
             view = self._view
             dims.ndisplay = 2
-            QTimer.singleShot(0, lambda: self._look(view))  # napari resets the camera once this event is through
+            QTimer.singleShot(0, lambda: self._look(view))  # napari resets the camera after this event
         if tuple(dims.order[-2:]) != (dims.ndim - 2, dims.ndim - 1):
-            show_info("Scribbles cannot be drawn on transposed axes: the order was set back.")
+            show_info("Slides cannot be annotated with transposed axes; the order was restored.")
             dims.order = tuple(range(dims.ndim))
 
     def _look(self, view: tuple[tuple[float, ...], float]) -> None:
         self._camera.center, self._camera.zoom = view
 
     def _on_removed(self, event: Any) -> None:
-        if event.value is self.layer or event.value is self.dense_layer:
-            self.close()
+        pair = {self.layer, self.dense_layer}
+        if event.value in pair:
+            # napari may be removing all selected layers one by one, the other of the pair among them
+            self.close(take_out=not pair & set(self.viewer.layers.selection) - {event.value})
+
+    def _take_out(self) -> None:
+        for layer in (self.layer, self.dense_layer):
+            if layer in self.viewer.layers:
+                self.viewer.layers.remove(layer)
 
     def close(self, *, take_out: bool = True) -> None:
-        """Let go of everything; with `take_out` both layers leave the viewer. Again is harmless."""
+        """Disconnect; with `take_out`, remove both layers. Safe to call twice."""
         if self.closed:
             return
         self.closed = True
@@ -202,9 +323,9 @@ class Scribbles:
         self.viewer.dims.events.ndisplay.disconnect(self._on_dims)
         self.viewer.dims.events.order.disconnect(self._on_dims)
         self.viewer.layers.events.removed.disconnect(self._on_removed)
-        # napari's brush circle, drawn once more after its layer went, ends in a segmentation fault on software GL
+        # drawing napari's brush circle after its layer was removed ends in a segmentation fault on software GL
         self.layer.mode = "pan_zoom"
         for layer in (self.layer, self.dense_layer):
             layer.detach()
-            if take_out and layer in self.viewer.layers:
-                self.viewer.layers.remove(layer)
+        if take_out:
+            self._take_out()

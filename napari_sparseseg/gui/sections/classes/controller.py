@@ -111,7 +111,7 @@ class ClassActions(QObject):
             )
 
     def _versions(self) -> tuple[tuple[str, int], ...]:
-        return tuple((e.key, e.annotations.version) for e in self._context.session.set.entries)
+        return tuple((e.key, e.annotations.version) for e in self._context.session.entries)
 
     def _on_undo(self) -> None:
         step = self._undo[-1]
@@ -124,7 +124,7 @@ class ClassActions(QObject):
             )
         else:  # what was drawn with the class comes back with it
             self._undo.pop()
-            for entry in self._context.session.set.entries:
+            for entry in self._context.session.entries:
                 entry.annotations.undo()
             self._set(step.before)
         self._show_undo()

@@ -1,4 +1,4 @@
-"""The table of classes: what each is called, how it is drawn, and how much of it there is."""
+"""The class table: name, colour, visibility, lock, and how much is labelled."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 VISIBLE, LOCK, COLOUR, NAME, KEY, STROKES, SHARE = range(7)
 HEADINGS = ("", "", "", "Class", "Key", "Strokes", "Share")
 TIPS = (
-    "Untick to see the tissue below a class; it is hidden, not removed",
-    "Click (or L) to lock: a locked class is neither drawn over nor erased, so that careful work stays",
-    "Double-click for another colour where this one is hard to tell from the stain",
-    "Click to draw with it, double-click to rename it: the name is that in QuPath and in the tables",
-    "Press this key over the slide to draw with the class, without a way to this table",
-    "Strokes drawn on all training slides; from two on, one is held out to see how good the model is",
-    "Share of all labelled pixels; how much it counts in training is shown below Train",
+    "Untick to hide the annotations of a class",
+    "Click (or press L) to lock: a locked class cannot be drawn over or erased",
+    "Double-click to change the colour",
+    "Click to draw with this class, double-click to rename it; exports use this name",
+    "Press this key over the slide to draw with this class",
+    "Strokes on all training slides; with two or more, one is held out to measure how good the model is",
+    "Share of all labelled pixels; the bars below Train show its weight in training",
 )
 SWATCH, ICON_WIDTH, CELL_MARGINS = 16, 22, 8
 WIDEST = {KEY: "Key", STROKES: "Strokes", SHARE: "100 %"}
@@ -38,7 +38,7 @@ LAST_KEY = 9
 
 
 class ClassTableView(QTableWidget):
-    """Rows are classes; the selected one is drawn with.
+    """One row per class; the selected class is the one the brush draws.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class ClassTableView(QTableWidget):
         fix_rows(self)
         self.setShowGrid(False)
         self.setWordWrap(False)
-        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # long names often differ at the end only
+        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # long names often differ only at the end
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed)
@@ -99,14 +99,14 @@ class ClassTableView(QTableWidget):
 
     @property
     def hidden(self) -> frozenset[int]:
-        """Ids of the classes that are not to be shown."""
+        """Ids of the hidden classes."""
         return frozenset(
             c.id for r, c in enumerate(self._classes) if self.item(r, VISIBLE).checkState() != Qt.CheckState.Checked
         )
 
     @property
     def locked(self) -> frozenset[int]:
-        """Ids of the classes that are not to be drawn over."""
+        """Ids of the locked classes."""
         return self._locked & {c.id for c in self._classes}
 
     @property
@@ -116,7 +116,7 @@ class ClassTableView(QTableWidget):
         return self._classes[row].id if 0 <= row < len(self._classes) else None
 
     def show_classes(self, classes: Sequence[ClassDef], hidden: Collection[int]) -> None:
-        """Fill the table anew; the selected class stays selected."""
+        """Fill the table; the selection stays on the same class."""
         before = self.selected
         self._classes, self._showing = tuple(classes), True
         self.setRowCount(len(self._classes))
@@ -139,7 +139,7 @@ class ClassTableView(QTableWidget):
         fit_rows(self, MOST_ROWS)
 
     def show_statistics(self, statistics: LabelStatistics) -> None:
-        """Fill strokes and shares."""
+        """Fill in strokes and shares."""
         self._showing = True
         for r, c in enumerate(self._classes):
             strokes = statistics.strokes.get(c.id, 0)
@@ -149,13 +149,13 @@ class ClassTableView(QTableWidget):
         self._showing = False
 
     def toggle_lock(self, class_id: int) -> None:
-        """Lock a class, or unlock it."""
+        """Lock or unlock a class."""
         self._locked ^= {class_id}
         self._show_locks()
         self.locks_changed.emit()
 
     def paint(self, palette: Palette) -> None:
-        """Take over the colours of a theme."""
+        """Apply the colours of a theme."""
         self._ink = palette.text
         self._show_locks()
 
@@ -168,7 +168,7 @@ class ClassTableView(QTableWidget):
         self._showing = False
 
     def select_class(self, class_id: int | None) -> None:
-        """Select without telling anyone."""
+        """Select a row without emitting `class_selected`."""
         self._showing = True
         row = next((r for r, c in enumerate(self._classes) if c.id == class_id), -1)
         if row < 0:
@@ -179,22 +179,22 @@ class ClassTableView(QTableWidget):
         self._showing = False
 
     def edit_name(self, class_id: int) -> None:
-        """Open the name for editing."""
+        """Start editing a name."""
         row = next((r for r, c in enumerate(self._classes) if c.id == class_id), None)
         if row is not None:
             self.setCurrentCell(row, NAME)
             self.editItem(self.item(row, NAME))
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:
-        """Space shows or hides, L locks, Enter renames, Alt with an arrow moves, Delete removes; the rest as ever."""
+        """Space shows or hides, L locks, Enter renames, Alt with an arrow moves, Delete removes; others go to Qt."""
         item = self.item(self.currentRow(), VISIBLE)
-        if self.state() == QAbstractItemView.State.EditingState:  # the name's editor passes Return on
+        if self.state() == QAbstractItemView.State.EditingState:  # the name editor passes Return on
             item = None
         if event is None or item is None or not self._on_key(event, self._classes[self.currentRow()].id, item):
             super().keyPressEvent(event)
 
     def _on_key(self, event: QKeyEvent, class_id: int, item: QTableWidgetItem) -> bool:
-        """Whether the key is one of ours, and then what it does."""
+        """Handle one of our keys; return whether it was one."""
         key = event.key()
         if key in (Qt.Key.Key_Up, Qt.Key.Key_Down):
             if not event.modifiers() & Qt.KeyboardModifier.AltModifier:
@@ -251,7 +251,7 @@ def swatch(colour: str) -> QIcon:
 
 
 def padlock(colour: str, *, locked: bool) -> QIcon:
-    """A padlock, closed and full, or open and faint."""
+    """A padlock: closed and filled, or open and faint."""
     pixmap = QPixmap(2 * SWATCH, 2 * SWATCH)
     pixmap.setDevicePixelRatio(2.0)
     pixmap.fill(Qt.GlobalColor.transparent)
@@ -272,7 +272,7 @@ def padlock(colour: str, *, locked: bool) -> QIcon:
 
 
 def percent(share: float) -> str:
-    """``34 %``; what is rarer than 1 % is not rounded to nothing."""
+    """``34 %``; less than 1 % is ``<1 %``."""
     return "<1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
 
 

@@ -1,4 +1,4 @@
-"""Classes: the table and what changes it, with undo."""
+"""Classes section: the table, its buttons, and class tables to start from."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class ClassesPanel(QWidget):
     Attributes
     ----------
     classes_changed
-        Signal (tuple of ClassDef, what was done): the table the user wants.
+        Signal (tuple of ClassDef, description): the table that the user asks for.
     undo_requested, import_requested
         Signals ().
     class_selected
-        Signal (class id): draw with it.
+        Signal (class id): draw with this class.
     visibility_changed
         Signal ().
     protect_changed
-        Signal (bool): strokes go only where nothing is labelled yet.
+        Signal (bool): strokes must not cover labelled pixels.
     """
 
     classes_changed = Signal(object, str)
@@ -55,31 +55,31 @@ class ClassesPanel(QWidget):
         self.table.colour_requested.connect(self._on_colour)
         self.add = button(
             "Add",
-            "For tissue that is none of these; the new colour is told apart by colour-blind eyes too",
+            "Add a class; its colour can be distinguished by colour-blind people",
             self._on_add,
         )
         self.remove = button(
-            "Remove", "Remove the selected class and all of its strokes; can be undone", self._on_remove
+            "Remove", "Remove the selected class and all of its annotations; Undo restores them", self._on_remove
         )
         self.up = button(
             "↑",
-            "Put together what belongs together: one up (Alt+Up in the table); its key stays",
+            "Move the selected class up (Alt+Up in the table); its key stays the same",
             lambda: self._move(-1),
         )
         self.down = button(
             "↓",
-            "Put together what belongs together: one down (Alt+Down in the table); its key stays",
+            "Move the selected class down (Alt+Down in the table); its key stays the same",
             lambda: self._move(1),
         )
         self.undo = button(
             "Undo",
-            "After a slip: take back the last change of this table",
+            "Undo the last change of this table",
             self.undo_requested.emit,
         )
         for narrow in (self.up, self.down):
             narrow.setFixedWidth(26)
         self.presets = menu_button(
-            "Presets", "Class tables for common questions; they replace this one",
+            "Presets", "Replace this table by one for a common task",
             [
                 *((name, partial(self._wish, classes, f"preset {name}")) for name, classes in PRESETS.items()),
                 ("Add the classes of QuPath…", self.import_requested.emit),
@@ -87,11 +87,11 @@ class ClassesPanel(QWidget):
         )  # fmt: skip
         menu = self.presets.menu()
         menu.insertSeparator(menu.actions()[-1])
-        self.protect = QCheckBox("Protect what is labelled")
-        self.protect.setToolTip("New strokes go only where nothing is labelled yet (napari: preserve labels)")
+        self.protect = QCheckBox("Do not draw over labels")
+        self.protect.setToolTip("New strokes only fill unlabelled pixels (in napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)
         self.hint = note(
-            "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush, Ctrl+Z undoes a stroke."
+            "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush size, Ctrl+Z undoes a stroke."
         )
         layout = column(self)
         layout.addWidget(self.table)
@@ -117,7 +117,7 @@ class ClassesPanel(QWidget):
         free = [i for i in range(1, MAX_CLASS_ID + 1) if i not in used]
         if not free:
             return
-        # an id that a removed class had is taken last: its strokes may come back by undo
+        # ids of removed classes are used last: undo may restore their strokes
         free_id = next((i for i in free if i not in self._seen), free[0])
         made = ClassDef(free_id, next_name(self._classes), next_colour(self._classes))
         self._wish((*self._classes, made), f"add {made.name}")
@@ -171,13 +171,13 @@ PRESETS: dict[str, tuple[ClassDef, ...]] = {
 
 
 def next_colour(classes: tuple[ClassDef, ...]) -> str:
-    """The first colour that no class has yet; after the last one their darker and lighter shades."""
+    """The first unused colour; when all are used, their darker and lighter shades."""
     used = {c.colour.lower() for c in classes}
     shades = [COLOURS, *([QColor(c).darker(percent).name() for c in COLOURS] for percent in (165, 60, 230))]
     return next((c for shade in shades for c in shade if c not in used), COLOURS[len(classes) % len(COLOURS)])
 
 
 def next_name(classes: tuple[ClassDef, ...]) -> str:
-    """``class N`` that no class has yet."""
+    """The first unused name ``class N``."""
     used = {c.name.casefold() for c in classes}
     return next(f"class {n}" for n in range(len(classes) + 1, 600) if f"class {n}" not in used)

@@ -1,4 +1,4 @@
-"""Projects, scripts of what was done, help: the menu of the panel."""
+"""The menu of the panel: projects, export as a script, log, help."""
 
 from __future__ import annotations
 
@@ -22,27 +22,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.host import LogTrail
     from napari_sparseseg.gui.sections.header.view import Header
     from napari_sparseseg.gui.sections.train.view import TrainPanel
 
 
 class ProjectActions(QObject):
-    """Joins the menu of the header and the session."""
+    """Connects the menu of the header and the session."""
 
-    def __init__(self, context: Context, header: Header, train: TrainPanel, predict_all: Callable[[], object]) -> None:
+    def __init__(
+        self, context: Context, header: Header, train: TrainPanel, log: LogTrail, predict_all: Callable[[], object]
+    ) -> None:
         super().__init__(context)
-        self._context, self._header, self._train = context, header, train
-        header.add_action("Save project…", "Slides, scribbles, settings and model in one folder", self._on_save)
-        header.add_action("Open project…", "Go on where a project was left", self._on_open)
-        header.add_action("Predict all slides…", "Every open slide into one folder, with one table", predict_all)
+        self._context, self._header, self._train, self._log = context, header, train, log
+        header.add_action("Save project…", "Slides, annotations, settings and model in one folder", self._on_save)
+        header.add_action("Open project…", "Continue with a saved project", self._on_open)
+        header.add_action(
+            "Predict all slides…", "Predict every open slide into one folder, with one table", predict_all
+        )
         header.menu.addSeparator()
-        header.add_action("Copy as Python", "A script that does what was done here", lambda: self._copy(as_python))
+        header.add_action("Copy as Python", "A script that repeats this training", lambda: self._copy(as_python))
         header.add_action("Copy as command", "The same for a shell or a cluster", lambda: self._copy(as_command))
         header.menu.addSeparator()
-        header.add_action("Help", "The documentation, in a window beside napari", self._on_help)
-        context.annotated.connect(self.show_saved)
-        context.slides_changed.connect(self.show_saved)
-        context.session_replaced.connect(self.show_saved)
+        header.add_action("Save log…", "What the plugin did in this session, for a bug report", self._on_log)
+        header.add_action("Help", "The documentation, in a window of its own", self._on_help)
+        for signal in (context.annotated, context.slides_changed, context.session_replaced):
+            signal.connect(self.show_saved)
 
     def save(self, path: str) -> None:
         """Save as a project, in the background."""
@@ -50,25 +55,23 @@ class ProjectActions(QObject):
         self._context.in_background(lambda: session.save(path), lambda _: saved(), name="Saving the project")
 
     def open(self, path: str) -> None:
-        """Open a project in place of the present session."""
+        """Open a project in place of the current session."""
         self._context.in_background(
             lambda: Session.load(path, autosave=True), self._context.replace_session, name="Opening the project"
         )
 
     def show_saved(self) -> None:
-        """Say whether what was drawn is on disk, and where."""
+        """Show whether the annotations are on disk, and where."""
         session = self._context.session
-        if not session.set.has_active:
+        if session.entry is None:
             self._header.show_saved("", "")
         elif session.project is None:
-            self._header.show_saved("not saved", "Save a project from the menu to keep what you draw")
+            self._header.show_saved("not saved", "Save a project from the menu to save your annotations")
         elif session.project.parent == recovery_folder().resolve():
-            self._header.show_saved("✓ kept", f"Every stroke is on disk at once, in {session.project}. "
-                                              "Save a project to give it a name and a place.")  # fmt: skip
+            self._header.show_saved("✓ auto-saved", f"Every stroke is saved at once, in {session.project}. "
+                                                    "Save a project to choose a name and a folder.")  # fmt: skip
         else:
-            self._header.show_saved(
-                f"✓ {session.project.stem}", f"Every stroke is on disk at once, in {session.project}"
-            )
+            self._header.show_saved(f"✓ {session.project.stem}", f"Every stroke is saved at once, in {session.project}")
 
     def _on_save(self) -> None:
         entry = self._context.entry
@@ -82,13 +85,22 @@ class ProjectActions(QObject):
         if path:
             self.open(path)
 
+    def _on_log(self) -> None:
+        path, text = dialogs.ask_save(self._header, "Save log", "napari-sparseseg.log", "Log (*.log)"), self._log.text()
+        if path:
+            self._context.in_background(
+                lambda: Path(path).write_text(text, encoding="utf-8"),
+                lambda _: self._header.show_next_step(f"Saved {path}"),
+                name="Saving the log",
+            )
+
     def _copy(self, write: Callable[[Session, float | None], str]) -> None:
         session, clipboard = self._context.session, QGuiApplication.clipboard()
         if clipboard is None:
             return
 
         def copy() -> None:
-            session.set.active  # noqa: B018 - raises what to do where no slide is open
+            session.slide  # noqa: B018 - raises when no slide is open
             session.config = self._train.config(session.config)
             clipboard.setText(write(session, self._train.settings.seconds))
 
@@ -104,7 +116,7 @@ _SHELL = ("balancing", "mpp", "encoder", "device", "seed")
 
 
 def as_python(session: Session, seconds: float | None) -> str:
-    """A script that trains on the same slides, annotations and settings, and predicts the active slide."""
+    """A script that trains on the same slides and annotations with the same settings, and predicts the active slide."""
     changed = _changed(session.config)
     settings = "".join(f", {name}={value!r}" for name, value in changed.items())
     lines = ["from napari_sparseseg import Session", "", "with Session(()) as session:"]
@@ -121,7 +133,7 @@ def as_python(session: Session, seconds: float | None) -> str:
 
 
 def as_command(session: Session, seconds: float | None) -> str:
-    """Shell commands that do the same; settings that the shell does not have are left at their defaults."""
+    """Shell commands that do the same; settings without an option there keep their defaults."""
     files = _files(session)
     train = ["napari-sparseseg", "train", *(str(slide) for slide, _ in files)]
     given = [str(a) for _, a in files if a is not None]
@@ -139,22 +151,22 @@ def as_command(session: Session, seconds: float | None) -> str:
 
 
 def _changed(config: TrainConfig) -> dict[str, Any]:
-    """Settings that differ from the defaults, balancing left out."""
+    """Settings that differ from the defaults, without balancing."""
     plain = TrainConfig()
     names = [f.name for f in fields(TrainConfig) if f.name != "balancing"]
     return {n: getattr(config, n) for n in names if getattr(config, n) != getattr(plain, n)}
 
 
 def _files(session: Session) -> list[tuple[str, Path | None]]:
-    """Every training slide's file, and the file its annotations are kept in."""
+    """The file of every training slide, and the file of its annotations."""
     project = None if session.project is None else Project.open(session.project)
     found: list[tuple[str, Path | None]] = []
-    for entry in session.set.entries:
+    for entry in session.entries:
         if entry.role == "train":
             path = str(entry.slide.path)
             record = None if project is None else project.record_for(path, entry.slide.fingerprint, entry.role)
-            kept = None if project is None or record is None else project.annotations_path(record)
-            found.append((path, kept))
+            drawn = None if project is None or record is None else project.annotations_path(record)
+            found.append((path, drawn))
     return found
 
 
@@ -164,20 +176,20 @@ _PICTURE = re.compile(r"^!\[(?P<what>[^\]]*)\]\([^)]*\)$", re.MULTILINE)
 
 
 def documentation(page: Path) -> str:
-    """A page of the documentation as Markdown, pictures replaced by what they show."""
+    """A page of the documentation as Markdown, with pictures replaced by their captions."""
     if not page.exists():
         return f"# {page.stem}\n\nThis page is in the documentation on the web and in the repository, folder `docs`."
     return _PICTURE.sub(r"*\g<what>*", page.read_text(encoding="utf-8"))
 
 
 def documentation_folder() -> Path:
-    """Where the pages are: in a wheel inside the package, in a checkout beside it."""
+    """The folder of the pages: in the package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[3]
     return next(f for f in (package / "docs", package.parent / "docs") if (f / FIRST_PAGE).exists())
 
 
 class Documentation(QTextBrowser):
-    """What users need to read, in a window of its own beside napari; also without a network."""
+    """The documentation for users in a window of its own; it needs no network."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -189,6 +201,6 @@ class Documentation(QTextBrowser):
         self.resize(WIDTH, HEIGHT)
 
     def loadResource(self, kind: int, url: QUrl) -> Any:
-        """The text of a page that a link leads to."""
+        """Load the page that a link leads to."""
         page = Path(url.toLocalFile())
         return documentation(page) if page.suffix == ".md" else super().loadResource(kind, url)

@@ -1,4 +1,4 @@
-"""Above the sections, always in sight: what is going on, what to do next, what went wrong, what could be restored."""
+"""The header above the sections: state, next step, errors, and the offer to recover annotations."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Banner(QFrame):
 
 
 class ErrorBanner(Banner):
-    """What failed and what to do; the traceback on demand, to copy into a report."""
+    """What failed and what to do; the traceback on request, to copy into a report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class ErrorBanner(Banner):
         self.details.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
         self.details.hide()
         self.layout_.insertWidget(1, self.details)
-        self.more = button("Details", "What a developer needs to see; nothing of the slide is in it", self._on_details)
-        self.copy = button("Copy", "Copy message and details, for a bug report", self._on_copy)
-        self.dismiss = button("Dismiss", "Make room again once the message is read", self.hide)
+        self.more = button("Details", "The technical details; they contain no image data", self._on_details)
+        self.copy = button("Copy", "Copy the message and the details, for a bug report", self._on_copy)
+        self.dismiss = button("Dismiss", "Hide this message", self.hide)
         for made in (self.more, self.copy, self.dismiss):
             self.buttons.addWidget(made)
 
@@ -87,12 +87,12 @@ class ErrorBanner(Banner):
 
 
 class RecoveryBanner(Banner):
-    """Offers scribbles of an earlier session that was never saved; they are loaded only when asked for.
+    """Offers annotations of an earlier session that was not saved; they are loaded only on request.
 
     Attributes
     ----------
     restore_requested
-        Signal (): the user wants them.
+        Signal (): the user wants to restore them.
     """
 
     restore_requested = Signal()
@@ -101,17 +101,17 @@ class RecoveryBanner(Banner):
         super().__init__()
         self.offered: tuple[SlideEntry, Path]
         self.restore = button(
-            "Restore", "Show these scribbles instead of what is drawn now; the old file stays", self._on_restore
+            "Restore", "Restore these annotations; the recovered file stays on disk", self._on_restore
         )
-        self.later = button("Not now", "They stay on disk and are offered again the next time", self.hide)
+        self.later = button("Not now", "They stay on disk and are offered again next time", self.hide)
         self.buttons.addWidget(self.restore)
         self.buttons.addWidget(self.later)
 
     def offer_scribbles(self, name: str, entry: SlideEntry, folder: Path) -> None:
-        """Ask whether the scribbles that an unsaved session left in `folder` are wanted."""
+        """Offer the annotations that an unsaved session left in `folder`."""
         self.offered = (entry, folder)
         when = time.strftime("%d %b %Y, %H:%M", time.localtime(folder.stat().st_mtime))
-        self.text.setText(f"Scribbles on {name} from {when} were never saved as a project. Restore them?")
+        self.text.setText(f"Annotations on {name} from {when} were not saved as a project. Restore them?")
         self.show()
 
     def _on_restore(self) -> None:
@@ -120,7 +120,7 @@ class RecoveryBanner(Banner):
 
 
 def sentence(message: str) -> str:
-    """With a capital where it begins with a word; a file's name stays as it is."""
+    """With a capital letter, unless it begins with a file name."""
     first = message.partition(" ")[0]
     return message[:1].upper() + message[1:] if first.isalpha() else message
 
@@ -149,7 +149,7 @@ class Header(QWidget):
         self.saved = QLabel()
         self.menu_button = QToolButton()
         self.menu_button.setText("☰")
-        self.menu_button.setToolTip("To go on another day, to repeat by script what was done, to read more")
+        self.menu_button.setToolTip("Save and open projects, export a script, help")
         self.menu_button.setAccessibleName("Menu")
         self.menu_button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.menu_button.setStyleSheet("QToolButton::menu-indicator { image: none; }")
@@ -170,13 +170,13 @@ class Header(QWidget):
         self._palette: Palette | None = None
 
     def add_action(self, text: str, tip: str, triggered: Callable[[], object]) -> None:
-        """One line of the menu."""
+        """Add an entry to the menu."""
         action = self.menu.addAction(text)
         action.setToolTip(plain_tip(tip))
         action.triggered.connect(lambda _=False: triggered())
 
     def paint(self, palette: Palette) -> None:
-        """Take over the colours of a theme."""
+        """Apply the colours of a theme."""
         self._palette = palette
         self.error.colour(palette.error, palette.background)
         self.recovery.colour(palette.warning, palette.background)
@@ -184,7 +184,7 @@ class Header(QWidget):
         self.saved.setStyleSheet(f"color: {palette.muted};")
 
     def show_state(self, text: str, *, active: bool, failed: bool) -> None:
-        """The line at the top; the dot says the same in colour."""
+        """Show the state as text, and as the colour of the dot."""
         self.state.setText(text)
         if self._palette is not None:
             p = self._palette
@@ -192,12 +192,12 @@ class Header(QWidget):
         self.dot.setToolTip("Failed" if failed else "Working" if active else "Idle")
 
     def show_saved(self, text: str, tip: str) -> None:
-        """Whether what was drawn is on disk."""
+        """Show whether the annotations are on disk."""
         self.saved.setText(text)
         self.saved.setToolTip(plain_tip(tip))
 
     def show_next_step(self, text: str) -> None:
-        """What the user can do now; empty when nothing needs saying."""
+        """Show what the user can do next; nothing when the text is empty."""
         self.next_step.setText(text)
         self.next_step.setVisible(bool(text))
 
@@ -232,28 +232,32 @@ def next_step(
     *,
     has_slide: bool,
     live: bool,
+    unlearned: bool = False,
     known: Sequence[ClassDef] = (),
 ) -> str:
-    """One sentence, or nothing where nothing needs saying; `known` are the classes of the model."""
+    """What the user can do next, one sentence or nothing.
+
+    `known` are the classes of the model; `unlearned` strokes were drawn on a model that was only loaded.
+    """
     if not has_slide:
         return "1 of 3: open a slide, drop one on the viewer, or try the sample."
     if status.state in ("failed", "predicting"):
         return ""
     if len(classes) < 2:
-        return "Add a second class: there is nothing to learn from one."
+        return "Add a second class: training needs at least two."
     if status.model_version:
-        return _with_model(status, classes, statistics, known, live=live)
+        return _with_model(status, classes, statistics, known, live=live, unlearned=unlearned)
     return _first_steps(classes, statistics.labelled, waits=status.state in ("training", "paused"))
 
 
 def _first_steps(classes: Sequence[ClassDef], labelled: Sequence[int], *, waits: bool) -> str:
     if not labelled:
-        return "2 of 3: choose a class below and draw a few strokes on the slide. Hold Space to move about."
+        return "2 of 3: choose a class below and draw a few strokes on the slide. Hold Space to pan."
     if len(labelled) < 2:
         names = {c.id: c.name for c in classes}
         other = next((c.name for c in classes if c.id not in labelled), "another class")
-        return f"2 of 3: only {names.get(labelled[0], 'one class')} is drawn so far; draw some {other} too."
-    return "" if waits else "3 of 3: press Train. The prediction appears within seconds; go on drawing meanwhile."
+        return f"2 of 3: so far only {names.get(labelled[0], 'one class')} is labelled; draw some {other} too."
+    return "" if waits else "3 of 3: press Train. The prediction appears within seconds; you can keep drawing."
 
 
 def _with_model(
@@ -263,27 +267,32 @@ def _with_model(
     known: Sequence[ClassDef],
     *,
     live: bool,
+    unlearned: bool,
 ) -> str:
     differs = _disagreement(classes, statistics.labelled, known) if status.state == "idle" else ""
     if differs:
         return differs
+    if unlearned and len(statistics.labelled) > 1:
+        return "The new strokes are not learned yet: press Train to continue training."
     if not live:
-        return "Live prediction is off: switch it on under Predict to see what the model makes of the slide."
+        return "Live prediction is off: switch it on under Predict to see the result on the slide."
     if not statistics.labelled:
-        return "The model predicts what is on screen. To teach it more, draw strokes of two classes and press Train."
+        return (
+            "The model predicts the visible region. To train it further, draw strokes of two classes and press Train."
+        )
     thin = [c.name for c in classes if statistics.strokes.get(c.id, 0) == 0]
     if thin:
-        return f"Nothing is drawn as {thin[0]} yet: draw some, or remove the class."
+        return f"{thin[0]} has no strokes yet: draw some, or remove the class."
     if status.state == "training" and sum(statistics.strokes.values()) < FEW_STROKES * len(classes):
-        return "Correct it where it is wrong: every stroke is learned as you lift the pen."
+        return "Draw where the prediction is wrong: every stroke is learned when you release the mouse."
     return ""
 
 
 def _disagreement(classes: Sequence[ClassDef], labelled: Sequence[int], known: Sequence[ClassDef]) -> str:
-    """What a loaded model and the table do not have in common, and what to do about it."""
+    """How the classes of a loaded model differ from the table, and what to do."""
     ids, table = {c.id for c in known}, {c.id for c in classes}
     new = next((c.name for c in classes if c.id in labelled and c.id not in ids), None)
     if new is not None:
-        return f"The model does not know {new} yet: press Train, and it learns what you have drawn."
+        return f"The model does not know {new} yet: press Train."
     gone = next((c.name for c in known if c.id not in table), None)
-    return "" if gone is None else f"The model still looks for {gone}, which is no class here any more: train it anew."
+    return "" if gone is None else f"The model still predicts {gone}, which was removed. Press Train to retrain it."

@@ -1,18 +1,19 @@
-"""Prediction: what the live layer shows, areas, the whole slide and its exports."""
+"""Prediction: what the live layer shows, areas, the whole slide, exports, and napari's activity dock."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 from weakref import WeakKeyDictionary
 
 from napari.layers import Shapes
 from napari.utils.progress import cancelable_progress
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QObject
 
 from napari_sparseseg.files import result_name
 from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
 from napari_sparseseg.gui.layers.napari_compat import view_box
 from napari_sparseseg.gui.layers.prediction import LiveDisplay
@@ -29,30 +30,34 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.predict.areas import Area
     from napari_sparseseg.gui.sections.predict.view import PredictPanel
     from napari_sparseseg.gui.sections.slide.controller import SlideActions
-    from napari_sparseseg.prediction.slide import SlideResult
+    from napari_sparseseg.learning.model import Model
     from napari_sparseseg.prediction.slide.batch import BatchResult
+    from napari_sparseseg.prediction.slide.options import PredictSettings, SlideResult
     from napari_sparseseg.slides import Slide
 
 AREAS_MS = 250
-
-
 ENDINGS = {"geojson": "-regions.geojson", "csv": "-areas.csv"}
-"""Of suggested names; `SLIDE.geojson` beside a slide is what was drawn on it."""
+"""Of suggested names; `SLIDE.geojson` beside a slide holds its annotations."""
+
+
+class _Predicted(NamedTuple):
+    """A whole-slide prediction: file, result, and the model that made it."""
+
+    out: Path
+    result: SlideResult
+    model: Model | None
 
 
 class PredictActions(QObject):
-    """Joins the Predict section, the live layer and the session."""
+    """Connects the Predict section, the live layer and the session."""
 
     def __init__(self, context: Context, panel: PredictPanel, slides: SlideActions, classes: ClassActions) -> None:
         super().__init__(context)
         self._context, self._panel, self._slides, self._classes = context, panel, slides, classes
-        self._result: Path | None = None
-        self._results: WeakKeyDictionary[Slide, SlideResult] = WeakKeyDictionary()
+        self._results: WeakKeyDictionary[Slide, _Predicted] = WeakKeyDictionary()
         self.display = LiveDisplay(context)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(AREAS_MS)
-        self._timer.timeout.connect(self._measure)
+        self._activity = Activity(context)
+        self._timer = single_shot(self, AREAS_MS, self._measure)
         panel.live_toggled.connect(self._on_live)
         panel.shown_chosen.connect(self.display.show)
         panel.contour_toggled.connect(self._on_contour)
@@ -65,6 +70,7 @@ class PredictActions(QObject):
         panel.scribbles_requested.connect(self._on_scribbles)
         self.display.refreshed.connect(self._on_refreshed)
         self.display.shown_changed.connect(self._on_shown)
+        self.display.removed.connect(self._on_layer_removed)
         for layer in context.viewer.layers:
             self._watch(layer)
         context.viewer.layers.events.inserted.connect(self._on_inserted)
@@ -77,32 +83,32 @@ class PredictActions(QObject):
         self._on_classes()
         self._on_status()
 
-    def predict_slide(self, out: str, **options: Any) -> None:
-        """Predict the whole slide into a file, in the background."""
-        session, slide = self._context.session, self._context.session.slide
+    def predict_slide(self, out: str, **settings: Unpack[PredictSettings]) -> None:
+        """Predict the active slide into a file, in the background; settings are those of `Session.predict_slide`."""
+        session, slide, model = self._context.session, self._context.session.slide, self._context.session.model
         stop = self._context.stop_prediction = threading.Event()
+        shown = str(settings.get("geojson") or settings.get("csv") or out)
         self._context.in_background(
-            lambda: session.predict_slide(out, slide=slide, stop=stop, **options),
-            # another slide may be active by then
-            lambda result: self._on_predicted(out, options.get("geojson") or options.get("csv") or out, result, slide),
+            lambda: session.predict_slide(out, slide=slide, stop=stop, **settings),
+            lambda result: self._on_predicted(slide, _Predicted(Path(out), result, model), shown),
             name="Predicting the slide",
         )
 
     def predict_all(self) -> None:
         """Ask for a folder and predict every open slide into it, in the background."""
         session = self._context.session
-        if session.model is None or not session.set.entries:
-            self._context.problem.emit("There is nothing to predict yet: open slides, and train or load a model.", "")
+        if session.model is None or not session.entries:
+            self._context.problem.emit("Nothing to predict yet: open slides, then train or load a model.", "")
             return
-        folder = dialogs.ask_folder(self._panel, "Predict all slides into")
+        folder = dialogs.ask_folder(self._panel, "Folder for the predictions of all slides")
         if folder:
-            looking = f"Looking into {Path(folder).name}"
+            looking = f"Checking {Path(folder).name}"
             self._context.in_background(lambda: _table_in(folder), lambda t: self._go_on(folder, t), name=looking)
 
     def _go_on(self, folder: str, table: Path | None) -> None:
-        """Predict into a folder; a table that is there already is written anew only when the user says so."""
-        question = f"{table} is there already. Complete what is missing, and write this table anew?"
-        if table is not None and not dialogs.ask_yes(self._panel, "Go on in this folder?", question, "Go on"):
+        """Predict into a folder; ask before an existing table is replaced."""
+        question = f"{table} exists. Predict the slides that are missing, and replace this table?"
+        if table is not None and not dialogs.ask_yes(self._panel, "Continue in this folder?", question, "Continue"):
             return
         session = self._context.session
         stop = self._context.stop_prediction = threading.Event()
@@ -113,13 +119,14 @@ class PredictActions(QObject):
         )
 
     def close(self) -> None:
-        """Let go of viewer and session."""
+        """Disconnect from viewer and session."""
         self._timer.stop()
         self._context.viewer.layers.events.inserted.disconnect(self._on_inserted)
         for layer in self._context.viewer.layers:
             if isinstance(layer, Shapes):
                 layer.events.highlight.disconnect(self._on_selected)
         self.display.close()
+        self._activity.close()
 
     def _on_inserted(self, event: Any) -> None:
         self._watch(event.value)
@@ -129,14 +136,19 @@ class PredictActions(QObject):
             layer.events.highlight.connect(self._on_selected)
 
     def _on_selected(self) -> None:
-        """A shape may be selected or moved: napari says so with the frame that it draws around it."""
+        """A shape was selected or moved: napari highlights it."""
         if self._panel.areas.place.currentIndex() == DRAWN:
             self._on_refreshed()
 
     def _on_live(self, on: bool) -> None:
         self._context.session.live_enabled = on
         if on:
+            self.display.renew()
             self.display.look()
+
+    def _on_layer_removed(self) -> None:
+        """Without its layer the live prediction is off; the checkbox brings both back."""
+        self._panel.live.setChecked(False)
 
     def _on_contour(self, on: bool) -> None:
         self.display.contour = CONTOUR_PX if on else 0
@@ -157,7 +169,6 @@ class PredictActions(QObject):
 
     def _on_session(self) -> None:
         self._context.session.live_enabled = self._panel.live.isChecked()
-        self._result = None
         self._panel.show_result("")
 
     def _on_status(self) -> None:
@@ -178,8 +189,8 @@ class PredictActions(QObject):
             return []
         slide = binding.entry.slide
         if place == WHOLE:
-            result = self._results.get(slide)
-            return [] if result is None else areas_of_slide(result, slide, classes)
+            predicted = self._results.get(slide)
+            return [] if predicted is None else areas_of_slide(predicted.result, slide, classes)
         if live is None or live.slide is not slide:
             return []
         if place == SCREEN:
@@ -197,7 +208,8 @@ class PredictActions(QObject):
         suggestion = str(_unused(Path(_beside(entry.slide, ".ome.zarr"))))
         out = dialogs.ask_save(self._panel, "Predict the whole slide into", suggestion, dialogs.RESULTS)
         if out:
-            self.predict_slide(out, overwrite=True, resume=True)  # a run that was cancelled goes on
+            # continues a run of the same model into this file, replaces the file of another model
+            self.predict_slide(out, overwrite=True, resume=True)
 
     def _on_table(self, text: str) -> None:
         path = dialogs.ask_save(self._panel, "Save areas", "areas.csv", "Table (*.csv)")
@@ -205,58 +217,64 @@ class PredictActions(QObject):
             self._write(path, lambda: Path(path).write_text(text, encoding="utf-8"), "Saving areas")
 
     def _write(self, path: str, work: Callable[[], object], name: str) -> None:
-        """Write a file in the background and say so."""
-        self._context.in_background(work, lambda _: self._panel.show_result(f"Wrote {path}"), name=name)
+        """Write a file in the background and report it."""
+        self._context.in_background(work, lambda _: self._panel.show_result(f"Saved {path}"), name=name)
 
-    def _on_predicted(self, out: str, asked_for: str, result: SlideResult, slide: Slide) -> None:
-        self._results[slide] = result
+    def _on_predicted(self, slide: Slide, predicted: _Predicted, path: str) -> None:
+        self._results[slide] = predicted
         self._measure()
-        self._result = Path(out)
-        self._panel.show_result(f"Wrote {asked_for}")
+        self._panel.show_result(f"Saved {path}")
 
     def _on_predicted_all(self, batch: BatchResult) -> None:
-        self._panel.show_result(f"Wrote {batch.summary}")
+        self._panel.show_result(f"Saved {batch.summary}")
         if batch.failed:
             slides = "; ".join(f"{Path(slide).name}: {reason}" for slide, reason in batch.failed)
-            self._context.problem.emit(f"{len(batch.failed)} of the slides could not be predicted. {slides}", "")
+            self._context.problem.emit(f"{len(batch.failed)} slides could not be predicted. {slides}", "")
 
     def _on_result(self, what: str, kinds: str) -> None:
         entry = self._context.entry
         if entry is None or self._context.session.model is None:
-            self._context.problem.emit("There is no prediction to export yet: train first.", "")
+            self._context.problem.emit("There is nothing to export yet: train or load a model first.", "")
             return
         path = dialogs.ask_save(self._panel, "Export", _beside(entry.slide, ENDINGS[what]), kinds)
         if not path:
             return
-        out = self._result or Path(path).with_suffix(".ome.zarr")
-        # a prediction that is there already is completed, not made again
-        self.predict_slide(str(out), **{what: path, "resume": self._result is not None})
+        before = self._results.get(entry.slide)
+        out = _unused(Path(path).with_suffix(".ome.zarr")) if before is None else before.out
+        if before is not None and before.model is not self._context.session.model:
+            question = f"{out} was predicted by an earlier model. Predict the slide again and replace it?"
+            if not dialogs.ask_yes(self._panel, "Predict the slide again?", question, "Predict again"):
+                return
+        geojson, csv = (Path(path) if what == kind else None for kind in ENDINGS)
+        self.predict_slide(str(out), overwrite=True, resume=True, geojson=geojson, csv=csv)
 
     def _on_scribbles(self) -> None:
         entry = self._context.entry
         if entry is None:
             return
-        path = dialogs.ask_save(self._panel, "Export scribbles", _beside(entry.slide, ".geojson"), "QuPath (*.geojson)")
+        path = dialogs.ask_save(
+            self._panel, "Export annotations", _beside(entry.slide, ".geojson"), "QuPath (*.geojson)"
+        )
         if path:
             annotations = entry.annotations
-            self._write(path, lambda: annotations.to_geojson(path), "Exporting scribbles")
+            self._write(path, lambda: annotations.to_geojson(path), "Exporting annotations")
 
 
 def _beside(slide: Slide, ending: str) -> str:
-    """A file in the folder of the slide that is called as it is."""
+    """A file beside the slide, named after it."""
     path = Path(slide.path)
     return str(path.with_name(result_name(path) + ending))
 
 
 def _unused(path: Path) -> Path:
-    """`path`, or the first of its kind that is not there: a file dialog opens an OME-Zarr, which is a folder."""
+    """`path`, or the first numbered one that does not exist: a file dialog opens an OME-Zarr, which is a folder."""
     stem = result_name(path)
     others = (path.with_name(f"{stem}-{n}.ome.zarr") for n in range(2, 1000))
     return next((p for p in (path, *others) if not p.exists()), path)
 
 
 def _table_in(folder: str) -> Path | None:
-    """The table of an earlier prediction of many slides, or any other file of its name."""
+    """The table of an earlier prediction of all slides, or another file of that name."""
     from napari_sparseseg.prediction.slide.batch import SUMMARY
 
     table = Path(folder) / SUMMARY
@@ -267,7 +285,7 @@ STEPS = 1000
 
 
 class _Bar(cancelable_progress):
-    """A bar that is moved from outside; napari's own only looks at its cancel button while it iterates."""
+    """A bar moved from outside; napari's own checks its cancel button only while it iterates."""
 
     def cancel(self) -> None:
         super().cancel()
@@ -275,7 +293,11 @@ class _Bar(cancelable_progress):
 
 
 class Activity(QObject):
-    """Follows ``session.status.progress``."""
+    """Shows ``session.status.progress`` of a whole-slide prediction in napari's activity dock, with a cancel button.
+
+    Training is not there: napari's activity indicator moves as long as there is a bar, and each of its frames composes
+    the whole window, a quarter of a core with software OpenGL.
+    """
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -284,7 +306,7 @@ class Activity(QObject):
         context.status_changed.connect(self._on_status)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

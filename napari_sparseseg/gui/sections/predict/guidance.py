@@ -1,4 +1,4 @@
-"""Guidance: the next doubtful region, the strokes that the model gets wrong, and regions to accept with a click."""
+"""Guidance: the next uncertain region, mistakes on held-out strokes, and regions to accept with a click."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from napari_sparseseg.prediction.review import Mistake
 
 MARGIN = 2.0
-"""A region is shown with this many times its side."""
+"""The view is this many times as wide as the region."""
 LEAST_SIDE = 200
-"""Level-0 pixels to show at least: a mistake may be a few pixels wide."""
+"""Level-0 pixels: a mistake may be only a few pixels wide."""
 CLICK_PX = 4.0
-"""Screen pixels that the mouse may move between press and release of a click."""
+"""Screen pixels that the mouse may move during a click."""
 
 
 class GuidanceActions(QObject):
-    """Joins the guidance buttons of the Predict section, the camera and the session."""
+    """Connects the guidance buttons of the Predict section, the camera and the session."""
 
     def __init__(self, context: Context, panel: PredictPanel, slides: SlideActions, display: LiveDisplay) -> None:
         super().__init__(context)
@@ -47,33 +47,33 @@ class GuidanceActions(QObject):
         context.viewer.layers.selection.events.active.connect(self._on_active)
 
     def go_to_next(self) -> None:
-        """Find the most doubtful unlabelled region and go there."""
+        """Find the most uncertain unlabelled region and go there."""
         session = self._context.session
-        self._context.in_background(session.next_region, self._on_suggestion, name="Looking for a doubtful region")
+        self._context.in_background(session.next_region, self._on_suggestion, name="Searching for an uncertain region")
 
     def review(self) -> None:
-        """Go to the worst held-out stroke that was not visited yet in this round."""
+        """Go to the worst held-out stroke not visited yet in this round."""
         session = self._context.session
         self._context.in_background(session.review, self._on_mistakes, name="Reviewing held-out strokes")
 
     def close(self) -> None:
-        """Let go of the viewer."""
+        """Disconnect from the viewer."""
         self._disarm()
         self._context.viewer.layers.selection.events.active.disconnect(self._on_active)
 
     def _on_suggestion(self, suggestion: Suggestion | None) -> None:
         if suggestion is None:
-            self._panel.show_doubt("No unlabelled tissue is left on this slide.")
+            self._panel.show_doubt("All tissue on this slide is labelled.")
             return
         self._go_to(suggestion.box, suggestion.centre)
         first, second = (self._name(i) for i in suggestion.classes)
-        self._panel.show_doubt(f"Here it wavers between {first} and {second}: draw a stroke of what it really is.")
+        self._panel.show_doubt(f"The model is uncertain between {first} and {second}. Label this region.")
 
     def _on_mistakes(self, found: list[Mistake]) -> None:
         if not found:
-            self._panel.show_doubt("Every held-out stroke is predicted as it was drawn.")
+            self._panel.show_doubt("All held-out strokes are predicted correctly.")
             return
-        left = [m for m in found if not any(_same_place(m, seen) for seen in self._reviewed)]
+        left = [m for m in found if not any(_same_stroke(m, seen) for seen in self._reviewed)]
         if not left:
             self._reviewed.clear()
             left = found
@@ -82,15 +82,14 @@ class GuidanceActions(QObject):
         self._show_slide(mistake)
         self._go_to(mistake.box, mistake.centre)
         self._panel.show_doubt(
-            f"Labelled {self._name(mistake.truth)}, predicted {self._name(mistake.predicted)} in "
-            f"{mistake.share:.0%}. {len(found) - len(left) + 1} of {len(found)} held-out strokes that are wrong."
+            f"Mistake {len(found) - len(left) + 1} of {len(found)}: labelled {self._name(mistake.truth)}, but "
+            f"{mistake.share:.0%} of the stroke is predicted as {self._name(mistake.predicted)}."
         )
 
     def _show_slide(self, mistake: Mistake) -> None:
-        slides = self._context.session.set
-        entry = next((e for e in slides.entries if e.slide is mistake.slide), None)
-        if entry is not None and entry is not self._context.entry:
-            slides.activate(entry)
+        session, entry = self._context.session, self._context.entry
+        if mistake.slide in session.slides and (entry is None or entry.slide is not mistake.slide):
+            session.activate(mistake.slide)
             self._slides.sync()
 
     def _go_to(self, box: Box, centre: tuple[float, float]) -> None:
@@ -103,7 +102,7 @@ class GuidanceActions(QObject):
         names = {c.id: c.name for c in self._context.session.classes}
         return names.get(class_id, str(class_id))
 
-    # accepting
+    # Accepting regions
 
     def _on_accept(self, on: bool) -> None:
         if on:
@@ -112,17 +111,19 @@ class GuidanceActions(QObject):
             self._disarm()
 
     def _arm(self) -> None:
-        """Clicks go to the prediction layer while it is the active one; dragging still pans."""
+        """Let clicks accept regions while the prediction layer is active; dragging still pans."""
         layer, layers = self._display.layer, self._context.viewer.layers
         if layer is None:
             self._panel.accept.setChecked(False)
-            self._panel.show_doubt("There is no live prediction to accept regions of; switch it on.")
+            self._panel.show_doubt("There is no live prediction: switch it on first.")
             return
-        layers.selection.active = layer  # which says on its way that there is no active layer
+        layers.selection.active = layer  # emits "no active layer" first
         layer.mode = "pan_zoom"
         layer.mouse_drag_callbacks.append(self._on_press)
         self._armed = layer
-        self._panel.show_doubt("Click a region of the prediction to accept it. Press the button again to draw.")
+        self._panel.show_doubt(
+            "Click a region of the prediction to accept it. Press the button again to go back to drawing."
+        )
 
     def _disarm(self) -> None:
         layer, self._armed = self._armed, None
@@ -131,7 +132,7 @@ class GuidanceActions(QObject):
         layer.mouse_drag_callbacks.remove(self._on_press)
         layers = self._context.viewer.layers
         binding = self._slides.binding
-        # compared with ==, because napari hands plugins a proxy of the active layer
+        # ==, because napari gives plugins a proxy of the active layer
         if layers.selection.active == layer and binding is not None and not binding.scribbles.closed:
             layers.selection.active = binding.scribbles.layer
         self._panel.accept.setChecked(False)
@@ -163,12 +164,13 @@ class GuidanceActions(QObject):
         entry = self._context.entry
         mpp = None if entry is None else entry.slide.mpp
         size = f"{found.pixels:.3g} px" if mpp is None else f"{found.pixels * mpp[0] * mpp[1] * 1e-6:.3g} mm²"
-        part = " It goes on beyond: only the part around the click was taken." if found.cut else ""
+        part = " The region continues: only the part around the click was added." if found.cut else ""
         self._panel.show_doubt(
-            f"Accepted {size} of {self._name(found.class_id)}.{part} Strokes in it count more; Ctrl+Z takes it back."
+            f"Added {size} of {self._name(found.class_id)} to the annotations.{part} Strokes inside take precedence; "
+            "Ctrl+Z undoes this."
         )
 
 
-def _same_place(a: Mistake, b: Mistake) -> bool:
-    """Whether both are the same stroke, most probably: the model may have changed between."""
+def _same_stroke(a: Mistake, b: Mistake) -> bool:
+    """Whether both are most probably the same stroke; the model may have changed in between."""
     return a.slide is b.slide and a.truth == b.truth and a.box.intersection(b.box).area > 0

@@ -1,4 +1,4 @@
-"""Predict: what the live view shows, where to look next, how much of what there is, and the whole slide."""
+"""Predict section: the live prediction, guidance, areas, and the whole slide."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 CONTOUR_PX = 2
 PREDICT_SLIDE = "Predict slide…"
-PREDICT_SLIDE_TIP = "The whole slide into an OME-Zarr or OME-TIFF file; training holds meanwhile"
-CANCEL_TIP = "End it after the tile under way; what is done is kept and completed by the next run into the same file"
+PREDICT_SLIDE_TIP = "Predict the whole slide into an OME-Zarr or OME-TIFF file; training pauses meanwhile"
+CANCEL_TIP = "Stop after the current tile; predicting into the same file continues from there"
 
 
 class PredictPanel(QWidget):
@@ -81,23 +81,27 @@ class PredictPanel(QWidget):
         super().__init__()
         self.live = QCheckBox("Live prediction")
         self.live.setChecked(True)
-        self.live.setToolTip("Predict what is on screen and learn each stroke at once, also while training is paused")
+        self.live.setToolTip("Predict the visible region and learn every stroke at once, also while training is paused")
         self.live.toggled.connect(self.live_toggled.emit)
-        self.what = NameBox("The class map, or how sure the model is: doubtful regions are where strokes help most")
+        self.what = NameBox("Classes, or how certain the model is; strokes help most where it is uncertain")
         self.what.activated.connect(lambda i: self.shown_chosen.emit(self.what.itemData(i)))
         self.opacity = QSlider(Qt.Orientation.Horizontal)
         self.opacity.setRange(0, 100)
-        self.opacity.setToolTip("Low to judge the tissue, high to see the classes")
+        self.opacity.setToolTip("Opacity of the prediction over the slide")
         self.opacity.setAccessibleName("Opacity")
         self.opacity.valueChanged.connect(lambda v: self.opacity_changed.emit(v / 100))
         self.contour = QCheckBox("Outlines")
-        self.contour.setToolTip("Draw borders only, to see the tissue itself")
+        self.contour.setToolTip("Show outlines of the predicted regions only")
         self.contour.toggled.connect(self.contour_toggled.emit)
         self.next = button(
-            "Next doubtful region", "Go to unlabelled tissue that the model is least sure of", self.next_requested.emit
+            "Next uncertain region",
+            "Go to the unlabelled tissue where the model is least certain",
+            self.next_requested.emit,
         )
         self.review = button(
-            "Review", "Go to the held-out strokes that the model gets wrong, worst first", self.review_requested.emit
+            "Review mistakes",
+            "Go to the held-out strokes that the model predicts wrongly, worst first",
+            self.review_requested.emit,
         )
         self.accept = self._accept_button()
         self.doubt = note()
@@ -109,11 +113,11 @@ class PredictPanel(QWidget):
             self.slide_requested.emit,
         )
         self.export = menu_button(
-            "Export", "Results of the predicted slide, or the scribbles, for other programs",
+            "Export", "Export the predicted slide or the annotations to other programs",
             (
                 ("Regions for QuPath (GeoJSON)…", self.geojson_requested.emit),
                 ("Areas of the slide (CSV)…", self.csv_requested.emit),
-                ("Scribbles for QuPath (GeoJSON)…", self.scribbles_requested.emit),
+                ("Annotations for QuPath (GeoJSON)…", self.scribbles_requested.emit),
             ),
         )  # fmt: skip
         self.result = ElidedLabel()
@@ -132,17 +136,15 @@ class PredictPanel(QWidget):
     def _accept_button(self) -> QPushButton:
         made = QPushButton("Accept regions")
         made.setCheckable(True)
-        made.setToolTip(
-            "Where the prediction is right: a click on a region makes it an annotation, dense and to be learned from"
-        )
+        made.setToolTip("Click a correctly predicted region to add it to the annotations, as a dense region")
         made.toggled.connect(self.accept_toggled.emit)
         return made
 
     def show_choices(self, classes: Sequence[ClassDef], shown: Shown) -> None:
-        """Fill the list of what can be shown; `shown` is what is."""
+        """Fill the list of views; `shown` is the current one."""
         choices = [
-            ("Classes", Shown()), ("Uncertainty (entropy)", Shown("uncertainty")),
-            ("Uncertainty (margin)", Shown("margin")), ("What changed", Shown("changed")),
+            ("Classes", Shown()), ("Uncertainty", Shown("uncertainty")),
+            ("Uncertainty of the best class", Shown("margin")), ("Changes since the last model", Shown("changed")),
         ]  # fmt: skip
         choices += [(f"Probability of {c.name}", Shown("probability", c.id)) for c in classes]
         self.what.clear()
@@ -151,18 +153,18 @@ class PredictPanel(QWidget):
         self.what.setCurrentIndex(next((i for i, (_, w) in enumerate(choices) if w == shown), 0))
 
     def show_opacity(self, opacity: float) -> None:
-        """Follow the layer's own slider."""
+        """Follow the slider of the layer."""
         self.opacity.blockSignals(True)
         self.opacity.setValue(round(100 * opacity))
         self.opacity.blockSignals(False)
 
     def show_model(self, present: bool) -> None:
-        """What needs a model is enabled only with one."""
+        """Enable the controls that need a model."""
         for widget in (self.next, self.review, self.accept, self.predict_slide, self.what, self.contour):
             widget.setEnabled(present)
 
     def show_predicting(self, running: bool) -> None:
-        """While the whole slide is predicted the button ends that."""
+        """Make the button cancel while a whole slide is predicted."""
         text = "Cancel prediction" if running else PREDICT_SLIDE
         if self.predict_slide.text() != text:
             self.predict_slide.setText(text)
@@ -170,41 +172,41 @@ class PredictPanel(QWidget):
         self.export.setEnabled(not running)
 
     def show_doubt(self, text: str) -> None:
-        """What the model wavers between, or gets wrong, in the region it went to."""
+        """Describe the region that the view moved to."""
         self.doubt.setText(text)
         self.doubt.setVisible(bool(text))
 
     def show_result(self, text: str) -> None:
-        """Where the predicted slide is."""
+        """Say which file was written."""
         seen = not self.predict_slide.visibleRegion().isEmpty()
         self.result.setText(text)
         self.result.setVisible(bool(text))
-        if text and seen:  # where the button was in sight, so is what came of it
+        if text and seen:  # keep the message visible if the button was
             QTimer.singleShot(0, lambda: scroll_to(self.result))
 
 
 HEADINGS = ("Class", "mm²", "Share")
 PLACES = (
-    ("On screen", "Areas of what is on screen appear here with the first prediction."),
+    ("On screen", "The areas on screen appear here after the first prediction."),
     (
         "Drawn region",
         "Select a dense region, or a rectangle or polygon of a Shapes layer.",
     ),
-    ("Whole slide", "Predict the slide first; its areas appear here then."),
+    ("Whole slide", "Predict the whole slide first."),
 )
-"""Of which areas are shown, and what to say where there are none."""
+"""Where areas are measured, and the text shown when there are none."""
 SCREEN, DRAWN, WHOLE = range(3)
 
 
 class AreaPanel(QWidget):
-    """The table with the choice of its place.
+    """Table of predicted areas, on screen, in a drawn region or of the whole slide.
 
     Attributes
     ----------
     place_chosen
         Signal (int): `SCREEN`, `DRAWN` or `WHOLE`.
     table_requested
-        Signal (str): the table shown, as CSV text, is to be saved.
+        Signal (str): save the table; its CSV text.
     """
 
     place_chosen = Signal(int)
@@ -212,20 +214,21 @@ class AreaPanel(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._areas: list[Area] = []
+        self.areas: list[Area] = []
+        """Rows of the table."""
         self.table = _area_table()
         self.empty = note()
         self.place = QComboBox()
-        self.place.setToolTip("What the areas are of: a look at the field, a region to report on, or the whole slide")
+        self.place.setToolTip("Measure what is on screen, a drawn region, or the whole slide")
         self.place.setAccessibleName("Areas of")
         self.place.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.place.addItems([name for name, _ in PLACES])
         self.place.activated.connect(self.place_chosen.emit)
-        self.copy = button("Copy", "The table as CSV, to paste into a spreadsheet", self._on_copy)
+        self.copy = button("Copy", "Copy the table as CSV, to paste it into a spreadsheet", self._on_copy)
         self.save = button(
             "Save…",
-            "The table as a CSV file, for a report or to go with the slide",
-            lambda: self.table_requested.emit(areas_csv(self._areas)),
+            "Save the table as a CSV file",
+            lambda: self.table_requested.emit(areas_csv(self.areas)),
         )
         layout = column(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -236,8 +239,8 @@ class AreaPanel(QWidget):
 
     def show_areas(self, areas: Sequence[Area]) -> None:
         """Fill the table."""
-        self._areas = list(areas)
-        known = [a for a in self._areas if a.share > 0]
+        self.areas = list(areas)
+        known = [a for a in self.areas if a.share > 0]
         unit = "mm²" if all(a.mm2 is not None for a in known) else "px"
         self.table.setHorizontalHeaderLabels((HEADINGS[0], unit, HEADINGS[2]))
         self.table.horizontalHeaderItem(0).setTextAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
@@ -261,13 +264,13 @@ class AreaPanel(QWidget):
     def _on_copy(self) -> None:
         clipboard = QGuiApplication.clipboard()
         if clipboard is not None:
-            clipboard.setText(areas_csv(self._areas))
+            clipboard.setText(areas_csv(self.areas))
 
 
 def _area_table() -> QTableWidget:
     table = QTableWidget(0, len(HEADINGS))
     table.setHorizontalHeaderLabels(HEADINGS)
-    table.setToolTip("How much of each class was predicted: an unlikely share shows at once what to correct")
+    table.setToolTip("Predicted area of each class")
     table.setAccessibleName("Predicted areas")
     fix_rows(table)
     table.setShowGrid(False)

@@ -1,4 +1,4 @@
-"""Slides: open, adopt what napari has, switch, import, restore; one `SlideBinding` per open slide."""
+"""Slides: open, adopt from napari, switch, import, recover; one `SlideBinding` per open slide; recent files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.files import state_folder, write_atomic
 from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.host import prefer_reader_for_slides
 from napari_sparseseg.gui.layers.napari_compat import problems
 from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
-from napari_sparseseg.gui.reader import layers_of_one_image, open_in, prefer_for_slides, show_in_pixels, slide_of_layers
+from napari_sparseseg.gui.reader import layers_of_one_image, open_in, show_in_pixels, slide_of_layers
 from napari_sparseseg.gui.sections.slide.view import slide_facts
 from napari_sparseseg.samples import sample_slide
 from napari_sparseseg.session.recovery import recoverable, recovered, recovery_folder
@@ -36,12 +38,12 @@ def is_ours(layer: Layer) -> bool:
 
 
 class SlideActions(QObject):
-    """Joins the Slide section, the viewer's layers and the session.
+    """Connects the Slide section, the viewer's layers and the session.
 
     Attributes
     ----------
     binding_changed
-        Signal (): `binding`, the layers of the active slide, is another object, or its scribble layer is.
+        Signal (): `binding`, the layers of the active slide, changed, or its scribble layer was recreated.
     """
 
     binding_changed = Signal()
@@ -55,7 +57,7 @@ class SlideActions(QObject):
         self._offered: set[str] = set()
         self._loading = 0
         self.binding: SlideBinding | None = None
-        prefer_for_slides()
+        prefer_reader_for_slides()
         panel.open_requested.connect(self._on_open)
         panel.sample_requested.connect(self.open_sample)
         panel.import_requested.connect(self._on_import)
@@ -91,12 +93,12 @@ class SlideActions(QObject):
         self._load(load, "Opening the sample slide")
 
     def adopt(self, layer: Image) -> None:
-        """Scribble on an image that napari shows already."""
+        """Annotate an image that napari shows already."""
         together = layers_of_one_image(layer, self._context.viewer.layers)
 
         def take() -> None:
             made = slide_of_layers(together)
-            known = next((e for e in self._context.session.set.entries if e.slide is made), None)
+            known = next((e for e in self._context.session.entries if e.slide is made), None)
             if known is None:
                 self._adopting[made.fingerprint] = list(together)
                 self._context.session.add(made)
@@ -105,10 +107,10 @@ class SlideActions(QObject):
             if self._context.attempt(take):
                 self.sync()
         elif not self._loading:  # a second click
-            self._load(take, f"Looking at {layer.name}")
+            self._load(take, f"Reading {layer.name}")
 
     def adopt_ours(self) -> None:
-        """Take over every slide that our reader has opened in this viewer."""
+        """Adopt every slide that our reader has opened in this viewer."""
         if self._context.closed:
             return
         for layer in list(self._context.viewer.layers):
@@ -116,10 +118,10 @@ class SlideActions(QObject):
                 self.adopt(layer)
 
     def sync(self) -> None:
-        """Layers for every open slide, none for closed ones, the active one visible."""
+        """Create layers for open slides, remove those of closed ones, and show the active slide."""
         if self._context.closed or self._loading or problems():
-            return  # half of it may be there; this is called again when all is
-        entries = {e.key: e for e in self._context.session.set.entries}
+            return  # a job may be half done; it calls this again when it ends
+        entries = {e.key: e for e in self._context.session.entries}
         for key in [k for k in self._bindings if k not in entries]:
             self._bindings.pop(key).close()
         for key, entry in entries.items():
@@ -132,21 +134,21 @@ class SlideActions(QObject):
         self._list_layers()
 
     def release(self) -> None:
-        """Take all layers of the session out of the viewer, unless it goes with them."""
+        """Remove all layers of the session from the viewer, unless the window is closing."""
         self.binding = None
         self.binding_changed.emit()
         while self._bindings:
             self._bindings.popitem()[1].close(take_out=not self._context.leaving)
 
     def close(self) -> None:
-        """Let go of the viewer."""
+        """Disconnect from the viewer."""
         layers = self._context.viewer.layers.events
         layers.inserted.disconnect(self._on_layer_inserted)
         layers.removed.disconnect(self._on_layer_removed)
         self.release()
 
     def _load(self, work: Callable[[], object], name: str) -> None:
-        """Change slides or annotations in the background; layers follow when all of it is done."""
+        """Change slides or annotations in a job; layers are synchronised when it ends."""
         self._loading += 1
         self._context.jobs.run(work, name=name, always=self._on_loaded)
 
@@ -171,7 +173,7 @@ class SlideActions(QObject):
             self.binding_changed.emit()
 
     def _show(self) -> None:
-        entries = self._context.session.set.entries
+        entries = self._context.session.entries
         entry = self._context.entry
         self._panel.show_slides([slide_name(e.slide) for e in entries], -1 if entry is None else entries.index(entry))
         if entry is not None:
@@ -182,7 +184,7 @@ class SlideActions(QObject):
         if entry is not None and binding is not None and binding.scribbles.annotations is not entry.annotations:
             self.sync()
 
-    # what the user does
+    # Actions of the user
 
     def _on_open(self) -> None:
         for path in dialogs.ask_open_several(self._panel, "Open slides", dialogs.SLIDES):
@@ -206,7 +208,7 @@ class SlideActions(QObject):
 
     def _on_slide_chosen(self, index: int) -> None:
         session = self._context.session
-        session.set.activate(session.set.entries[index])
+        session.activate(session.entries[index].slide)
         self.sync()
 
     def _on_role(self, role: Any) -> None:
@@ -218,11 +220,10 @@ class SlideActions(QObject):
     def _on_mpp(self, mpp: float) -> None:
         entry = self._context.entry
         if entry is not None:
-            entry.slide.mpp = mpp or None
+            self._context.session.set_mpp(mpp or None, entry.slide)
             self._show()
-            self._context.session.set.changed.emit()
 
-    # layers
+    # Layers
 
     def _is_bound(self, layer: Layer) -> bool:
         return any(layer in b.images for b in self._bindings.values())
@@ -232,7 +233,7 @@ class SlideActions(QObject):
         if not isinstance(layer, Image) or self._is_bound(layer):
             return
         if is_ours(layer):
-            QTimer.singleShot(0, self.adopt_ours)  # its other channels are inserted right after it
+            QTimer.singleShot(0, self.adopt_ours)  # its other channels are inserted right after this one
         self._list_layers()
 
     def _on_layer_removed(self, event: Any) -> None:
@@ -240,22 +241,33 @@ class SlideActions(QObject):
         owner = next((b for b in self._bindings.values() if layer in b.images), None)
         if owner is not None:
             owner.images.remove(layer)
-            # a viewer that closes removes its layers first, and then the slides stay part of the session
+            # deferred: a closing viewer removes its layers first, and its slides stay in the session
             QTimer.singleShot(0, self._remove_imageless)
+        elif any(b.scribbles.closed for b in self._bindings.values()):
+            QTimer.singleShot(0, self._restore_scribbles)
         self._list_layers()
+
+    def _restore_scribbles(self) -> None:
+        """Bring scribble layers back that the user has removed; without them nothing could be drawn."""
+        binding = self.binding
+        if not self._context.closed and binding is not None and binding.images and binding.scribbles.closed:
+            self.sync()
+            show_info(
+                "The annotations of an open slide cannot be removed as a layer. Hide the layer, or close the slide."
+            )
 
     def _remove_imageless(self) -> None:
         session = self._context.session
         for binding in list(self._bindings.values()):
-            if not binding.images and binding.entry in session.set.entries and not self._context.closed:
-                session.set.remove(binding.entry)
+            if not binding.images and binding.entry in session.entries and not self._context.closed:
+                session.remove(binding.entry.slide)
 
     def _list_layers(self) -> None:
         layers = self._context.viewer.layers
         self._free = [la for la in layers if isinstance(la, Image) and la.ndim == 2 and not self._is_bound(la)]
         self._panel.show_layers([la.name for la in self._free])
 
-    # scribbles of sessions that were never saved
+    # Recovery of sessions that were not saved
 
     def _offer_recovery(self, entry: SlideEntry) -> None:
         fingerprint = entry.slide.fingerprint
@@ -279,17 +291,17 @@ class SlideActions(QObject):
 
         def restore() -> None:
             annotations = recovered(folder, entry.slide.fingerprint)
-            session.set.activate(entry)
+            session.activate(entry.slide)
             session.annotations = annotations
 
-        self._load(restore, "Restoring scribbles")
+        self._load(restore, "Restoring annotations")
 
 
-KEPT = 10
+MOST_RECENT = 10
 
 
 def recent_slides() -> list[Path]:
-    """Newest first; those that are gone are left out."""
+    """Paths that exist, newest first."""
     try:
         listed = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -299,17 +311,17 @@ def recent_slides() -> list[Path]:
 
 
 def remember(paths: list[Path]) -> None:
-    """Put slides at the head of the list; where it cannot be written it stays as it was."""
-    kept = [*paths, *(p for p in recent_slides() if p not in paths)][:KEPT]
+    """Put paths at the top of the list; a list that cannot be written is left as it is."""
+    recent = [*paths, *(p for p in recent_slides() if p not in paths)][:MOST_RECENT]
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(_file(), lambda path: _write(path, kept))
+        write_atomic(_file(), lambda path: _write(path, recent))
     except OSError:
         return
 
 
-def _write(path: Path, kept: list[Path]) -> None:
-    path.write_text(json.dumps([str(p) for p in kept]), encoding="utf-8")
+def _write(path: Path, recent: list[Path]) -> None:
+    path.write_text(json.dumps([str(p) for p in recent]), encoding="utf-8")
 
 
 def _file() -> Path:
@@ -317,7 +329,7 @@ def _file() -> Path:
 
 
 class RecentActions(QObject):
-    """Keeps the list and fills the menu."""
+    """Maintains the list of recent files and its menu."""
 
     def __init__(
         self, context: Context, panel: SlidePanel, slides: SlideActions, open_project: Callable[[str], object]
@@ -334,7 +346,7 @@ class RecentActions(QObject):
 
     def _on_slides(self) -> None:
         session = self._context.session
-        paths = [Path(e.slide.path) for e in session.set.entries]
+        paths = [Path(e.slide.path) for e in session.entries]
         new = [p.absolute() for p in paths if p.exists() and p != sample_slide()]
         if session.project is not None and session.project.parent != recovery_folder().resolve():
             new.insert(0, session.project.absolute())

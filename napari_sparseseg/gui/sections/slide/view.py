@@ -1,4 +1,4 @@
-"""Slide: open files, switch between them, say the resolution where the file does not."""
+"""Slide section: open files, switch between slides, enter the resolution when the file lacks it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 ROLES = {
-    "train": "Train on it",
-    "held-out": "Hold out, only score",
-    "predict": "Only predict",
+    "train": "Use for training",
+    "held-out": "Hold out for testing",
+    "predict": "Predict only",
 }
 
 
@@ -52,23 +52,25 @@ class SlidePanel(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.open = button(
-            "Open slide…", "Any pyramid that tifffile or OpenSlide reads, and OME-Zarr; or drop files on the viewer",
+            "Open slide…", "Open any slide that OpenSlide or tifffile reads, or drop it on the viewer",
             self.open_requested.emit,
         )  # fmt: skip
         self.sample = button(
             "Sample",
-            "A small real slide with scribbles, to see how it works before your own",
+            "Open a small slide with scribbles, to try the plugin",
             self.sample_requested.emit,
         )
-        self.recent = menu_button("Recent", "Yesterday's slides and projects, one click away", ())
-        self.slides = NameBox("Slides that are open; one class table and one model serve all of them")
+        self.recent = menu_button("Recent", "Slides and projects opened lately", ())
+        self.slides = NameBox("Open slides; all of them share one class table and one model")
         self.slides.activated.connect(self.slide_chosen.emit)
-        self.close_slide = button("Close", "Close this slide; what was drawn is kept", self.close_requested.emit)
+        self.close_slide = button("Close", "Close this slide; its annotations stay on disk", self.close_requested.emit)
         self.facts = note()
         self.role = QComboBox()
         for key, text in ROLES.items():
             self.role.addItem(text, key)
-        self.role.setToolTip("Scribbles on a held-out slide are never learned: they tell how good the model really is")
+        self.role.setToolTip(
+            "Annotations on a held-out slide are never used for training; they measure how good the model is"
+        )
         self.role.activated.connect(lambda i: self.role_chosen.emit(self.role.itemData(i)))
         self.mpp_label = QLabel("µm per pixel")
         self.mpp = QDoubleSpinBox()
@@ -76,14 +78,16 @@ class SlidePanel(QWidget):
         self.mpp.setRange(0.0, 1000.0)
         self.mpp.setSpecialValueText("unknown")
         self.mpp.setKeyboardTracking(False)
-        self.mpp.setToolTip("The file does not say it; areas in mm² and models for other slides need it")
+        self.mpp.setToolTip("The file does not contain it; areas in mm² and models from other slides need it")
         self.mpp.valueChanged.connect(self.mpp_entered.emit)
         self.import_button = button(
-            "Import…", "Go on with what was drawn in QuPath (GeoJSON), ASAP (XML) or here", self.import_requested.emit
+            "Import…",
+            "Add annotations from QuPath (GeoJSON), ASAP (XML) or this plugin; one undo removes them",
+            self.import_requested.emit,
         )
-        self.layers = NameBox("Scribble on an image that is in napari already")
+        self.layers = NameBox("An image that is open in napari already")
         self.use_layer = button(
-            "Use layer", "Scribble on the layer chosen here without opening its file again", self._on_use_layer
+            "Use layer", "Annotate the layer chosen here without opening its file again", self._on_use_layer
         )
         layout = column(self)
         layout.addLayout(row(self.open, self.recent, self.sample, stretch=0))
@@ -99,7 +103,7 @@ class SlidePanel(QWidget):
         self.layer_chosen.emit(self.layers.currentIndex())
 
     def show_recent(self, paths: Sequence[str]) -> None:
-        """Fill the menu; the button is there once there is something in it."""
+        """Fill the menu; the button is hidden while it is empty."""
         menu = self.recent.menu()
         menu.setToolTipsVisible(True)
         menu.clear()
@@ -110,7 +114,7 @@ class SlidePanel(QWidget):
         self.recent.setVisible(bool(paths))
 
     def show_layers(self, names: Sequence[str]) -> None:
-        """Image layers that are no slide of the session yet; hidden where there is none."""
+        """List image layers that are not slides of the session; hidden without any."""
         chosen = self.layers.currentText()
         self.layers.clear()
         self.layers.addItems(list(names))
@@ -131,7 +135,7 @@ class SlidePanel(QWidget):
                 widget.hide()
 
     def show_slide(self, slide: Slide, role: str, facts: str) -> None:
-        """What is known of the active slide; the mpp can be entered where the file does not say it."""
+        """Show the active slide; the mpp can be entered when the file lacks it."""
         self.facts.setText(facts)
         self.role.setCurrentIndex(self.role.findData(role))
         unknown = not slide.contents.mpp
@@ -151,6 +155,6 @@ def slide_facts(slide: Slide) -> str:
         parts.append(f"{w * slide.mpp[1] / 1000:.3g} × {h * slide.mpp[0] / 1000:.3g} mm")
     parts.append(slide.contents.format)
     if slide.mpp is None:
-        parts.append("µm per pixel not known, enter it below")
-    kept = [part.replace(" ", "\u00a0") for part in parts]  # lines break between the parts only
-    return "\n".join([" · ".join(kept[:2]), *filter(None, [" · ".join(kept[2:])]), *slide.warnings])
+        parts.append("µm per pixel unknown, enter it below")
+    unbroken = [part.replace(" ", "\u00a0") for part in parts]  # lines break between the parts only
+    return "\n".join([" · ".join(unbroken[:2]), *filter(None, [" · ".join(unbroken[2:])]), *slide.warnings])

@@ -1,4 +1,4 @@
-"""Learning curves: the loss, and the Dice on held-out strokes, while training goes on."""
+"""Charts of the Train section: learning curves, and the share of every class in the labels and in the loss."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MOST_POINTS = 2000
 
 
 def import_plots() -> None:
-    """Import what draws curves, off the GUI thread: on it the window stood still for 0.4 s at the first point."""
+    """Import pyqtgraph; call it off the GUI thread, which it would block for 0.4 s."""
     importlib.import_module("pyqtgraph")
 
 
 class Curves(QWidget):
-    """Loss above, held-out Dice below, over seconds of training."""
+    """Held-out Dice above, loss below, over seconds of training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ class Curves(QWidget):
 
     @property
     def points(self) -> int:
-        """Of the loss curve."""
+        """Number of points of the loss curve."""
         return len(self._loss)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Remove all points."""
         self._loss, self._dice, self._mean = [], {}, []
         for item in self._items.values():
             item.setData([], [])
@@ -62,7 +62,7 @@ class Curves(QWidget):
         self.hide()
 
     def add_loss(self, seconds: float, loss: float) -> None:
-        """One more point; of very many every second is dropped. A clock that went back is a new run."""
+        """Add a point; every other one is dropped beyond `MOST_POINTS`. A clock that went back means a new run."""
         if self._loss and seconds == self._loss[-1][0]:
             return
         if self._loss and seconds < self._loss[-1][0]:
@@ -89,14 +89,14 @@ class Curves(QWidget):
             self._draw("mean", plot, self._mean, self._text_colour(), 2.5)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """The wheel scrolls the panel; pyqtgraph would keep it."""
+        """Let the wheel scroll the panel instead of zooming the plot."""
         if event is None or event.type() != QEvent.Type.Wheel:
             return False
         event.ignore()
         return True
 
     def paint(self, palette: Palette) -> None:
-        """Take over the colours of a theme."""
+        """Apply the colours of a theme."""
         self._palette = palette
         for plot in self._plots:
             self._colour(plot)
@@ -108,14 +108,17 @@ class Curves(QWidget):
         return "#808080" if self._palette is None else self._palette.text
 
     def prepare(self) -> None:
-        """Make the plots, once `import_plots` is through; at the first point the window would stand still for it."""
+        """Create the plots, after `import_plots`, so that the first point does not block the window."""
         if not self._plots:
             import pyqtgraph
 
             made = []
             for title, tip in (
-                ("loss", "Balanced loss of each training step; noisy by nature, its trend should fall"),
-                ("Dice", "Agreement with strokes kept out of training: thick the mean, thin each class; 1 is perfect"),
+                ("loss", "Balanced loss of each training step; it is noisy, but should decrease"),
+                (
+                    "Dice",
+                    "Agreement with the held-out strokes: thick line the mean, thin lines the classes; 1 is perfect",
+                ),
             ):
                 plot = pyqtgraph.PlotWidget(enableMenu=False)  # its menu takes longer to make than the rest
                 plot.setFixedHeight(HEIGHT)
@@ -165,18 +168,18 @@ class Curves(QWidget):
             self._items[key] = plot.plot(pen=self._pen(colour, width))
         item = self._items[key]
         item.setPen(self._pen(colour, width))
-        # A score comes rarely, and a line of one point is not seen.
+        # scores are rare, and a line of one point is invisible
         dots = {} if key == "loss" else {"symbol": "o", "symbolSize": 5, "symbolBrush": colour, "symbolPen": None}
         item.setData([p[0] for p in points], [p[1] for p in points], **dots)
 
 
 BAR_HEIGHT = 13
 GAP = 4
-TITLES = ("labelled", "counts as")
+TITLES = ("labelled", "weight")
 
 
 class ShareBars(QWidget):
-    """Stacked bars in class colours; hovering says the numbers."""
+    """Stacked bars in class colours: labelled pixels above, weight in training below; the tooltip has the numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +224,7 @@ class ShareBars(QWidget):
         painter.end()
 
     def event(self, event: QEvent | None) -> bool:
-        """A tooltip with the numbers."""
+        """Show the numbers as a tooltip."""
         if event is not None and event.type() == event.Type.ToolTip:
             help_event: QHelpEvent = event
             QToolTip.showText(help_event.globalPos(), self._text(), self)
@@ -231,7 +234,7 @@ class ShareBars(QWidget):
     def _text(self) -> str:
         labelled, counted = self._rows
         lines = [
-            f"{c.name}: {percent(labelled.get(c.id, 0.0))} of the labels, {percent(counted.get(c.id, 0.0))} of the loss"
+            f"{c.name}: {percent(labelled.get(c.id, 0.0))} of labels, {percent(counted.get(c.id, 0.0))} of the weight"
             for c in self._classes
         ]
         return "\n".join(lines) or "Nothing is labelled yet."

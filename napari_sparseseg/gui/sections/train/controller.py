@@ -1,4 +1,4 @@
-"""Training: start, hold, end; count labels in the background; show how it goes."""
+"""Training: start, pause, stop; statistics of the labels; progress and scores."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Signal
 
 from napari_sparseseg.balancing import class_shares
 from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.context import single_shot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.train.view import TrainPanel
 
 COUNT_MS = 200
-"""Labels are counted this long after the last stroke."""
+"""Delay between the last stroke and the count of labels."""
 
 
 class TrainActions(QObject):
-    """Joins the Train section and the session.
+    """Connects the Train section and the session.
 
     Attributes
     ----------
@@ -44,10 +45,7 @@ class TrainActions(QObject):
         self._scored: Mapping[str, Any] | None = None
         self._failed = ""
         self._agreed: set[str] = set()
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(COUNT_MS)
-        self._timer.timeout.connect(self._count)
+        self._timer = single_shot(self, COUNT_MS, self._count)
         panel.train_requested.connect(self.train)
         panel.pause_requested.connect(lambda: context.session.pause())
         panel.resume_requested.connect(lambda: context.session.resume())
@@ -62,14 +60,17 @@ class TrainActions(QObject):
         panel.show_status(context.session.status)
 
     def train(self) -> None:
-        """Start with the settings of the section; before weights are downloaded the user is asked."""
+        """Train with the settings of the section; ask before weights are downloaded."""
+        self._context.attempt(self._train)
+
+    def _train(self) -> None:
         session = self._context.session
         config = self._panel.config(session.config)
         model = session.model
         brought = model is not None and model.metadata.encoder == config.encoder
         if not config.downloads or brought or config.encoder in self._agreed:
             self._start(config)
-        elif self._context.attempt(session.set.require_two_classes):
+        elif self._context.attempt(session.require_two_classes):
             self._context.in_background(
                 lambda: _about(config.encoder), lambda about: self._ask(config, about), name="Looking up the network"
             )
@@ -95,7 +96,7 @@ class TrainActions(QObject):
             self._on_status()
 
     def stop_timers(self) -> None:
-        """Nothing is counted any more."""
+        """Stop counting."""
         self._timer.stop()
 
     def _on_session(self) -> None:
@@ -128,8 +129,8 @@ class TrainActions(QObject):
             self._again = True
             return
         session = self._context.session
-        mpp = session.set.training_mpp(session.config)
-        labels = [(e.annotations.snapshot(), e.slide.frame(mpp)) for e in session.set.entries if e.role == "train"]
+        mpp = session.training_mpp
+        labels = [(e.annotations.snapshot(), e.slide.frame(mpp)) for e in session.entries if e.role == "train"]
         patch = session.config.patch_px
         self._counting = True
         self._context.jobs.run(lambda: label_statistics(labels, patch), self._on_counted)
@@ -154,7 +155,7 @@ class TrainActions(QObject):
             )
 
     def _show_encoder(self) -> None:
-        """Of a model that was loaded: with another one chosen here, training would begin anew."""
+        """Select the encoder of a loaded model: with another one, training would start from scratch."""
         config = self._context.session.config
         self._panel.settings.show_config(replace(self._panel.config(config), encoder=config.encoder))
 
@@ -163,7 +164,7 @@ class TrainActions(QObject):
         if path:
             session = self._context.session
             self._context.in_background(
-                lambda: session.save_model(path), lambda _: self._panel.say(f"Wrote {path}"), name="Saving the model"
+                lambda: session.save_model(path), lambda _: self._panel.say(f"Saved {path}"), name="Saving the model"
             )
 
 
@@ -180,7 +181,7 @@ def _about(encoder: str) -> str:
 
 
 MOST_PATCHES = 256
-"""Patches counted per slide; of more an evenly spaced choice stands for all."""
+"""Patches counted per slide; of more, an evenly spaced sample."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class LabelStatistics:
 
     @classmethod
     def nothing(cls) -> LabelStatistics:
-        """Before anything was counted."""
+        """No labels."""
         return cls({}, {}, np.zeros((0, 256), np.int64))
 
     @property

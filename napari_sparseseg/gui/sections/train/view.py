@@ -1,14 +1,24 @@
-"""Train: one big button, what the balancing does, how it goes."""
+"""Train section: start, pause and stop; balancing; progress; the settings under More."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QFormLayout, QPlainTextEdit, QProgressBar, QSpinBox, QWidget
+from qtpy.QtWidgets import (
+    QApplication,
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QPlainTextEdit,
+    QProgressBar,
+    QSpinBox,
+    QWidget,
+)
 
 from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig
 from napari_sparseseg.gui.sections.header.view import sentence
@@ -23,16 +33,19 @@ if TYPE_CHECKING:
     from napari_sparseseg.session.status import Status
 
 BALANCING = {
-    "instance": ("By patch (instance)", "Every patch counts the same, and in it every class: small strokes are heard."),
-    "mini-batch": ("By batch (mini-batch)", "Every class counts the same over a whole batch, however few its pixels."),
-    "none": ("None", "Every labelled pixel counts the same: large strokes drown small ones."),
+    "instance": (
+        "By patch (instance)",
+        "Every patch has the same weight, and so has every class in it: small strokes count as much as large ones.",
+    ),
+    "mini-batch": ("By batch (mini-batch)", "Every class has the same weight in a batch, however few its pixels."),
+    "none": ("None", "Every labelled pixel has the same weight: large strokes dominate."),
 }
 MEASURED = {
-    "instance": "In our study the best where a class is rare and part of it is labelled densely, else as good as any",
-    "mini-batch": "In our study the best for a network from scratch and several classes, else behind 'by patch'",
-    "none": "In our study as good as any for classes of like size, but not from scratch; may never find a rare class",
+    "instance": "Best in our study when a class is rare and partly labelled densely; otherwise as good as the others",
+    "mini-batch": "Best in our study for a network trained from scratch on several classes; otherwise behind by patch",
+    "none": "As good as the others in our study for classes of similar size, but not from scratch; may miss rare ones",
 }
-"""What `tests.benchmarks.study` found, said where the choice is made."""
+"""Results of `tests.benchmarks.study_balancing`."""
 BIG_BUTTON = 36
 LOG_HEIGHT = 72
 LOG_LINES = 500
@@ -55,7 +68,7 @@ class TrainPanel(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._state, self._last_message = "idle", ""
+        self._state, self._last_message, self._pressed = "idle", "", -math.inf
         self._statistics: LabelStatistics | None = None
         self._classes: tuple[ClassDef, ...] = ()
         self._rate: tuple[float, int, float] = (0.0, 0, 0.0)
@@ -65,12 +78,10 @@ class TrainPanel(QWidget):
         self.balancing.currentIndexChanged.connect(lambda _: self._show_balancing())
         self.explanation = note()
         self.bars = ShareBars()
-        self.train = button("Train", "Learn from all strokes; goes on while you draw and look around", self._on_train)
+        self.train = button("Train", "Train on all annotations; you can keep drawing meanwhile", self._on_train)
         self.train.setFixedHeight(BIG_BUTTON)
         self.train.setAccessibleName("Train")
-        self.stop = button(
-            "Stop", "End training and write the model to disk; Train goes on from there", self.stop_requested.emit
-        )
+        self.stop = button("Stop", "End training and save the model; Train continues from it", self.stop_requested.emit)
         self.stop.setFixedHeight(BIG_BUTTON)
         self.progress = QProgressBar()
         self.progress.setTextVisible(False)
@@ -81,7 +92,7 @@ class TrainPanel(QWidget):
         self.more = Section(
             "More",
             self.settings,
-            tip="Resolution, network, device, time: for finer detail or a longer run; the defaults are good",
+            tip="Resolution, network, device, time and seed; the defaults are fine to start",
             opened=False,
         )
         self.curves = Curves()
@@ -91,7 +102,7 @@ class TrainPanel(QWidget):
         self.log.setMaximumBlockCount(LOG_LINES)
         self.log.setFixedHeight(LOG_HEIGHT)
         self.log.setAccessibleName("Log")
-        self.log.setToolTip("What was done and why, newest last, for when a result surprises you")
+        self.log.setToolTip("Messages of this session, newest last")
         self.log.hide()
         layout = column(self)
         layout.addLayout(row(self.train, self.stop, stretch=0))
@@ -114,7 +125,7 @@ class TrainPanel(QWidget):
         self.settings.show_config(config)
 
     def show_statistics(self, statistics: LabelStatistics, classes: Sequence[ClassDef]) -> None:
-        """Draw the bars anew."""
+        """Redraw the bars."""
         self._statistics, self._classes = statistics, tuple(classes)
         self._show_balancing()
 
@@ -130,7 +141,7 @@ class TrainPanel(QWidget):
         self.stop.setEnabled(running)
         self.balancing.setEnabled(not running)
         self.settings.show_running(running, has_model=bool(status.model_version))
-        # without an end there is no bar: a moving one redraws the whole window, canvas included, all the time
+        # without a budget there is no bar: a moving one would redraw the whole window, canvas included, all the time
         self.progress.setVisible(running and bool(status.budget_seconds))
         if status.budget_seconds:
             self.progress.setValue(min(PROGRESS_STEPS, round(PROGRESS_STEPS * status.seconds / status.budget_seconds)))
@@ -143,7 +154,7 @@ class TrainPanel(QWidget):
         self._last_message = status.message
 
     def show_scores(self, seconds: float, dice: dict[int, float], mean: float | None, text: str) -> None:
-        """Held-out scores of the present model."""
+        """Held-out scores of the current model."""
         self.curves.add_dice(seconds, dice, mean, self._classes)
         self.scores.setText(text)
         self.scores.setVisible(bool(text))
@@ -156,12 +167,16 @@ class TrainPanel(QWidget):
 
     def _on_train(self) -> None:
         signals: dict[str, Any] = {"training": self.pause_requested, "paused": self.resume_requested}
-        signals.get(self._state, self.train_requested).emit()
+        now, before = time.monotonic(), self._pressed
+        self._pressed = now
+        # the second click of a double click would pause what the first one started
+        if self._state != "training" or now - before > QApplication.doubleClickInterval() / 1e3:
+            signals.get(self._state, self.train_requested).emit()
 
     def _show_balancing(self) -> None:
         key = self.balancing.currentData()
         self.explanation.setText(BALANCING[key][1])
-        tip = f"How labelled pixels share the loss; the bars below show what comes of it\n{MEASURED[key]}"
+        tip = f"How labelled pixels are weighted in training; the bars below show the result\n{MEASURED[key]}"
         self.balancing.setToolTip(plain_tip(tip))
         if self._statistics is not None:
             labelled = {c.id: self._statistics.pixel_share(c.id) for c in self._classes}
@@ -218,38 +233,40 @@ class TrainSettings(QWidget):
         self.mpp.setSingleStep(0.25)
         self.mpp.setSpecialValueText("automatic")
         self.mpp.setSuffix(" µm/px")
-        self.mpp.setToolTip(
-            "Coarser sees more tissue at once and is faster, finer sees nuclei; automatic is 1 µm per pixel"
-        )
+        self.mpp.setToolTip("Coarser is faster and uses more context, finer shows nuclei; automatic is 1 µm per pixel")
         self.encoder = QComboBox()
         self.encoder.setEditable(True)
+        self.encoder.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)  # a name typed here is not an entry with a key
         for key, text in ENCODERS.items():
             self.encoder.addItem(text, key)
         self.encoder.setToolTip(
-            "What the network knows before the first stroke: EfficientNet-Lite0 is built in and quick, the U-Net of "
-            "the paper knows nothing yet. Any encoder that timm knows can be typed in; its licence and size are shown "
-            "before it is downloaded"
+            "EfficientNet-Lite0 is pretrained, built in and fast; the U-Net is trained from scratch, as in the paper. "
+            "You can also type the name of any timm encoder; its licence and size are shown before it is downloaded"
         )
-        self.encoder.activated.connect(self._show_beginning)
-        self.encoder.lineEdit().editingFinished.connect(self._show_beginning)
-        self._show_beginning()
+        self.encoder.activated.connect(self._scroll_to_start)
+        self.encoder.lineEdit().editingFinished.connect(self._scroll_to_start)
+        self._scroll_to_start()
         self.encoder.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.device = QComboBox()
         devices = ["auto", "cpu", *(["mps"] if sys.platform == "darwin" else ["cuda"])]
         self.device.addItems(devices)
-        self.device.setToolTip("Where to compute; auto takes a graphics card where there is one")
+        self.device.setToolTip("Where to compute; auto uses a graphics card if there is one")
         self.budget = QComboBox()
         for text, seconds in BUDGETS.items():
             self.budget.addItem(text, seconds)
-        self.budget.setToolTip(
-            "For training that ends while you are away; Stop ends it at any time, Train goes on where it was"
-        )
+        self.budget.setToolTip("End training after this time; Stop ends it at any time, and Train continues")
         self.seed = QSpinBox()
         self.seed.setRange(0, 2**31 - 1)
-        self.seed.setToolTip("For a run that can be repeated: the same seed and the same strokes draw the same patches")
-        self.load = button("Load model…", "Predict with a saved model, or go on training it", self.load_requested.emit)
+        self.seed.setToolTip(
+            "The same seed and the same annotations give the same patches, for a run that can be repeated"
+        )
+        self.load = button(
+            "Load model…", "Predict with a saved model, or continue training it", self.load_requested.emit
+        )
         self.save = button(
-            "Save model…", "The present model as one file, for other slides or the shell", self.save_requested.emit
+            "Save model…",
+            "Save the current model as one file, for other slides or the command line",
+            self.save_requested.emit,
         )
         form = QFormLayout(self)
         form.setContentsMargins(10, 0, 0, 0)
@@ -264,11 +281,11 @@ class TrainSettings(QWidget):
 
     @property
     def seconds(self) -> float | None:
-        """Budget of a run; None without an end."""
+        """Budget of a run; None: unlimited."""
         return float(self.budget.currentData()) or None
 
     def show_running(self, running: bool, *, has_model: bool) -> None:
-        """A run keeps the settings it began with; its model can be saved at any moment."""
+        """Settings are fixed during a run; its model can be saved at any time."""
         for widget in (self.mpp, self.encoder, self.device, self.budget, self.seed, self.load):
             widget.setEnabled(not running)
         self.save.setEnabled(has_model)
@@ -287,8 +304,8 @@ class TrainSettings(QWidget):
             seed=self.seed.value(),
         )
 
-    def _show_beginning(self) -> None:
-        """Where a name is too long for the box, its end is cut off and not its beginning."""
+    def _scroll_to_start(self) -> None:
+        """Show the beginning of a name that is too long for the box."""
         self.encoder.lineEdit().setCursorPosition(0)
 
     def show_config(self, config: TrainConfig) -> None:
@@ -300,7 +317,7 @@ class TrainSettings(QWidget):
             self.encoder.setCurrentIndex(index)
         else:
             self.encoder.setCurrentText(key)
-        self._show_beginning()
+        self._scroll_to_start()
         if self.device.findText(config.device) < 0:
             self.device.addItem(config.device)
         self.device.setCurrentText(config.device)

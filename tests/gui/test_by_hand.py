@@ -1,0 +1,261 @@
+"""What users do with menu, mouse and keys beside the straight path, each as they do it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication, QPushButton
+
+from tests.helpers.answers import answer, answer_file, choose_entry
+from tests.helpers.mouse import pump
+from tests.helpers.panel import (
+    click,
+    click_cell,
+    draw,
+    draw_both,
+    names,
+    open_from_menu,
+    open_slide,
+    palette_entry,
+    panels,
+    rename,
+)
+from tests.helpers.smooth_model import CLASSES, SmoothModel
+from tests.helpers.waiting import wait_until
+
+NAME = 3
+
+
+@pytest.fixture
+def panel(viewer, tiny_slide):
+    """The panel as the menu opens it, with a slide."""
+    opened = open_from_menu(viewer)
+    open_slide(opened, tiny_slide)
+    yield opened
+    opened.shut_down()
+
+
+def give_model(panel) -> None:
+    panel.session.classes = CLASSES
+    panel.session.use_model(SmoothModel())
+    wait_until(lambda: panel.prediction.display.layer is not None, 20)
+
+
+def bin_layer(viewer, layer) -> None:
+    """Select a layer and press the bin of the layer list."""
+    viewer.layers.selection.active = layer
+    bins = [b for b in panels()[0].window().findChildren(QPushButton) if b.property("mode") == "delete_button"]
+    click(bins[0])
+    pump(0.2)
+
+
+def over_slide(mouse) -> None:
+    """Move the mouse over the canvas, as a hand does before it presses a key there."""
+    mouse.hover((mouse.size[0] / 2, mouse.size[1] / 2))
+
+
+def press(key: Qt.Key, modifiers=Qt.KeyboardModifier.NoModifier) -> None:
+    """Press a key; Qt sends it to what has the focus."""
+    focused = QApplication.focusWidget()
+    QTest.keyClick(focused, key, modifiers)
+    pump(0.05)
+
+
+def test_there_is_one_panel_however_it_is_opened(viewer):
+    opened = open_from_menu(viewer)
+    palette_entry(viewer, "Add a class")
+    wait_until(lambda: len(opened.session.classes) == 3, 20)
+    assert panels() == [opened]
+    assert viewer.window.add_plugin_dock_widget("napari-sparseseg")[1] is opened
+    opened.shut_down()
+
+
+def test_the_menu_finds_the_panel_that_a_command_opened(viewer):
+    palette_entry(viewer, "Add a class")
+    wait_until(lambda: bool(panels()), 20)
+    [opened] = panels()
+    dock = opened.parent()
+    dock.hide()
+    assert open_from_menu(viewer) is opened, "the menu shows it again"
+    opened.shut_down()
+
+
+def test_reader_and_writer_are_not_offered_as_commands(viewer):
+    from napari._app_model import get_app_model
+
+    app = get_app_model()
+    for command in ("napari-sparseseg.read", "napari-sparseseg.write"):
+        rule = app.registered_actions[command]
+        assert rule.enablement is not None
+        assert not rule.enablement.eval({})
+
+
+@pytest.mark.parametrize("active", [0, 1], ids=["image", "dense regions"])
+def test_class_keys_work_on_every_layer_of_the_slide(viewer, panel, mouse, active):
+    """Key 2 is napari's transform mode on an image: the next drag would move the slide under its scribbles."""
+    layer, scribbles = viewer.layers[active], panel.slides.binding.scribbles.layer
+    before = layer.extent.world.copy()
+    viewer.layers.selection.active = layer
+    over_slide(mouse)
+    mouse.key("2")
+    assert scribbles.selected_label == 2
+    draw(viewer, mouse, 500)
+    np.testing.assert_array_equal(layer.extent.world, before)
+    if active == 0:
+        assert viewer.layers.selection.active is scribbles
+        assert panel.session.annotations.counts()[2] > 0
+        viewer.layers.selection.active = layer
+        mouse.key("Z", ctrl=True)
+        assert panel.session.annotations.counts()[2] == 0
+
+
+def test_a_slide_cannot_be_moved_under_its_scribbles(viewer, panel, mouse):
+    for layer in list(viewer.layers):
+        before = layer.extent.world.copy()
+        viewer.layers.selection.active = layer
+        layer.mode = "transform"  # its button in the layer controls
+        assert str(layer.mode) == "pan_zoom"
+        layer.translate = (50, 70)
+        layer.scale = (2, 2)
+        np.testing.assert_array_equal(layer.extent.world, before)
+
+
+def test_keys_over_the_slide_follow_the_mouse_not_the_last_click(viewer, panel, mouse):
+    window = viewer.window._qt_window
+    window.activateWindow()
+    rename(panel, 0, "gland")
+    over_slide(mouse)
+    press(Qt.Key.Key_2)
+    assert panel.slides.binding.scribbles.layer.selected_label == 2
+    panel.train.train.setFocus()
+    over_slide(mouse)
+    press(Qt.Key.Key_Space)
+    assert panel.session.status.state == "idle"
+    assert not panel.header.error.isVisible(), "Space over the slide does not press Train"
+    panel.predict.what.setFocus()
+    over_slide(mouse)
+    press(Qt.Key.Key_1)
+    assert panel.slides.binding.scribbles.layer.selected_label == 1
+
+
+def test_a_name_being_typed_keeps_the_keyboard(panel, mouse):
+    panel.window().activateWindow()
+    click_cell(panel, 0, NAME, double=True)
+    editor = QApplication.focusWidget()
+    QTest.keyClicks(editor, "gla")
+    over_slide(mouse)
+    assert QApplication.focusWidget() is editor
+    QTest.keyClicks(editor, "nd")
+    QTest.keyClick(editor, Qt.Key.Key_Return)
+    pump(0.1)
+    assert names(panel)[0] == "gland"
+
+
+def test_an_accepted_region_is_undone_by_the_key_while_accepting(viewer, panel, mouse):
+    give_model(panel)
+    live = panel.session.live
+    wait_until(lambda: live.store.top.any() and live.pending == 0, 30)
+    click(panel.predict.accept)
+    mouse.click(mouse.canvas(500, 250))
+    wait_until(lambda: bool(panel.session.annotations.dense_regions), 20)
+    over_slide(mouse)
+    mouse.key("Z", ctrl=True)
+    wait_until(lambda: not panel.session.annotations.dense_regions, 5)
+    assert panel.predict.accept.isChecked()
+
+
+def test_a_prediction_put_in_the_bin_comes_back(viewer, panel):
+    give_model(panel)
+    bin_layer(viewer, panel.prediction.display.layer)
+    assert panel.prediction.display.layer is None
+    assert not panel.predict.live.isChecked()
+    wait_until(lambda: panel.header.next_step.text().startswith("Live prediction is off"), 5)
+    QTest.keyClick(panel.predict.live, Qt.Key.Key_Space)
+    wait_until(lambda: panel.prediction.display.layer in viewer.layers, 5)
+
+
+@pytest.mark.parametrize("which", ["layer", "dense_layer"])
+def test_scribbles_put_in_the_bin_come_back(viewer, panel, mouse, which):
+    draw(viewer, mouse, 500)
+    counts = panel.session.annotations.counts()
+    bin_layer(viewer, getattr(panel.slides.binding.scribbles, which))
+    scribbles = panel.slides.binding.scribbles
+    assert scribbles.layer in viewer.layers
+    assert scribbles.dense_layer in viewer.layers
+    assert panel.session.annotations.counts() == counts
+    draw(viewer, mouse, 700)
+    assert panel.session.annotations.counts()[1] > counts[1]
+
+
+def test_all_layers_in_the_bin_close_the_slide(viewer, panel):
+    viewer.layers.select_all()
+    viewer.layers.remove_selected()
+    pump(0.3)
+    assert panel.session.entry is None
+    assert not viewer.layers
+
+
+def test_an_encoder_typed_and_confirmed_with_enter_is_used(panel, mouse):
+    draw_both(panel, mouse)
+    click(panel.train.more.heading)
+    edit = panel.train.settings.encoder.lineEdit()
+    edit.setFocus()
+    edit.selectAll()
+    QTest.keyClicks(edit, "no_such_network")
+    QTest.keyClick(edit, Qt.Key.Key_Return)
+    assert panel.train.config(panel.session.config).encoder == "no_such_network"
+    click(panel.train.train)
+    wait_until(panel.header.error.isVisible, 60)
+    assert "no_such_network" in panel.header.error.text.text()
+
+
+def test_a_double_click_on_train_trains(panel, mouse):
+    draw_both(panel, mouse)
+    QTest.mouseClick(panel.train.train, Qt.MouseButton.LeftButton)
+    QTest.mouseDClick(panel.train.train, Qt.MouseButton.LeftButton)
+    QTest.mouseRelease(panel.train.train, Qt.MouseButton.LeftButton)
+    wait_until(lambda: panel.session.status.step > 0)
+    assert panel.session.status.state == "training"
+
+
+def test_strokes_after_reopening_a_project_ask_for_train(viewer, panel, mouse, tmp_path):
+    draw_both(panel, mouse)
+    click(panel.train.train)
+    wait_until(lambda: panel.session.status.model_version > 0)
+    click(panel.train.stop)
+    wait_until(lambda: panel.session.status.state == "idle" and not panel.busy)
+    first = panel.session
+    panel.session.save(tmp_path / "study.sparseseg")
+    answer_file(tmp_path / "study.sparseseg")
+    choose_entry(panel.header.menu_button, "Open project…")
+    wait_until(lambda: panel.session is not first and panel.slides.binding is not None and not panel.busy, 30)
+    pump(0.5)
+    assert "not learned" not in panel.header.next_step.text()
+    draw(viewer, mouse, 900)
+    wait_until(lambda: "not learned yet: press Train" in panel.header.next_step.text(), 10)
+    click(panel.train.train)
+    wait_until(lambda: panel.session.status.live_annotation_version > 0)
+    wait_until(lambda: "not learned" not in panel.header.next_step.text(), 10)
+
+
+def test_exporting_after_more_training_asks_before_the_file_is_replaced(panel, tmp_path):
+    give_model(panel)
+    wait_until(panel.predict.predict_slide.isEnabled, 10)
+    answer_file(tmp_path / "whole")
+    click(panel.predict.predict_slide)
+    wait_until(lambda: not panel.busy and "whole" in panel.predict.result.text(), 60)
+    panel.session.use_model(SmoothModel(radius=3))
+    wait_until(lambda: not panel.busy, 20)
+    for button, written in (("Cancel", False), ("Predict again", True)):
+        wait_until(panel.predict.export.isEnabled, 10)
+        asked = answer(button)
+        answer_file(tmp_path / "areas.csv")
+        choose_entry(panel.predict.export, "Areas of the slide (CSV)…")
+        wait_until(lambda asked=asked: bool(asked), 20)
+        wait_until(lambda: not panel.busy, 60)
+        pump(0.2)
+        assert "whole.ome.zarr was predicted by an earlier model" in asked[0]
+        assert (tmp_path / "areas.csv").exists() == written
+        assert not panel.header.error.isVisible()
