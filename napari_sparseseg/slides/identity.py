@@ -41,6 +41,11 @@ def file_fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def image_fingerprint(file: str, image: int) -> str:
+    """Fingerprint of an image that is not the default one of its file, given the fingerprint of the file."""
+    return hashlib.sha256(f"{file} image {image}".encode()).hexdigest()
+
+
 def file_stamp(paths: Sequence[str]) -> Stamp:
     """Size, modification and change time (ns) and inode of each file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from functools import partial
@@ -18,6 +19,7 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 RGB = ("R", "G", "B")
 RGB_COLOURS = ("#ff0000", "#00ff00", "#0000ff")
 WHITE = (255.0, 255.0, 255.0)
+_COLOUR_NAME = re.compile(r"(red|green|blue|[rgb]|rgb|((channel|ch|c)?[ _:-]*[0-9]+([:_ -]+[0-9]+)*))?", re.IGNORECASE)
 
 
 class TileError(Exception):
@@ -184,13 +186,24 @@ class LazyPyramid:
             self._pixels.clear()
 
 
-def over(rgba: Pixels, background: tuple[float, ...]) -> Pixels:
-    """Composite uint8 (h, w, 4) with straight alpha over a background colour: uint8 (h, w, 3)."""
-    alpha = rgba[..., 3:].astype(np.uint16)
+def over(rgba: Pixels, background: tuple[float, ...], *, premultiplied: bool = False) -> Pixels:
+    """Composite uint8 (h, w, 4) over a background colour: uint8 (h, w, 3).
+
+    `premultiplied` colours (associated alpha) are multiplied by alpha already.
+    """
+    wide: Any = np.uint32 if premultiplied else np.uint16
+    alpha: Any = rgba[..., 3:].astype(wide)
     if (alpha == 255).all():
         return np.ascontiguousarray(rgba[..., :3])
-    under = np.asarray(background[:3], np.uint16)
-    return ((rgba[..., :3] * alpha + under * (255 - alpha) + 127) // 255).astype(np.uint8)
+    under = np.asarray(background[:3], wide)
+    own = rgba[..., :3] * (wide(255) if premultiplied else alpha)
+    out: Pixels = np.minimum((own + under * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
+    return out
+
+
+def are_colour_names(names: Sequence[str]) -> bool:
+    """Whether names can be those of red, green and blue: R, G, B, or numbered channels, but not stains or markers."""
+    return all(_COLOUR_NAME.fullmatch(name.strip()) for name in names)
 
 
 def hex_colour(red: int, green: int, blue: int) -> str:

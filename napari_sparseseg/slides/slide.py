@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,21 +13,31 @@ from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.slides.identity import Identity
 from napari_sparseseg.slides.pyramid import Pyramid
 from napari_sparseseg.slides.resample import read_mirrored, read_region
+from napari_sparseseg.slides.resolution import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from napari_sparseseg.slides.identity import Stamp
     from napari_sparseseg.slides.level import Level
+    from napari_sparseseg.slides.resolution import Claim, Mpp
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
-Mpp = tuple[float, float]
 MAX_READ = 2**32
 """Largest result of one read in bytes; a larger request is taken for a mistake."""
 
 BY_USER = "set by the user"
 """`Slide.mpp_source` of a resolution that was assigned to `Slide.mpp`."""
+
+
+class ImageInfo(NamedTuple):
+    """One of the images in a file."""
+
+    name: str
+    width: int
+    """In pixels."""
+    height: int
 
 
 @dataclass
@@ -56,12 +66,43 @@ class SlideContents:
     warnings: list[str] = field(default_factory=list)
     associated: tuple[str, ...] = ()
     """Names of the label, macro and thumbnail images. They are never read: they may show patient data."""
+    images: tuple[ImageInfo, ...] = ()
+    """The images that `open_slide` can open, in the order of their numbers; empty if there is only one."""
+    image: int = 0
+    """Number of the opened image."""
+    bounds: Box | None = None
+    """The scanned area in level-0 pixels, if the file specifies one."""
+    canvas: Box | None = None
+    """The whole canvas of the file in level-0 pixels, if the file specifies a scanned area."""
     bytes: int = 0
     """Size of the file."""
     watched: Sequence[str] = ()
     """Files whose size and times change when the slide is changed on disk."""
     stamp: Stamp = ()
     """`file_stamp` of these from before anything was read."""
+
+    def set_resolution(self, claims: Iterable[Claim]) -> None:
+        """Choose `mpp` from what the file says, most trusted first; conflicts become warnings."""
+        self.mpp, self.mpp_source, warnings = resolve(claims)
+        self.warnings += warnings
+
+    def set_images(self, images: Sequence[ImageInfo], image: int, *, chosen: bool) -> None:
+        """List the images of the file; unless the user has `chosen` one, a warning lists the others."""
+        self.image = image
+        if len(images) < 2:
+            return
+        self.images = tuple(images)
+        if not chosen:
+            others = [f"{k} ({_image_text(i)})" for k, i in enumerate(images) if k != image]
+            rest = f" and {len(others) - 5} more" if len(others) > 5 else ""
+            self.warnings.append(
+                f"it contains {len(images)} images; image {image} ({_image_text(images[image])}) is open. "
+                f"Others: {', '.join(others[:5])}{rest}"
+            )
+
+
+def _image_text(image: ImageInfo) -> str:
+    return f"{image.name + ', ' if image.name else ''}{image.width} x {image.height} px"
 
 
 class Slide:
@@ -191,6 +232,24 @@ class Slide:
     def warnings(self) -> tuple[str, ...]:
         """Problems of the slide as sentences; grows when damaged tiles are read."""
         return (*self.contents.warnings, *self.pyramid.damage())
+
+    @property
+    def images(self) -> tuple[ImageInfo, ...]:
+        """The images in the file, by the numbers that `open_slide` takes; empty if there is only one."""
+        return self.contents.images
+
+    @property
+    def bounds(self) -> Box:
+        """The scanned area in level-0 pixels, the frame of QuPath; the whole slide unless the file specifies one."""
+        return self.contents.bounds or Box(0, 0, *self.shape)
+
+    @property
+    def canvas(self) -> Box:
+        """The file's whole canvas in level-0 pixels: the frame of OpenSlide and ASAP.
+
+        Slides are cropped to the scanned area, so its origin is negative if the area starts inside the canvas.
+        """
+        return self.contents.canvas or Box(0, 0, *self.shape)
 
     @property
     def associated(self) -> tuple[str, ...]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from napari_sparseseg.errors import SlideOpenError
-from napari_sparseseg.slides.backends.tiff_metadata import COARSEST, FINEST
 from napari_sparseseg.slides.identity import file_fingerprint
 from napari_sparseseg.slides.level import RGB, WHITE, LazyPyramid, Pixels, over
 from napari_sparseseg.slides.pyramid import SMALLEST
+from napari_sparseseg.slides.resolution import Claim
 from napari_sparseseg.slides.slide import SlideContents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONVERT = (
     "Convert it to a tiled pyramid, for instance: vips tiffsave in.png out.tif --tile --pyramid --compression jpeg"
@@ -23,6 +26,7 @@ CONVERT = (
 DAMAGED = "The file is damaged; copy or export it again."
 _FAST = {"PNG": imagecodecs.png_decode, "JPEG": imagecodecs.jpeg8_decode}
 _GREY = {"L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}
+_ORIENTATION = 274
 _ERRORS = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError)
 """Raised by Pillow and the codecs on damaged data."""
 
@@ -40,6 +44,7 @@ def open_image(path: str) -> SlideContents:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 kind, mode, (w, h), info = image.format or "image", image.mode, image.size, dict(image.info)
+                orientation = image.getexif().get(_ORIENTATION, 1)
     except UnidentifiedImageError as error:
         raise SlideOpenError(path, "Pillow does not recognise it as an image", "Is it a slide?") from error
     except Image.DecompressionBombError as error:
@@ -49,7 +54,9 @@ def open_image(path: str) -> SlideContents:
     grey = mode in _GREY
     dtype = np.dtype(_GREY.get(mode, np.uint8))
     shape = (h, w, 1 if grey else 3)
-    pyramid = LazyPyramid(shape, dtype, lambda: _decode(path, kind, shape, dtype), SMALLEST)
+    # imagecodecs returns CMYK as stored, Pillow converts it
+    fast = None if kind == "JPEG" and mode not in ("RGB", "L") else _FAST.get(kind)
+    pyramid = LazyPyramid(shape, dtype, lambda: _decode(path, fast, shape, dtype), SMALLEST)
     contents = SlideContents(
         path=path,
         format=kind,
@@ -64,23 +71,28 @@ def open_image(path: str) -> SlideContents:
     )
     if info.get("icc_profile"):
         contents.metadata["icc_profile_bytes"] = len(info["icc_profile"])
+    if orientation != 1:
+        contents.warnings.append(f"its orientation tag ({orientation}) is ignored, as QuPath does")
     x, y = (float(v) for v in info.get("dpi", (0, 0)))
-    if x > 0 and y > 0 and all(FINEST <= 25400 / v <= COARSEST for v in (x, y)):
-        contents.mpp, contents.mpp_source = (25400 / y, 25400 / x), f"{kind} resolution"
+    if x > 0 and y > 0:
+        contents.set_resolution([Claim(f"{kind} resolution", 25400 / y, 25400 / x, is_default=True)])
     return contents
 
 
-def _decode(path: str, kind: str, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Pixels:
+def _decode(
+    path: str, fast: Callable[[bytes], Pixels] | None, shape: tuple[int, int, int], dtype: np.dtype[Any]
+) -> Pixels:
     try:
         pixels = None
-        if kind in _FAST:
+        if fast:
             with open(path, "rb") as file:
-                pixels = _FAST[kind](file.read())
+                pixels = fast(file.read())
         if pixels is None or pixels.dtype != dtype or pixels.shape[:2] != shape[:2]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
-                    plain = image if image.mode in _GREY or image.mode == "RGBA" else image.convert("RGB")
+                    has_alpha = "A" in image.mode or "a" in image.mode or "transparency" in image.info
+                    plain = image if image.mode in _GREY else image.convert("RGBA" if has_alpha else "RGB")
                     pixels = np.asarray(plain)
     except _ERRORS as error:
         raise SlideOpenError(path, f"its pixels cannot be decoded ({error})", DAMAGED) from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bz2
 import contextlib
 import hashlib
+import itertools
 import lzma
 import math
 import os
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -19,15 +20,18 @@ import zarr
 from numcodecs.abc import Codec
 
 from napari_sparseseg.errors import SlideOpenError
-from napari_sparseseg.slides.backends.tiff_metadata import UNITS_UM
-from napari_sparseseg.slides.level import RGB, RGB_COLOURS, WHITE, Level, Pixels, TileError, over
-from napari_sparseseg.slides.slide import SlideContents
+from napari_sparseseg.slides.identity import image_fingerprint
+from napari_sparseseg.slides.level import RGB, RGB_COLOURS, WHITE, Level, Pixels, TileError, are_colour_names, over
+from napari_sparseseg.slides.resolution import Claim, micrometres
+from napari_sparseseg.slides.slide import ImageInfo, SlideContents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+MAX_IMAGES = 1000
 MAX_CHUNK_BYTES = 256 * 2**20
 _TILE = 512
+_IN_WORDS = {"z": "focal planes", "t": "time points"}
 _READ_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, EOFError)
 """Raised by zarr and its codecs on damaged chunks."""
 _OPEN_ERRORS = (*_READ_ERRORS, OSError, AttributeError, ImportError, AssertionError)
@@ -90,8 +94,8 @@ class ZarrLevel(Level):
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
 
-def open_omezarr(path: str) -> SlideContents:
-    """Open an OME-Zarr image.
+def open_omezarr(path: str, image: int | None = None) -> SlideContents:
+    """Open an image of an OME-Zarr; by default the largest.
 
     Parameters
     ----------
@@ -107,17 +111,48 @@ def open_omezarr(path: str) -> SlideContents:
         group = zarr.open_group(path, mode="r")
         attributes = dict(group.attrs)
         ome = attributes.get("ome", attributes)
-        if "bioformats2raw.layout" in ome:
-            group = group["0"]
-            attributes = dict(group.attrs)
-            ome = attributes.get("ome", attributes)
         if "plate" in ome or "well" in ome:
             raise SlideOpenError(path, "it is a plate or well, not an image", "Give the folder of one field inside.")
-        if not ome.get("multiscales"):
+        images = _images(group, ome)
+        if not images:
             raise SlideOpenError(path, "its metadata list no multiscales", _EXPORT)
-        return _contents(path, group, ome)
+        areas = [i.info.width * i.info.height for i in images]
+        number = areas.index(max(areas)) if image is None else image
+        if not 0 <= number < len(images):
+            raise SlideOpenError(path, f"it has no image {image}; it has 0 to {len(images) - 1}", "Choose one of them.")
+        contents = _contents(path, images[number])
+        contents.set_images([i.info for i in images], number, chosen=image is not None)
+        if areas[number] != max(areas) or areas.index(areas[number]) != number:
+            of_file = contents.fingerprint
+            contents.fingerprint = lambda: image_fingerprint(of_file(), number)
+        return contents
     except _OPEN_ERRORS as error:
         raise SlideOpenError(path, f"it cannot be read as OME-Zarr ({_short(error)})", _hint(path)) from error
+
+
+class _Image(NamedTuple):
+    """One multiscale image of the hierarchy."""
+
+    info: ImageInfo
+    group: Any
+    ome: Mapping[str, Any]
+    multiscale: Mapping[str, Any]
+
+
+def _images(group: Any, ome: Mapping[str, Any]) -> list[_Image]:
+    """The images of a group, or of its numbered children as bioformats2raw writes them."""
+    found = []
+    for multiscale in ome.get("multiscales") or ():
+        array = group[multiscale["datasets"][0]["path"]]
+        axes = _axes(group.name, multiscale, array)
+        info = ImageInfo(str(multiscale.get("name") or ""), array.shape[axes.at("x")], array.shape[axes.at("y")])
+        found.append(_Image(info, group, ome, multiscale))
+    if not found and "bioformats2raw.layout" in ome:
+        for k in itertools.takewhile(lambda k: str(k) in group, range(MAX_IMAGES)):
+            child = group[str(k)]
+            attributes = dict(child.attrs)
+            found += _images(child, attributes.get("ome", attributes))
+    return found
 
 
 def _hint(path: str) -> str:
@@ -128,8 +163,8 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> SlideContents:
-    multiscale = ome["multiscales"][0]
+def _contents(path: str, image: _Image) -> SlideContents:
+    _, group, ome, multiscale = image
     arrays = [group[d["path"]] for d in multiscale["datasets"]]
     axes = _axes(path, multiscale, arrays[0])
     _check(path, arrays, axes)
@@ -139,7 +174,6 @@ def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> SlideContents:
     rgb = channels in (3, 4) and arrays[0].dtype == np.uint8 and _shown_as_rgb(ome, channels)
     alpha = rgb and channels == 4
     names, colours, contrast = _channels(ome, 3 if rgb else channels, rgb=rgb)
-    mpp = _mpp(multiscale, axes)
     contents = SlideContents(
         path=path,
         format=f"OME-Zarr {multiscale.get('version') or ome.get('version') or ''}".strip(),
@@ -152,13 +186,12 @@ def _contents(path: str, group: Any, ome: Mapping[str, Any]) -> SlideContents:
         close=lambda: None,
         colours=colours,
         contrast=contrast,
-        mpp=mpp,
-        mpp_source="OME-Zarr scale" if mpp else "",
         bytes=_stored_bytes(path),
     )
+    contents.set_resolution([_scale(multiscale, axes)])
     contents.warnings += [
-        f"of {arrays[0].shape[i]} planes along {axes.names[i]}, number {k + 1} is shown"
-        for i, k in axes.fixed.items()
+        f"it has {arrays[0].shape[i]} {_IN_WORDS.get(axes.names[i], 'images of the same size')}; number 0 is open"
+        for i in axes.fixed
         if arrays[0].shape[i] > 1
     ]
     if group.metadata.zarr_format == 3 and arrays[0].shards:
@@ -172,8 +205,7 @@ def _axes(path: str, multiscale: Mapping[str, Any], array: Any) -> _Axes:
     units = tuple("" if isinstance(a, str) else a.get("unit", "") for a in listed)
     if len(names) != array.ndim or "y" not in names or "x" not in names or len(set(names)) != len(names):
         raise SlideOpenError(path, f"its axes {names} do not fit arrays of {array.ndim} axes", _EXPORT)
-    fixed = {i: array.shape[i] // 2 if n == "z" else 0 for i, n in enumerate(names) if n not in ("y", "x", "c")}
-    return _Axes(names, fixed, units)
+    return _Axes(names, {i: 0 for i, n in enumerate(names) if n not in ("y", "x", "c")}, units)
 
 
 def _check(path: str, arrays: Sequence[Any], axes: _Axes) -> None:
@@ -187,8 +219,10 @@ def _check(path: str, arrays: Sequence[Any], axes: _Axes) -> None:
 
 
 def _shown_as_rgb(ome: Mapping[str, Any], channels: int) -> bool:
-    """Whether 3 channels of uint8 are a colour image: unless their omero colours are not red, green and blue."""
+    """Whether 3 channels of uint8 are a colour image: unless omero names stains, or colours other than R, G and B."""
     listed = ome.get("omero", {}).get("channels") or []
+    if not are_colour_names([str(c.get("label") or "") for c in listed]):
+        return False
     colours = tuple(str(c.get("color", "")).lower() for c in listed)
     return len(colours) != channels or colours[:3] in {("ff0000", "00ff00", "0000ff"), ("",) * 3, ("ffffff",) * 3}
 
@@ -211,18 +245,16 @@ def _channels(
     return names, colours, contrast
 
 
-def _mpp(multiscale: Mapping[str, Any], axes: _Axes) -> tuple[float, float] | None:
-    """Scale of level 0 times the scale of the multiscale, in um; None without a unit of length."""
-    scale = [1.0] * len(axes.names)
-    found = False
+def _scale(multiscale: Mapping[str, Any], axes: _Axes) -> Claim:
+    """Scale of level 0 times the scale of the multiscale, in um; missing without a unit of length."""
+    scale, found = [1.0] * len(axes.names), False
     for source in (multiscale["datasets"][0], multiscale):
         for transform in source.get("coordinateTransformations") or []:
             if transform.get("type") == "scale":
                 scale = [a * float(b) for a, b in zip(scale, transform["scale"], strict=True)]
                 found = True
-    factors = [UNITS_UM.get(axes.units[axes.at(n)]) for n in "yx"]
-    mpp = [scale[axes.at(n)] * (f or 0) for n, f in zip("yx", factors, strict=True)]
-    return (mpp[0], mpp[1]) if found and all(math.isfinite(v) and v > 0 for v in mpp) else None
+    y, x = (scale[axes.at(n)] * (micrometres(axes.units[axes.at(n)]) or math.nan) if found else None for n in "yx")
+    return Claim("OME-Zarr scale", y, x)
 
 
 def _stored_bytes(path: str) -> int:

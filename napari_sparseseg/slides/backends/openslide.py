@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ import numpy as np
 import openslide
 
 from napari_sparseseg.errors import SlideOpenError
+from napari_sparseseg.geometry import Box
 from napari_sparseseg.slides.identity import file_fingerprint
 from napari_sparseseg.slides.level import RGB, Level, Pixels, TileError, over
+from napari_sparseseg.slides.resolution import Claim, number
 from napari_sparseseg.slides.slide import SlideContents
 
 if TYPE_CHECKING:
@@ -54,20 +57,23 @@ class _Handle:
 class OpenSlideLevel(Level):
     """Blocks of one level of OpenSlide."""
 
-    def __init__(self, handle: _Handle, k: int, background: tuple[float, ...]) -> None:
+    def __init__(self, handle: _Handle, k: int, background: tuple[float, ...], area: Box | None) -> None:
         w, h = handle.slide.level_dimensions[k]
+        self._downsample = float(handle.slide.level_downsamples[k])
+        if area:
+            h, w = (max(1, math.ceil(n / self._downsample - 1e-6)) for n in (area.height, area.width))
         super().__init__((h, w, 3), np.uint8, (BLOCK, BLOCK), 3)
         self._handle, self._k, self._background = handle, k, background
-        self._downsample = float(handle.slide.level_downsamples[k])
+        self._origin = (area.x, area.y) if area else (0, 0)
 
     def decode(self, plane: int, row: int, column: int) -> Pixels:
         del plane
         y, x, h, w = self.extent(row, column)
-        location = (round(x * self._downsample), round(y * self._downsample))
+        location = (self._origin[0] + round(x * self._downsample), self._origin[1] + round(y * self._downsample))
         return over(self._handle.read(location, self._k, (w, h)), self._background)
 
 
-def open_openslide(path: str, first: SlideOpenError | None = None) -> SlideContents:
+def open_openslide(path: str, first: SlideOpenError | None = None, *, crop: bool = True) -> SlideContents:
     """Open with OpenSlide.
 
     Parameters
@@ -76,6 +82,8 @@ def open_openslide(path: str, first: SlideOpenError | None = None) -> SlideConte
         The file.
     first
         Why another backend refused it; raised again if OpenSlide refuses it too.
+    crop
+        Whether to crop to the scanned area, if the file specifies one.
 
     Raises
     ------
@@ -93,11 +101,12 @@ def open_openslide(path: str, first: SlideOpenError | None = None) -> SlideConte
     said = handle.properties
     colour = said.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
     background = tuple(float(int(colour[i : i + 2], 16)) for i in (0, 2, 4))
+    area = _area(said, handle.slide.dimensions)
     contents = SlideContents(
         path=path,
         format=f"OpenSlide {said.get(openslide.PROPERTY_NAME_VENDOR, 'unknown vendor')}",
         backend="openslide",
-        levels=[OpenSlideLevel(handle, k, background) for k in range(handle.slide.level_count)],
+        levels=[OpenSlideLevel(handle, k, background, area if crop else None) for k in range(handle.slide.level_count)],
         channels=RGB,
         is_rgb=True,
         background=background,
@@ -107,34 +116,34 @@ def open_openslide(path: str, first: SlideOpenError | None = None) -> SlideConte
         associated=tuple(handle.slide.associated_images),
     )
     _describe(contents, said)
+    if area:
+        w, h = handle.slide.dimensions
+        contents.bounds = Box(0, 0, area.height, area.width) if crop else area
+        contents.canvas = Box(-area.y, -area.x, h, w) if crop else Box(0, 0, h, w)
     return contents
 
 
 def _describe(contents: SlideContents, said: Mapping[str, str]) -> None:
-    mpp = [_number(said.get(key)) for key in (openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X)]
-    if mpp[0] and mpp[1]:
-        contents.mpp, contents.mpp_source = (mpp[0], mpp[1]), "openslide.mpp-y, openslide.mpp-x"
-    power = _number(said.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+    y, x = (number(said.get(key)) for key in (openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X))
+    contents.set_resolution([Claim("openslide.mpp-y, openslide.mpp-x", y, x)])
+    power = number(said.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
     if power:
         contents.metadata["objective_power"] = power
-    bounds = [
-        said.get(name)
-        for name in (
-            openslide.PROPERTY_NAME_BOUNDS_Y,
-            openslide.PROPERTY_NAME_BOUNDS_X,
-            openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
-            openslide.PROPERTY_NAME_BOUNDS_WIDTH,
-        )
-    ]
-    if all(b is not None for b in bounds):
-        contents.metadata["bounds"] = tuple(int(b or 0) for b in bounds)
     if said.get("openslide.icc-size"):
         contents.metadata["icc_profile_bytes"] = int(said["openslide.icc-size"])
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or 0)
-    except ValueError:
+def _area(said: Mapping[str, str], dimensions: tuple[int, int]) -> Box | None:
+    """The scanned area in level-0 pixels of the canvas, if the file specifies a smaller one than the canvas."""
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+    )
+    values = [number(said.get(name)) for name in names]
+    if any(v is None for v in values):
         return None
-    return value if value > 0 else None
+    whole = Box(0, 0, dimensions[1], dimensions[0])
+    area = Box(*(int(v or 0) for v in values)).intersection(whole)
+    return area if 0 < area.area < whole.area else None

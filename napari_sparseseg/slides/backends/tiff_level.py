@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tifffile
 
+from napari_sparseseg.slides.backends.tiff_colours import JPEG, chroma_is_subsampled, ycc_to_rgb
 from napari_sparseseg.slides.level import Level, Pixels, TileError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.slides.backends.tiff_guard import PositionedFile
 
-JPEG = (6, 7, 34892, 33007)
-"""JPEG compressions, whose tiles may share tables."""
 IMAGE_CODECS = (33003, 33004, 33005, 34712, 34933, 50001, 50002, 52546)
 """JPEG 2000, PNG, WebP, JPEG XL: a tile states its own size, which is checked before it is decoded."""
 BYTE_CODECS = (1, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013)
@@ -48,12 +47,14 @@ class TiffLevel(Level):
         The file that stores the tiles.
     pages
         One per channel, or a single one for all channels.
-    finish
-        Converts a decoded tile (h, w, samples) to pixels of the level: alpha, inverted grey.
-    shape, samples
+    shape, dtype, samples
         Of the converted pixels.
-    sparse
-        Fill value of missing tiles, one per channel; None if a missing tile is an error.
+    convert
+        Converts a decoded tile (h, w, stored samples) to pixels of the level; None if they are the same.
+    background
+        Value of tiles that are left out in the file, one per channel.
+    is_ycc
+        Whether JPEG 2000 tiles hold YCbCr components without a colour transform.
     """
 
     def __init__(
@@ -61,13 +62,16 @@ class TiffLevel(Level):
         file: PositionedFile,
         pages: Sequence[Any],
         shape: tuple[int, int, int],
+        dtype: np.dtype[Any],
         samples: int,
-        finish: Callable[[Pixels], Pixels] | None,
-        sparse: tuple[float, ...] | None,
+        convert: Callable[[Pixels], Pixels] | None,
+        background: tuple[float, ...],
+        *,
+        is_ycc: bool,
     ) -> None:
         page = pages[0].keyframe
-        super().__init__(shape, page.dtype.newbyteorder("="), (page.tilelength, page.tilewidth), samples)
-        self._file, self._finish, self._sparse = file, finish, sparse
+        super().__init__(shape, dtype, (page.tilelength, page.tilewidth), samples)
+        self._file, self._convert, self._background, self._is_ycc = file, convert, background, is_ycc
         self._grid = (math.ceil(page.imagelength / page.tilelength), math.ceil(page.imagewidth / page.tilewidth))
         self._planes = page.samplesperpixel if page.planarconfig == 2 else 1
         self._decode = page.decode
@@ -99,12 +103,16 @@ class TiffLevel(Level):
             total += len(offsets)
         return bad, total
 
+    def left_out(self) -> int:
+        """Number of tiles of zero bytes: empty background that the scanner left out."""
+        return sum(int(((o == 0) | (c == 0)).sum()) for o, c in zip(self._offsets, self._counts, strict=True))
+
     def decode(self, plane: int, row: int, column: int) -> Pixels:
         page, part = divmod(plane, self._planes)
         index = (part * self._grid[0] + row) * self._grid[1] + column
         offset, count = int(self._offsets[page][index]), int(self._counts[page][index])
         if not offset or not count:
-            return self._missing(row, column)
+            return self._empty(plane, row, column)
         if count > MAX_TILE_BYTES or offset >= 2**62:
             raise TileError(f"it claims {count} bytes at byte {offset}")
         data = self._file.read(offset, count)
@@ -122,13 +130,14 @@ class TiffLevel(Level):
         if tile is None or tile.ndim != 4:
             raise TileError("it decodes to nothing")
         pixels: Pixels = tile[0]
-        return self._finish(pixels) if self._finish else pixels
+        if self._is_ycc and not chroma_is_subsampled(data):
+            pixels = ycc_to_rgb(pixels)
+        return self._convert(pixels) if self._convert else pixels
 
-    def _missing(self, row: int, column: int) -> Pixels:
-        if self._sparse is None:
-            raise TileError("it is missing in the file")
+    def _empty(self, plane: int, row: int, column: int) -> Pixels:
         _, _, h, w = self.extent(row, column)
-        return np.broadcast_to(np.asarray(self._sparse[: self.samples]).astype(self.dtype), (h, w, self.samples)).copy()
+        fill = np.asarray(self._background[plane * self.samples : (plane + 1) * self.samples]).astype(self.dtype)
+        return np.broadcast_to(fill, (h, w, self.samples)).copy()
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Metadata of a TIFF file: vendor, micrometres per pixel and their source, channels, colours."""
+"""Metadata of a TIFF file: vendor, micrometres per pixel, channels, colours."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from xml.etree import ElementTree
 
 from napari_sparseseg.errors import SlideOpenError
 from napari_sparseseg.slides.level import hex_colour
+from napari_sparseseg.slides.resolution import Claim, length_um, micrometres, number
 
-Mpp = tuple[float, float]
-FINEST, COARSEST = 0.005, 20.0
-"""Plausible um per pixel; 72 or 96 dots per inch (350 or 260 um) are the defaults of programs."""
-UNITS_UM = {
-    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "micrometer": 1.0, "micrometre": 1.0, "nm": 1e-3, "nanometer": 1e-3,
-    "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "inch": 25400.0, "in": 25400.0,
-    "Å": 1e-4, "angstrom": 1e-4, "pm": 1e-6,
-}  # fmt: skip
-_ICC = 34675
+_ICC, _XMP, _ORIENTATION = 34675, 700, 274
+_FORMATS = {"ndpi": "Hamamatsu NDPI", "scn": "Leica SCN", "bif": "Ventana BIF"}
 
 
 @dataclass
@@ -26,10 +20,12 @@ class Facts:
     """The metadata of a TIFF file."""
 
     format: str = "TIFF"
-    mpp: Mpp | None = None
-    mpp_source: str = ""
+    claims: list[Claim] = field(default_factory=list)
+    """What the file says about its resolution, most trusted first."""
     channels: tuple[str, ...] = ()
     colours: tuple[str | None, ...] = ()
+    listed: int = 0
+    """Channels that the file lists; one of them may have several samples."""
     metadata: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -49,47 +45,51 @@ def refuse_foreign_files(path: str, tif: Any) -> None:
             raise SlideOpenError(path, f"its OME-XML points at another file, {name!r}", "Export it as one file.")
 
 
-def facts(tif: Any, series: Any) -> Facts:
-    """Read the metadata of a series."""
+def is_ventana(tif: Any) -> bool:
+    """Whether it is a Ventana slide under any name. Its tiles may overlap, which only OpenSlide handles."""
+    xmp = tif.pages.first.tags.valueof(_XMP) or b""
+    return b"<iScan" in (xmp if isinstance(xmp, bytes) else str(xmp).encode())
+
+
+def facts(tif: Any, series: Any, number_of_image: int) -> Facts:
+    """Read the metadata of a series, which is image `number_of_image` of the file."""
     page = series.keyframe
     out = Facts()
     if page.tags.get(_ICC) is not None:
         out.metadata["icc_profile_bytes"] = page.tags[_ICC].count
+    orientation = page.tags.valueof(_ORIENTATION) or 1
+    if orientation != 1:
+        out.warnings.append(f"its orientation tag ({orientation}) is ignored, as OpenSlide and QuPath do")
     try:
-        _vendor(out, tif, series)
-    except (ValueError, OverflowError) as error:
+        _vendor(out, tif, series, number_of_image)
+    except (ValueError, OverflowError, LookupError) as error:
         out.warnings.append(f"its {out.format} metadata are invalid ({error}) and were only partly read")
-    if out.mpp is None:
-        _resolution_tags(out, tif, page)
+    out.claims.append(_resolution_tags(tif, page))
     return out
 
 
-def _vendor(out: Facts, tif: Any, series: Any) -> None:
+def _vendor(out: Facts, tif: Any, series: Any, number_of_image: int) -> None:
     if tif.is_svs:
-        _aperio(out, series.keyframe)
+        _aperio(out, tif.pages.first)
     elif tif.is_ome:
-        _ome(out, tif, series)
+        _ome(out, tif, number_of_image)
     elif tif.is_qpi:
         _qptiff(out, series)
     elif tif.is_philips:
         _philips(out, tif)
     else:
-        names = {"ndpi": "Hamamatsu NDPI", "scn": "Leica SCN", "bif": "Ventana BIF"}
-        out.format = names.get(series.kind, "tiled TIFF" if series.keyframe.is_tiled else "TIFF")
+        out.format = _FORMATS.get(series.kind, "tiled TIFF" if series.keyframe.is_tiled else "TIFF")
+        if series.kind == "scn":
+            _scn(out, tif, series.name)
 
 
-def _resolution_tags(out: Facts, tif: Any, page: Any) -> None:
+def _resolution_tags(tif: Any, page: Any) -> Claim:
     unit, source = {2: 25400.0, 3: 1e4}.get(int(page.resolutionunit or 0)), "TIFF resolution tags"
     if tif.is_imagej and tif.imagej_metadata:
-        unit, source = UNITS_UM.get(str(tif.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")), "ImageJ unit"
+        unit, source = micrometres(tif.imagej_metadata.get("unit")), "ImageJ unit"
     x, y = page.resolution
-    if unit is None or not (x > 0 and y > 0):
-        return
-    mpp = (unit / y, unit / x)
-    if all(FINEST <= v <= COARSEST for v in mpp):
-        out.mpp, out.mpp_source = mpp, source
-    else:
-        out.metadata["ignored_resolution_um"] = mpp
+    known = unit is not None and x > 0 and y > 0
+    return Claim(source, unit / y if known and unit else None, unit / x if known and unit else None, is_default=True)
 
 
 def _aperio(out: Facts, page: Any) -> None:
@@ -99,11 +99,10 @@ def _aperio(out: Facts, page: Any) -> None:
     for key, name in {"Date": "scan_date", "ScanScope ID": "scanner"}.items():
         if key in said:
             out.metadata[name] = said[key]
-    if "AppMag" in said:
-        out.metadata["objective_power"] = float(said["AppMag"])
-    mpp = float(said.get("MPP", 0))
-    if FINEST <= mpp <= COARSEST:
-        out.mpp, out.mpp_source = (mpp, mpp), "Aperio MPP"
+    power, mpp = number(said.get("AppMag")), number(said.get("MPP"))
+    if power:
+        out.metadata["objective_power"] = power
+    out.claims.append(Claim("Aperio MPP", mpp, mpp))
 
 
 def parse_xml(text: str) -> ElementTree.Element | None:
@@ -114,36 +113,39 @@ def parse_xml(text: str) -> ElementTree.Element | None:
         return None
 
 
-def _ome(out: Facts, tif: Any, series: Any) -> None:
+def ome_images(tif: Any) -> list[ElementTree.Element]:
+    """The ``Image`` elements of an OME-TIFF; none if its XML is not well-formed."""
+    root = parse_xml(tif.pages.first.description)
+    return [] if root is None else root.findall("{*}Image")
+
+
+def _ome(out: Facts, tif: Any, number_of_image: int) -> None:
     out.format = "OME-TIFF"
     root = parse_xml(tif.pages.first.description)
     if root is None:
         out.warnings.append("its OME-XML is not well-formed and was not read")
         return
     images = root.findall("{*}Image")
-    number = next(i for i, s in enumerate(tif.series) if s is series)
-    pixels = images[min(number, len(images) - 1)].find("{*}Pixels") if images else None
-    if pixels is None:
+    image = images[min(number_of_image, len(images) - 1)] if images else None
+    pixels = image.find("{*}Pixels") if image is not None else None
+    if image is None or pixels is None:
         return
-    sizes = [_ome_length(pixels, axis) for axis in "YX"]
-    if sizes[0] and sizes[1]:
-        out.mpp, out.mpp_source = (sizes[0], sizes[1]), "OME PhysicalSize"
-    objective = root.find("{*}Instrument/{*}Objective")
-    if objective is not None and objective.get("NominalMagnification"):
-        out.metadata["objective_power"] = float(objective.get("NominalMagnification", "0"))
+    sizes = [length_um(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "YX"]
+    out.claims.append(Claim("OME PhysicalSize", sizes[0], sizes[1]))
+    objectives = {o.get("ID"): o for o in root.findall("{*}Instrument/{*}Objective")}
+    settings = image.find("{*}ObjectiveSettings")
+    wanted = objectives.get(settings.get("ID")) if settings is not None else next(iter(objectives.values()), None)
+    power = number(wanted.get("NominalMagnification")) if wanted is not None else None
+    if power:
+        out.metadata["objective_power"] = power
     names: list[str] = []
     colours: list[str | None] = []
     for k, channel in enumerate(pixels.findall("{*}Channel")):
-        for _ in range(int(channel.get("SamplesPerPixel", 1))):
+        for _ in range(min(int(channel.get("SamplesPerPixel", 1)), 1024)):
             names.append(channel.get("Name") or channel.get("Fluor") or f"channel {k + 1}")
             colours.append(_ome_colour(channel.get("Color")))
     out.channels, out.colours = tuple(names), tuple(colours)
-
-
-def _ome_length(pixels: ElementTree.Element, axis: str) -> float | None:
-    value = float(pixels.get(f"PhysicalSize{axis}", 0))
-    factor = UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-    return value * factor if value > 0 and factor else None
+    out.listed = len(pixels.findall("{*}Channel"))
 
 
 def _ome_colour(value: str | None) -> str | None:
@@ -172,14 +174,52 @@ def _qptiff(out: Facts, series: Any) -> None:
 
 
 def _philips(out: Facts, tif: Any) -> None:
+    """The pixel spacing of the scan; the file lists those of its macro and label images too, in any order."""
     out.format = "Philips TIFF"
-    out.metadata["sparse"] = True
     root = parse_xml(tif.philips_metadata or "")
     if root is None:
         return
-    for element in root.iter("Attribute"):
-        if element.get("Name") == "DICOM_PIXEL_SPACING" and element.text:
-            values = [float(v) * 1000 for v in re.findall(r"[-+.\deE]+", element.text)]
-            if len(values) == 2 and all(v > 0 for v in values):
-                out.mpp, out.mpp_source = (values[0], values[1]), "Philips DICOM_PIXEL_SPACING"
-                return
+    scans = [
+        image
+        for image in root.iter("DataObject")
+        if image.get("ObjectType") == "DPScannedImage"
+        and (_philips_value(image, "PIM_DP_IMAGE_TYPE") or "WSI") == "WSI"
+    ]
+    for scan in scans or [root]:
+        parts = [scan, *(p for p in scan.iter("DataObject") if p.get("ObjectType") == "PixelDataRepresentation")]
+        spacing = next((s for p in parts if (s := _philips_value(p, "DICOM_PIXEL_SPACING"))), "")
+        sizes = [length_um(v, "mm") for v in spacing.replace('"', " ").split()]
+        if len(sizes) == 2:
+            out.claims.append(Claim("Philips DICOM_PIXEL_SPACING", sizes[0], sizes[1]))
+            return
+
+
+def _philips_value(element: ElementTree.Element, name: str) -> str | None:
+    return next((a.text for a in element.findall("Attribute") if a.get("Name") == name and a.text), None)
+
+
+def _scn(out: Facts, tif: Any, name: str) -> None:
+    """Leica gives the size of an image in nm."""
+    for image in scn_images(tif)[1]:
+        if image.get("name") == name:
+            pixels, view = image.find("{*}pixels"), image.find("{*}view")
+            if pixels is not None and view is not None:
+                sizes = [(number(view.get(f"size{a}")), number(pixels.get(f"size{a}"))) for a in "YX"]
+                y, x = (nm / n / 1000 if nm and n else None for nm, n in sizes)
+                out.claims.append(Claim("Leica view", y, x))
+            out.metadata["objective_power"] = number(image.findtext(".//{*}objective"))
+            return
+
+
+def scn_images(tif: Any) -> tuple[list[str], list[ElementTree.Element]]:
+    """Names of the macro images of a Leica SCN (those that cover the whole collection), and all its images."""
+    root = parse_xml(tif.pages.first.description)
+    macros, images = [], []
+    for collection in root.findall("{*}collection") if root is not None else []:
+        whole = [collection.get("sizeX"), collection.get("sizeY")]
+        for image in collection.findall("{*}image"):
+            view = image.find("{*}view")
+            images.append(image)
+            if view is not None and [view.get("sizeX"), view.get("sizeY")] == whole:
+                macros.append(image.get("name") or "")
+    return macros, images
