@@ -270,13 +270,13 @@ def test_levels_that_are_not_marked_as_such(tmp_path):
         np.testing.assert_array_equal(slide.levels[1].compute(), mean2(TEXTURE))
 
 
-def test_focal_planes_show_the_middle_one_and_say_so(tmp_path):
+def test_the_first_focal_plane_is_open_and_a_warning_says_so(tmp_path):
     path = tmp_path / "a.ome.tif"
     stack = np.stack([texture(96, 128, 1, seed=k)[..., 0] for k in range(5)])
     tifffile.imwrite(path, stack, tile=(64, 64), photometric="minisblack", metadata={"axes": "ZYX"})
     with open_slide(path) as slide:
-        np.testing.assert_array_equal(slide.read((0, 0, 96, 128))[..., 0], stack[2])
-        assert slide.warnings == ("of 5 planes along Z, number 3 is shown",)
+        np.testing.assert_array_equal(slide.read((0, 0, 96, 128))[..., 0], stack[0])
+        assert slide.warnings == ("it has 5 focal planes; number 0 is open",)
 
 
 def test_alpha_is_laid_over_white_and_white_is_zero_is_inverted(tmp_path):

@@ -103,7 +103,7 @@ def test_cut_head(svs):
     refused(svs, "not supported")
 
 
-def test_garbage_missing_and_far_tiles_are_grey_counted_and_told_once(svs):
+def test_garbage_and_far_tiles_are_grey_counted_and_told_once_and_tiles_left_out_are_background(svs):
     offsets, kind, _ = tag_position(svs, 324)
     with tifffile.TiffFile(svs) as tif:
         where = tif.pages[0].dataoffsets
@@ -116,11 +116,14 @@ def test_garbage_missing_and_far_tiles_are_grey_counted_and_told_once(svs):
         with pytest.warns(SlideWarning, match="shown grey") as told:
             got = slide.read((0, 0, *slide.shape))
         assert len(told) == 1
-        assert slide.bad_tiles == 3
-        assert (got[:64, :192] == 128).all()
+        assert slide.bad_tiles == 2
+        assert (got[:64, :64] == 128).all()
+        assert (got[:64, 64:128] == 255).all()
+        assert (got[:64, 128:192] == 128).all()
+        assert slide.metadata["tiles_left_out"] == 1
         np.testing.assert_array_equal(got[64:], sound[64:])
         np.testing.assert_array_equal(got[:64, 192:], sound[:64, 192:])
-        assert any("3 tiles cannot be decoded" in w for w in slide.warnings)
+        assert any("2 tiles cannot be decoded" in w for w in slide.warnings)
 
 
 def test_circle_of_directories(svs):

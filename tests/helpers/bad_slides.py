@@ -222,17 +222,6 @@ def pipe(folder: Path) -> Path:
     return folder / "slide.svs"
 
 
-def missing_tile(folder: Path) -> Path:
-    """The only tile is at byte 0 with 0 bytes."""
-    path = folder / "slide.tif"
-    tifffile.imwrite(path, TILE, tile=(64, 64), photometric="rgb", metadata=None)
-    for code in (324, 325):
-        with tifffile.TiffFile(path) as tif:
-            tag = tif.pages[0].tags[code]
-        patch(path, tag.valueoffset, bytes(4 if int(tag.dtype) == 4 else 2))
-    return path
-
-
 _UUID = '<UUID FileName="../secret/s.tif">urn:uuid:11111111-1111-1111-1111-111111111111</UUID></TiffData>'
 _ENTITIES = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -271,7 +260,6 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
 """What makes the file, and what is said of it; exit code 2."""
 
 GREY: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing tile": (missing_tile, "missing in the file"),
     "JPEG": (
         tile_bomb("jpeg", lambda: resized(imagecodecs.jpeg8_encode(TILE), b"\xff\xc0", 5, ">HH")),
         "claims 60000 x 60000",

@@ -44,7 +44,8 @@ def open_image(path: str) -> SlideContents:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 kind, mode, (w, h), info = image.format or "image", image.mode, image.size, dict(image.info)
-                orientation = image.getexif().get(_ORIENTATION, 1)
+                # for other formats Pillow would decode the pixels to find EXIF
+                orientation = image.getexif().get(_ORIENTATION, 1) if kind == "JPEG" else 1
     except UnidentifiedImageError as error:
         raise SlideOpenError(path, "Pillow does not recognise it as an image", "Is it a slide?") from error
     except Image.DecompressionBombError as error:

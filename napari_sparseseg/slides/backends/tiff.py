@@ -304,8 +304,8 @@ def _tiled_levels(
         bad, total = level.beyond(size)
         if bad == total:
             raise SlideOpenError(path, f"all tiles of level {k} lie beyond the end of the file", CUT_OFF)
-        if k == 0 and level.left_out() == total:
-            raise SlideOpenError(path, "none of its tiles is stored", CUT_OFF)
+        if level.left_out() == total:
+            contents.warnings.append(f"level {k} is empty: none of its tiles is stored")
         missing, left_out = missing + bad, left_out + level.left_out()
         levels.append(level)
     if missing:
