@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
+import json
 import os
 import struct
 import sys
@@ -19,6 +20,7 @@ from napari_sparseseg.errors import SlideChangedError, SlideError, SlideOpenErro
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.pyramid import SlideWarning
 from tests.helpers.slide_files import texture, write_ome, write_svs, write_zarr
+from tests.helpers.vendor_files import ndpi, scn, ventana
 
 PIXELS = texture(300, 500)
 
@@ -300,10 +302,18 @@ def test_damaged_zarr_chunk_is_grey(tmp_path):
 
 
 def _readable(path):
-    """Open and read all: fine, or one of our errors."""
-    with contextlib.suppress(SlideError), open_slide(path) as slide:
-        slide.read((0, 0, min(slide.shape[0], 2000), min(slide.shape[1], 2000)))
-        describe(slide)
+    """Open and read all: pixels (perhaps with warnings), or one clear line."""
+    refusal = ""
+    try:
+        with open_slide(path) as slide:
+            got = slide.read((0, 0, min(slide.shape[0], 2000), min(slide.shape[1], 2000)))
+            assert (got.shape[2], got.dtype) == (len(slide.channels), slide.dtype)
+            assert all("\n" not in warning for warning in slide.warnings)
+            json.dumps(describe(slide))
+    except SlideError as error:
+        refusal = str(error)
+    assert len(refusal.splitlines()) <= 1
+    assert len(refusal) < 600
 
 
 @pytest.fixture
@@ -344,6 +354,81 @@ def test_fuzz_tiff(seeds, bounded_memory, data):
         value = data.draw(st.sampled_from([0, 1, 255, 127, 128]) | st.integers(0, 255))
         width = data.draw(st.sampled_from([1, 1, 2, 4]))
         changed[at : at + width] = bytes([value]) * width
+    path = folder / f"fuzz{suffix}"
+    path.write_bytes(bytes(changed))
+    _readable(path)
+
+
+def tag_entries(data):
+    """Offset of each entry of each directory of a classic TIFF, and the entry (tag, type, count, value)."""
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        pages = [q for page in tif.pages for q in (page, *(page.pages or []))]
+        starts = [(page.offset, len(page.tags)) for page in pages]
+    places = [start + 2 + 12 * k for start, count in starts for k in range(count)]
+    return [(at, struct.unpack_from("<HHII", data, at)) for at in places]
+
+
+@pytest.fixture(scope="module")
+def tagged_seeds(tmp_path_factory):
+    """Files of many kinds, with the entries of their directories."""
+    folder = tmp_path_factory.mktemp("tags")
+    small = texture(70, 90)
+    options = {"tile": (32, 32), "metadata": None}
+    write_svs(folder / "a.svs", small, levels=2, tile=32, compression="jpeg")
+    write_svs(folder / "j2k.svs", small, levels=2, tile=32, compression="jpeg2000")
+    write_ome(folder / "b.ome.tif", texture(70, 90, 2, np.uint16), rgb=False, levels=2, compression="zlib")
+    scn(folder / "c.scn", ((0, 0, 64, 64), (64, 64, 32, 32)), (128, 128))
+    ndpi(folder / "d.ndpi", [(small, 0), (small, 1000)])
+    cmyk = np.concatenate([small, small[..., :1]], axis=2)
+    tifffile.imwrite(folder / "e.tif", cmyk, photometric="separated", **options)
+    table = np.zeros((3, 256), np.uint16)
+    tifffile.imwrite(folder / "f.tif", small[..., 0], photometric="palette", colormap=table, **options)
+    tifffile.imwrite(folder / "g.tif", small[..., 0] > 99, photometric="miniswhite", metadata=None)
+    planar = np.moveaxis(small, -1, 0)
+    tifffile.imwrite(
+        folder / "h.tif", planar, photometric="rgb", planarconfig="separate", compression="jpeg", **options
+    )
+    ventana(folder / "i.tif", 4)
+    found = []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        if content[2] == 42 and path.suffix != ".ndpi":
+            found.append((path.suffix, content, tag_entries(content)))
+        elif path.suffix == ".ndpi":
+            at = struct.unpack_from("<Q", content, 4)[0]
+            entries = [(at + 2 + 12 * k, struct.unpack_from("<HHII", content, at + 2 + 12 * k)) for k in range(16)]
+            found.append((path.suffix, content, entries))
+    return found, folder
+
+
+@pytest.mark.timeout(300)  # no file may hang
+@pytest.mark.filterwarnings("ignore::napari_sparseseg.slides.pyramid.SlideWarning")
+@settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")),
+    deadline=20_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_fuzz_tiff_tags(tagged_seeds, bounded_memory, data):
+    """Tags of sound files with another code, type, count or value: read, read with a warning, or one clear line."""
+    files, folder = tagged_seeds
+    suffix, original, entries = data.draw(st.sampled_from(files))
+    changed = bytearray(original)
+    numbers = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 64, 255, 2**16 - 1, 2**16, 2**31, 2**32 - 1])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at, (tag, kind, count, value) = data.draw(st.sampled_from(entries))
+        what = data.draw(st.sampled_from(["value", "value", "count", "type", "tag", "moved"]))
+        if what == "value":
+            value = data.draw(numbers | st.integers(0, 2**32 - 1))
+        elif what == "count":
+            count = data.draw(numbers)
+        elif what == "type":
+            kind = data.draw(st.integers(0, 18))
+        elif what == "tag":
+            tag = data.draw(st.sampled_from([e[1][0] for e in entries]) | st.sampled_from([3, 262, 274, 320, 330, 700]))
+        else:
+            value = data.draw(st.sampled_from([e[1][3] for e in entries]))
+        struct.pack_into("<HHII", changed, at, tag, kind, count, value)
     path = folder / f"fuzz{suffix}"
     path.write_bytes(bytes(changed))
     _readable(path)

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from napari_sparseseg.session.session import Session
 
 LayerData = tuple[Any, dict[str, Any], str]
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".qptiff", ".vsi", *(s for s in OPENSLIDE_SUFFIXES if s not in (".dcm", ".czi")))
+SLIDE_SUFFIXES = (
+    ".svs",
+    ".ndpi",
+    ".scn",
+    ".qptiff",
+    ".vsi",
+    *(s for s in OPENSLIDE_SUFFIXES if s not in (".dcm", ".czi")),
+)
 """Names that only slides have: what is wrong with such a file is said, instead of leaving it to another reader."""
 LARGE = 2**24
 """Pixels from which a TIFF without levels is better read lazily."""

@@ -26,6 +26,10 @@ class TileError(Exception):
     """A single tile cannot be decoded; other tiles of the slide are unaffected."""
 
 
+class TileLeftOutError(TileError):
+    """The file leaves out a tile of this level, but a finer level shows what is in it."""
+
+
 class Level(ABC):
     """A grid of tiles.
 

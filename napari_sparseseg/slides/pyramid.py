@@ -13,7 +13,8 @@ import numpy as np
 from napari_sparseseg.errors import SlideClosedError, SlideError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.slides.cache import TILES, TileCache
-from napari_sparseseg.slides.level import Level, ReducedLevel, TileError
+from napari_sparseseg.slides.level import Level, ReducedLevel, TileError, TileLeftOutError
+from napari_sparseseg.slides.resample import apply, axis, with_edges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -200,11 +201,21 @@ class Pyramid:
             _, _, h, w = level.extent(row, column)
             if tile.shape[0] < h or tile.shape[1] < w or tile.shape[2] != level.samples:
                 raise TileError(f"decoded to {tile.shape} {tile.dtype}, expected up to {level.tile} {level.dtype}")
+        except TileLeftOutError:
+            tile = self._from_finer(k, plane, level.extent(row, column))
         except TileError as error:
             return self._bad_tile(key, error)
         if level.cached:
             self.cache.put(self.owner, key, tile)
         return tile
+
+    def _from_finer(self, k: int, plane: int, box: Box) -> Pixels:
+        """Pixels of a level, as the area means of the next finer one."""
+        steps = [a / b for a, b in zip(self.scales[k], self.scales[k - 1], strict=True)]
+        y, x = axis(box.y, box.y1, steps[0]), axis(box.x, box.x1, steps[1])
+        samples, level = self.levels[k].samples, self.levels[k - 1]
+        read = self._reader(k - 1)
+        return apply(with_edges(lambda b: read(b, plane * samples, samples), level.shape, y.source, x.source), y, x)
 
     def _decoded(self, level: Level, plane: int, row: int, column: int) -> Pixels:
         """Decode a tile, then verify that it came from the file that was opened; checking before would leave a race."""

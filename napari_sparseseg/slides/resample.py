@@ -8,6 +8,7 @@ and its taps are summed in a fixed order, so overlapping regions agree to the la
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from napari_sparseseg.geometry import Box, Frame
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from napari_sparseseg.slides.pyramid import Pyramid
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -128,7 +131,7 @@ def read_region(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
         y = axis(region.y + i, region.y + min(i + rows, region.height), step[0])
         for j in range(0, region.width, columns):
             x = axis(region.x + j, region.x + min(j + columns, region.width), step[1])
-            part = apply(_with_edges(pyramid, k, y.source, x.source), y, x)
+            part = apply(with_edges(partial(pyramid.read, k), shape, y.source, x.source), y, x)
             out[i : i + rows, j : j + columns] = part
     _blank_outside(out, region, frame, pyramid)
     return out
@@ -165,15 +168,17 @@ def _whole_step(step: float, size: int) -> float:
     return whole if abs(step - whole) * size < 0.01 * step else step
 
 
-def _with_edges(pyramid: Pyramid, k: int, rows: tuple[int, int], columns: tuple[int, int]) -> Pixels:
+def with_edges(
+    read: Callable[[Box], Pixels], shape: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]
+) -> Pixels:
     """Pixels of a level, padded by repeating its edge (`_blank_outside` later fills what lies off the slide)."""
     wanted = (rows, columns)
     there = []
-    for (start, stop), size in zip(wanted, pyramid.levels[k].shape[:2], strict=True):
+    for (start, stop), size in zip(wanted, shape[:2], strict=True):
         low = min(max(start, 0), size - 1)
         there.append((low, max(min(stop, size), low + 1)))
     (y0, y1), (x0, x1) = there
-    pixels = pyramid.read(k, Box(y0, x0, y1 - y0, x1 - x0))
+    pixels = read(Box(y0, x0, y1 - y0, x1 - x0))
     for dim, (span, (low, high)) in enumerate(zip(wanted, there, strict=True)):
         if span != (low, high):
             pixels = np.take(pixels, np.clip(np.arange(*span), low, high - 1) - low, axis=dim)

@@ -231,7 +231,8 @@ class Slide:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Problems of the slide as sentences; grows when damaged tiles are read."""
-        return (*self.contents.warnings, *self.pyramid.damage())
+        # parts of them come from the file
+        return tuple(" ".join(w.split()) for w in (*self.contents.warnings, *self.pyramid.damage()))
 
     @property
     def images(self) -> tuple[ImageInfo, ...]:

@@ -73,7 +73,7 @@ def open_image(path: str) -> SlideContents:
     if info.get("icc_profile"):
         contents.metadata["icc_profile_bytes"] = len(info["icc_profile"])
     if orientation != 1:
-        contents.warnings.append(f"its orientation tag ({orientation}) is ignored, as QuPath does")
+        contents.warnings.append(f"its orientation tag ({orientation}) is ignored, as by Bio-Formats")
     x, y = (float(v) for v in info.get("dpi", (0, 0)))
     if x > 0 and y > 0:
         contents.set_resolution([Claim(f"{kind} resolution", 25400 / y, 25400 / x, is_default=True)])

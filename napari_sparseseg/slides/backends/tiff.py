@@ -83,7 +83,8 @@ def open_tiff(path: str, image: int | None = None) -> SlideContents:
         Walker(path, file, size).check()
         with _captured_log() as messages:
             contents = _parsed(path, lambda: _open_with_tifffile(path, file, size, image))
-        contents.warnings += [f"tifffile: {m}" for m in messages[:3] if "coercing invalid ASCII" not in m]
+        told = [m[:200] for m in messages if "coercing invalid ASCII" not in m]
+        contents.warnings += [f"tifffile: {m}" for m in told[:3]]
         return contents
     except BaseException:
         file.close()
@@ -185,6 +186,10 @@ def _read_directory(path: str, file: PositionedFile, size: int, tif: Any, image:
     contents.set_images(listed, number, chosen=image is not None)
     pages, leading = _planes_of(path, series, contents.warnings)
     describe_channels(contents, page, leading, facts, has_values=tif.is_ome or tif.is_imagej)
+    if is_ycc(contents, page):
+        contents.warnings.append(
+            "its JPEG 2000 pixels are YCbCr and were converted to RGB, as OpenSlide does; Bio-Formats does not"
+        )
     if page.is_tiled and page.tiledepth == 1 and page.imagedepth == 1:
         contents.levels = _tiled_levels(path, file, size, contents, series, all_series)
     else:
@@ -281,10 +286,10 @@ def _in_focus(series: Any, planes: int) -> int:
 
 def _tiled_levels(
     path: str, file: PositionedFile, size: int, contents: SlideContents, series: Any, all_series: Sequence[Any]
-) -> list[Level]:
+) -> list[TiffLevel]:
     found = [series, *series.levels[1:], *_loose_levels(series, all_series)]
     found.sort(key=lambda part: -part.keyframe.imagelength)  # stable: equal sizes stay in file order
-    levels: list[Level] = []
+    levels: list[TiffLevel] = []
     first, missing, left_out = series.keyframe, 0, 0
     for k, part in enumerate(found):
         page = part.keyframe
@@ -304,9 +309,12 @@ def _tiled_levels(
         bad, total = level.beyond(size)
         if bad == total:
             raise SlideOpenError(path, f"all tiles of level {k} lie beyond the end of the file", CUT_OFF)
-        if level.left_out() == total:
+        empty = int(level.left_out().sum())
+        if empty == total:
             contents.warnings.append(f"level {k} is empty: none of its tiles is stored")
-        missing, left_out = missing + bad, left_out + level.left_out()
+        if levels and series.kind == "svs":
+            level.fill_from(levels[-1])
+        missing, left_out = missing + bad, left_out + empty
         levels.append(level)
     if missing:
         contents.warnings.append(f"{missing} tiles lie beyond the end of the file; they are shown grey. {CUT_OFF}")
@@ -345,9 +353,6 @@ def _tiff_level(file: PositionedFile, contents: SlideContents, pages: Sequence[A
     _mend(page)
     converted, channels = conversion(contents, page), len(contents.channels)
     samples = 1 if page.planarconfig == 2 else channels // len(pages)
-    ycc = is_ycc(contents, page)
-    if ycc:
-        contents.metadata["colours"] = "YCbCr JPEG 2000, converted to RGB"
     return TiffLevel(
         file,
         pages,
@@ -356,7 +361,7 @@ def _tiff_level(file: PositionedFile, contents: SlideContents, pages: Sequence[A
         samples,
         converted.convert,
         contents.background,
-        is_ycc=ycc,
+        is_ycc=is_ycc(contents, page),
     )
 
 

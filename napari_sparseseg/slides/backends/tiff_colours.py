@@ -43,8 +43,10 @@ def colour_problem(page: Any) -> str:
         return f"its colours are {_OTHER_COLOURS[photometric]}"
     if photometric == YCC and page.compression not in (*JPEG, *_J2K):
         return "its YCbCr pixels are not JPEG"
-    if photometric == _PALETTE and (page.colormap is None or page.dtype.kind != "u" or page.samplesperpixel != 1):
-        return "its palette is missing"
+    if photometric == _PALETTE and (
+        page.dtype.kind != "u" or page.samplesperpixel != 1 or np.shape(page.colormap) != (3, 2**page.bitspersample)
+    ):
+        return "its palette is missing or of the wrong size"
     if photometric == _CMYK and (page.planarconfig == 2 or page.dtype != np.uint8 or page.samplesperpixel < 4):
         return "its CMYK pixels are not interleaved bytes"
     return ""

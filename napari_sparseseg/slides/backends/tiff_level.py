@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 
 from napari_sparseseg.slides.backends.tiff_colours import JPEG, chroma_is_subsampled, ycc_to_rgb
-from napari_sparseseg.slides.level import Level, Pixels, TileError
+from napari_sparseseg.slides.level import Level, Pixels, TileError, TileLeftOutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,6 +82,7 @@ class TiffLevel(Level):
         ]
         self._offsets = [np.asarray(p.dataoffsets, np.uint64) for p in pages]
         self._counts = [np.asarray(p.databytecounts, np.uint64) for p in pages]
+        self._filled: np.ndarray[Any, np.dtype[np.bool_]] | None = None
 
     def table_problem(self) -> str:
         """Why the tile tables do not match the size of the image; empty if they do."""
@@ -103,15 +104,37 @@ class TiffLevel(Level):
             total += len(offsets)
         return bad, total
 
-    def left_out(self) -> int:
-        """Number of tiles of zero bytes: empty background that the scanner left out."""
-        return sum(int(((o == 0) | (c == 0)).sum()) for o, c in zip(self._offsets, self._counts, strict=True))
+    def left_out(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which tiles have zero bytes: (pages, planes, rows, columns). Scanners leave out empty background."""
+        grid = (len(self._offsets), self._planes, *self._grid)
+        empty: np.ndarray[Any, np.dtype[np.bool_]] = (np.stack(self._offsets) == 0) | (np.stack(self._counts) == 0)
+        return empty.reshape(grid)
+
+    def fill_from(self, finer: TiffLevel) -> None:
+        """Read tiles that are left out here, but not in the next finer level, from that level (see D46)."""
+        here, there = self.left_out(), finer.left_out()
+        if not here.any() or here.shape[:2] != there.shape[:2]:
+            return
+        stored = np.pad(np.cumsum(np.cumsum(~there, axis=2), axis=3), [(0, 0), (0, 0), (1, 0), (1, 0)])
+        edges = []
+        for n, tile, size, finer_tile, finer_size in zip(
+            self._grid, self.tile, self.shape, finer.tile, finer.shape, strict=False
+        ):
+            ratio = finer_size / size / finer_tile
+            start = np.floor(np.arange(n) * tile * ratio).astype(int)
+            stop = np.ceil(np.minimum((np.arange(n) + 1) * tile, size) * ratio - 1e-9).astype(int)
+            edges.append((start, np.minimum(stop, -(-finer_size // finer_tile))))
+        (y0, y1), (x0, x1) = edges
+        beneath = stored[:, :, y1][..., x1] - stored[:, :, y0][..., x1] - stored[:, :, y1][..., x0]
+        self._filled = here & (beneath + stored[:, :, y0][..., x0] > 0)
 
     def decode(self, plane: int, row: int, column: int) -> Pixels:
         page, part = divmod(plane, self._planes)
         index = (part * self._grid[0] + row) * self._grid[1] + column
         offset, count = int(self._offsets[page][index]), int(self._counts[page][index])
         if not offset or not count:
+            if self._filled is not None and self._filled[page, part, row, column]:
+                raise TileLeftOutError
             return self._empty(plane, row, column)
         if count > MAX_TILE_BYTES or offset >= 2**62:
             raise TileError(f"it claims {count} bytes at byte {offset}")
@@ -125,14 +148,14 @@ class TiffLevel(Level):
             raise TileError(f"it claims {claimed[1]} x {claimed[0]} px in a tile of {self.tile[1]} x {self.tile[0]}")
         try:
             tile = self._decode(data, index, **self._extra[page])[0]
+            if tile is None or tile.ndim != 4:
+                raise TileError("it decodes to nothing")
+            pixels: Pixels = tile[0]
+            if self._is_ycc and not chroma_is_subsampled(data):
+                pixels = ycc_to_rgb(pixels)
+            return self._convert(pixels) if self._convert else pixels
         except DECODE_ERRORS as error:
             raise TileError(f"{type(error).__name__}: {error}") from error
-        if tile is None or tile.ndim != 4:
-            raise TileError("it decodes to nothing")
-        pixels: Pixels = tile[0]
-        if self._is_ycc and not chroma_is_subsampled(data):
-            pixels = ycc_to_rgb(pixels)
-        return self._convert(pixels) if self._convert else pixels
 
     def _empty(self, plane: int, row: int, column: int) -> Pixels:
         _, _, h, w = self.extent(row, column)

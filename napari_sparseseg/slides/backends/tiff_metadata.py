@@ -59,7 +59,7 @@ def facts(tif: Any, series: Any, number_of_image: int) -> Facts:
         out.metadata["icc_profile_bytes"] = page.tags[_ICC].count
     orientation = page.tags.valueof(_ORIENTATION) or 1
     if orientation != 1:
-        out.warnings.append(f"its orientation tag ({orientation}) is ignored, as OpenSlide and QuPath do")
+        out.warnings.append(f"its orientation tag ({orientation}) is ignored, as by Bio-Formats")
     try:
         _vendor(out, tif, series, number_of_image)
     except (ValueError, OverflowError, LookupError) as error:
