@@ -88,7 +88,7 @@ class TrainPanel(QWidget):
         self.progress.setFixedHeight(6)
         self.progress.setRange(0, PROGRESS_STEPS)
         self.numbers = ElidedLabel()
-        self.settings = TrainSettings()
+        self.settings = AdvancedSettings()
         self.more = Section(
             "More",
             self.settings,
@@ -213,7 +213,7 @@ ENCODERS = {
 BUDGETS = {"Until I stop": 0, "1 minute": 60, "5 minutes": 300, "15 minutes": 900, "1 hour": 3600}
 
 
-class TrainSettings(QWidget):
+class AdvancedSettings(QWidget):
     """Resolution, network, device, budget, seed.
 
     Attributes
