@@ -126,13 +126,16 @@ class LiveView:
             self._planned = (view, model_version)
         if not self._queue:
             return False
-        key = self._queue.pop(0)
+        key = self._queue[0]
         try:
             tile = self._predict(key, model, model_version, annotation_version)
+            changed = self.store.put(key, tile, self._wanted)
         except SlideChangedError:
             self._queue.clear()  # reported once, not once a tile
             raise
-        self.updated.emit(self.store.put(key, tile, self._wanted))
+        finally:
+            del self._queue[:1]  # only now: `pending` counts it until it is in the store
+        self.updated.emit(changed)
         return True
 
     def _is_shown(self, key: TileKey) -> bool:
