@@ -39,7 +39,8 @@ PENDING: dict[str, set[str]] = {
 
 
 def lines_of(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    return (node.end_lineno or 0) - node.lineno + 1
+    """Lines below the first."""
+    return (node.end_lineno or 0) - node.lineno
 
 
 def name_of(path: Path) -> str:
