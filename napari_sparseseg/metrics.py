@@ -166,7 +166,7 @@ def balanced_log_loss(sums: NDArray[Any]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How a model does on held-out labels.
+    """Scores of a model on held-out labels.
 
     Attributes
     ----------
@@ -183,7 +183,7 @@ class Scores:
     seen
         How many of them the model may have been trained on before a swap.
     warnings
-        Which classes could not be scored and what to do about it.
+        Why classes could not be scored, and what to do about it.
     """
 
     classes: tuple[ClassDef, ...]
@@ -274,7 +274,7 @@ class Scorer:
         self._log_loss += log_loss_sums(truth, chosen, self._ids.tolist())
 
     def scores(self, units: int = 0, seen: int = 0, warnings: Sequence[str] = ()) -> Scores:
-        """What was counted so far."""
+        """The scores of everything added so far."""
         sums = self._confusion.copy(), self._calibration.copy(), self._log_loss.copy()
         return Scores(self._classes, *sums, units, seen, tuple(warnings))
 

@@ -76,7 +76,7 @@ def test_licence_and_size_are_told_before_weights_are_fetched_and_checked(networ
 def test_weights_that_are_not_what_the_hub_states_are_removed(network, tmp_path):
     done, _ = serve(network, tmp_path, honest=False)
     assert done.returncode == 1
-    assert "is not what the hub says it is" in done.stderr
+    assert "differs from what the hub states" in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -3,8 +3,8 @@
 Started by ``torchrun -m napari_sparseseg train ...``. The balancing counts are summed over the ranks before the loss,
 so the losses and gradients of the ranks *sum* to those of one process on the joint batch.
 
-A run ends for all at once: whoever has used up its budget says so with the counts of its next batch. Every rank begins
-the same batches in the same order, hence a rank that ends early cannot leave the others waiting.
+A run ends for all ranks at once: a rank that has used up its budget announces it with the counts of its next batch.
+Every rank begins the same batches in the same order, so a rank that ends early cannot leave the others waiting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Ranks:
-    """One process among those that train together; alone, every method leaves things as they are.
+    """One process among those that train together; alone, every method changes nothing.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Ranks:
     leaving
         Set by a rank that wants to end.
     ended
-        Whether any rank wanted to, as all were told with the last batch: none takes a step any more.
+        Whether any rank wants to end, known to all since the last batch; no rank takes another step.
     """
 
     rank: int = 0
@@ -50,7 +50,7 @@ class Ranks:
         return self.rank == 0
 
     def begin(self, totals: BatchTotals, device: torch.device) -> BatchTotals:
-        """Totals of the joint batch; also tells all whether one is leaving."""
+        """Totals of the joint batch; also spreads whether any rank wants to end."""
         if self.world == 1:
             return totals
         import torch
@@ -103,7 +103,7 @@ _joined: list[Ranks] = []
 
 
 def ranks() -> Ranks:
-    """What this process is in a joint training; alone where `join` was not called."""
+    """The rank of this process in a joint training; alone where `join` was not called."""
     return _joined[-1] if _joined else _alone
 
 

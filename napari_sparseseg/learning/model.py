@@ -130,7 +130,7 @@ class Model:
         try:
             write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"model {path} cannot be written: {error}. Choose another place.") from error
+            raise ModelError(f"model {path} cannot be written: {error}. Choose another folder.") from error
 
     def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         torch = import_torch()
@@ -201,7 +201,7 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
         or not np.isfinite((scale.low, scale.high)).all()
     ):
         raise ModelError(f"{path} has no input scale for each of its {len(metadata.channels)} channels; it is damaged.")
-    # What the settings say must be what the weights are: going on from it would else begin, and fetch, another network.
+    # The settings must match the weights, else continuing from the model would start, and fetch, another network.
     kind: Architecture = "scratch" if isinstance(net, PlainUNet) else "pretrained"
     metadata = dataclasses.replace(metadata, config=dataclasses.replace(metadata.config, architecture=kind))
     return Model(metadata, net.to(target), scale, memory)

@@ -312,7 +312,7 @@ def _build(metadata: ModelMetadata) -> TwoSpeedNet | PlainUNet:
     classes, channels = len(metadata.classes), len(metadata.channels)
     if net["kind"] == "scratch":
         if net.get("norm") != "channels":
-            raise ModelError("the model is a plain U-Net with batch normalisation, of an older version; train it anew.")
+            raise ModelError("the model is a plain U-Net with batch normalisation, of an older version; train again.")
         return PlainUNet(channels, classes, _bounded(net, "width"), _bounded(net, "depth", _MAX_DEPTH))
     if net["kind"] != "pretrained":
         raise ModelError(f"the model is of kind {net['kind']!r}, which this version does not know; update the program.")

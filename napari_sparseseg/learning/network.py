@@ -100,11 +100,11 @@ class _Stage(nn.Module):
     ) -> torch.Tensor:
         """Maps of this scale and what came of the coarser ones, to (B, width, h, w).
 
-        Each part is a map (B, C_i, h, w), what is taken from it (C_i), and what it is multiplied by (1 or B, C_i).
+        Each part is a map (B, C_i, h, w), its shift (C_i), and its factor (1 or B, C_i).
         """
-        # Part by part and channels last, 1 x 1 is a matrix product without a copy of all parts in one; the weights take
-        # in what each part is shifted and multiplied by; and as it commutes with upsampling, the coarser part is
-        # multiplied where it is small.
+        # Part by part and channels last, the 1 x 1 convolution is a matrix product without a concatenated copy; shift
+        # and factor of each part fold into the weights; and as it commutes with upsampling, the coarser part is
+        # multiplied at its own low resolution.
         sizes = [x.shape[1] for x, _, _ in parts] + ([] if coarser is None else [coarser.shape[1]])
         weights = torch.split(self.reduce.weight.flatten(1), sizes, dim=1)
         scaled = [factor[:, None] * weight for (_, _, factor), weight in zip(parts, weights, strict=False)]
@@ -272,7 +272,7 @@ def _moved(scores: nn.Conv2d, old: Sequence[int], new: Sequence[int]) -> nn.Conv
 
 
 class _ChannelNorm(nn.LayerNorm):
-    """Normalises a map (B, C, h, w) over channels at each place: neither batch nor tile changes what comes out."""
+    """Normalises a map (B, C, h, w) over channels at each place: the result depends on neither batch nor tile."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of the same shape."""

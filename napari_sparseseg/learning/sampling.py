@@ -130,7 +130,7 @@ class PatchSampler:
     Raises
     ------
     TrainingError
-        Where the slides do not have the same channels and dtype, or there is nothing labelled to train on.
+        When the slides differ in channels or dtype, or nothing is labelled.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class PatchSampler:
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Ids of the classes that get turns, ascending."""
+        """Ids of the classes that are drawn, ascending."""
         return tuple(c for c, _, _ in self._groups)
 
     def draw(self, n: int) -> Batch:
@@ -187,7 +187,7 @@ class PatchSampler:
     def _group_strokes(
         self, usable: Sequence[int], power: float
     ) -> list[tuple[int, list[tuple[int, _Strokes]], RoundRobin]]:
-        """(class id, its strokes per source, turns of the sources), by class id."""
+        """(class id, its strokes per source, order of the sources), by class id."""
         groups: dict[int, list[tuple[int, _Strokes]]] = {}
         for k in usable:
             source, held = self._sources[k], self._held.get(k, ())
@@ -208,7 +208,7 @@ class PatchSampler:
         return [(c, groups[c], RoundRobin([1.0] * len(groups[c]), self._rng)) for c in sorted(groups)]
 
     def _group_regions(self, usable: Sequence[int]) -> list[tuple[int, list[Stroke], RoundRobin]]:
-        """(source index, its dense regions, their turns)."""
+        """(source index, its dense regions, their order)."""
         out = []
         for k in usable:
             held = {u.stroke.id for u in self._held.get(k, ()) if u.stroke is not None}
@@ -267,12 +267,12 @@ class PatchSampler:
 
 
 class ReadAhead:
-    """Draws the next batch in a thread of its own while the last one is learned from; the batches are the same.
+    """Draws the next batch in a separate thread while the last one is learned from; the batches are the same.
 
     Parameters
     ----------
     sampler
-        Only used by that thread from now on.
+        Used by that thread only from now on.
     """
 
     def __init__(self, sampler: PatchSampler) -> None:

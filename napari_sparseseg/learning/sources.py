@@ -1,4 +1,4 @@
-"""What training reads: a slide at the training resolution with frozen labels, and which of them are held out.
+"""The input of training: a slide at the training resolution with frozen labels, and which of them are held out.
 
 All regions are boxes in pixels of the source's frame (the slide at the training resolution). No torch here: a session
 makes sources on whatever thread a stroke ends.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _NEARBY = 16
 """Frame pixels around a point of a stroke that are searched for its label."""
 _KEEP = 512 * 512
-"""Largest mask in pixels that a unit keeps."""
+"""Largest mask in pixels that a unit caches."""
 _TRIES = 6
 MOST_CHANGED_CELLS = 1024
 """Of more changed cells than this, listing them is not worth the time."""
@@ -71,7 +71,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
-    """What is held out as a whole: a stroke, a block of something without an outline, or a slide.
+    """The smallest thing held out: a stroke, a block of something without an outline, or a slide.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Unit:
 
     @property
     def key(self) -> tuple[int, Box | None]:
-        """What identifies it on its slide while labels change."""
+        """Identifies it on its slide while labels change."""
         if self.stroke is None:
             return 0, None
         return self.stroke.id, self.region if self.stroke.kind == "fill" else None
@@ -123,7 +123,7 @@ class Unit:
         return own & self.covers(region, frame)
 
     def _drawn_within(self, part: Box, frame: Frame) -> NDArray[np.bool_]:
-        """`_drawn` of a part of the region; kept for regions of ordinary size, since patches ask for it again."""
+        """`_drawn` of a part of the region; cached for regions of ordinary size, since patches ask for it again."""
         if self.region.area > _KEEP:
             return self._drawn(part, frame)
         if frame not in self._whole:
@@ -167,7 +167,7 @@ def units_of(source: Source, block: int) -> list[Unit]:
 
 
 def occupied_cells(source: Source, size: int) -> list[Box]:
-    """Cells of the absolute grid of `size` frame pixels that hold any label; kept while the snapshot lives."""
+    """Cells of the absolute grid of `size` frame pixels that hold any label; cached while the snapshot lives."""
     known = _cells.setdefault(source.labels, {})
     key = (source.frame, size)
     if key not in known:
@@ -182,7 +182,7 @@ def whole_slide(source: Source) -> Unit:
 
 
 def training_labels(source: Source, region: Box, held: Sequence[Unit] = ()) -> Labels:
-    """Labels of a region without what is held out: uint8 (h, w), 0 = unlabelled."""
+    """Labels of a region without held-out ones: uint8 (h, w), 0 = unlabelled."""
     labels = source.read_labels(region)
     near = [unit for unit in held if unit.region.intersection(region).area]
     if near and labels.any():
@@ -193,7 +193,7 @@ def training_labels(source: Source, region: Box, held: Sequence[Unit] = ()) -> L
 
 
 def held_labels(source: Source, region: Box, held: Sequence[Unit]) -> Labels:
-    """Only what is held out of the labels of a region: uint8 (h, w)."""
+    """The held-out labels of a region only: uint8 (h, w)."""
     labels = source.read_labels(region)
     keep = np.zeros(labels.shape, bool)
     if labels.any():
