@@ -150,7 +150,7 @@ def _read_stroke(row: tuple[Any, ...]) -> Stroke:
     if zlib.crc32(points) != crc or kind not in KINDS:
         raise ValueError(f"stroke {number} is damaged")
     ends = np.frombuffer(points, "<f4").reshape(-1, 2).astype(np.float32, copy=False)
-    runs = tuple(int(n) for n in json.loads(rings))
+    runs = tuple(int(n) for n in json.loads(rings)) if rings != "[]" else ()
     if runs and (sum(runs) != len(ends) or min(runs) < 1):
         raise ValueError(f"stroke {number} has other points than it says")
     if not np.isfinite(ends).all() or not np.isfinite(float(radius)) or not 0 <= int(class_id) <= MAX_CLASS_ID:
