@@ -275,6 +275,43 @@ def test_one_changed_byte_in_a_chunk_is_found_and_drawn_again(drawn, tmp_path):
     assert saved.counts() == drawn.counts()
 
 
+@pytest.mark.fault("annotation file copied while it was written")
+def test_rows_of_different_times_are_found(drawn, tmp_path):
+    """A file whose every row is whole, but one row is missing or is that of an earlier time."""
+    path = tmp_path / "a.sqlite"
+    drawn.attach(path)
+    drawn.paint([(700, 100), (700, 900)], 20, 2)
+    drawn.undo()
+    drawn.close()
+    same(drawn, Annotations.load(path))
+    changes = [
+        "DELETE FROM strokes WHERE id = (SELECT max(id) FROM strokes)",
+        "DELETE FROM chunks WHERE rowid = (SELECT min(rowid) FROM chunks)",
+        "UPDATE chunks SET (data, crc) = (SELECT data, crc FROM chunks ORDER BY length(data) DESC LIMIT 1) "
+        "WHERE rowid = (SELECT rowid FROM chunks ORDER BY length(data) LIMIT 1)",
+    ]
+    for number, change in enumerate(changes):
+        copy = tmp_path / f"{number}.sqlite"
+        copy.write_bytes(path.read_bytes())
+        with sqlite3.connect(copy) as connection:
+            connection.execute(change)
+        connection.close()
+        with pytest.raises(DamagedFileError, match=r"copied while a program wrote to it.*strokes and .* can still be"):
+            Annotations.load(copy)
+        assert len(rescue(copy)[0].strokes) >= len(drawn.strokes) - 1
+
+
+def test_a_file_that_an_earlier_version_has_changed_opens(drawn, tmp_path):
+    """It writes a new token, but knows nothing of the tally."""
+    path = tmp_path / "a.sqlite"
+    drawn.save(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM strokes WHERE id = (SELECT max(id) FROM strokes WHERE kind = 'brush')")
+        connection.execute("UPDATE meta SET value = '\"other\"' WHERE key = 'token'")
+    connection.close()
+    assert len(Annotations.load(path).strokes) == len(drawn.strokes) - 1
+
+
 def test_a_truncated_file_is_refused(drawn, tmp_path):
     path = tmp_path / "a.sqlite"
     drawn.save(path)

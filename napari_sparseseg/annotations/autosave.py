@@ -11,6 +11,7 @@ from napari_sparseseg.annotations.sqlite_file import (
     SCHEMA,
     FileInUseError,
     NotWritableError,
+    Tally,
     atomic,
     connect,
     is_blank,
@@ -61,6 +62,7 @@ class Autosave:
         self.path = path.resolve()
         self.tokens: set[str] = set()
         self._problem: str | None = None
+        self._tally = Tally()
         self._connection, self._is_new = _open(path)
         self._identity, self._broken = _identity(self.path), False
 
@@ -83,6 +85,7 @@ class Autosave:
                 file.raise_last_error()
                 return file, False
             file.tokens.add(found.token)
+            file._tally = found.tally or file._tally
             adopted = found.token != document.token
             if adopted:
                 _require_adoptable(path, found, document)
@@ -108,8 +111,10 @@ class Autosave:
         try:
             with self._locked():
                 stored = document.stored(labels=False)
+                stored.tally = self._tally.after(edit)
                 self.tokens.add(stored.token)  # a commit that is reported as failed may have succeeded
                 write_edit(self._connection, stored, edit)
+            self._tally = stored.tally
             self._require_in_place()
         except (sqlite3.Error, AnnotationError) as error:
             self._fail(error)
@@ -123,6 +128,7 @@ class Autosave:
             self.tokens.add(stored.token)
             with self._locked():
                 write_all(self._connection, stored)
+            self._tally = stored.tally or self._tally
             self._require_in_place()
             self._problem = None
         except (sqlite3.Error, OSError, AnnotationError) as error:

@@ -15,7 +15,7 @@ import stat
 import zlib
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,11 @@ _DROP_CHUNK = "DELETE FROM chunks WHERE layer = ? AND level = ? AND i = ? AND j 
 _PUT_STROKE = "INSERT OR REPLACE INTO strokes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 
+_TALLY = """
+SELECT (SELECT count(*) FROM strokes), (SELECT count(*) FROM chunks),
+    (SELECT ifnull(sum(crc), 0) FROM strokes) + (SELECT ifnull(sum(crc), 0) FROM chunks)
+"""
+
 
 class FileInUseError(AnnotationError):
     """Another program has the annotation file open for writing."""
@@ -78,6 +83,32 @@ class DamagedFileError(AnnotationError):
         )
 
 
+class Tally(NamedTuple):
+    """Numbers of strokes and label chunks in a file, and the sum of their CRCs modulo 2**32.
+
+    Every row has a CRC of its own; the tally shows that rows of different times are mixed, as in a copy that was made
+    while the file was written.
+    """
+
+    strokes: int = 0
+    chunks: int = 0
+    crc: int = 0
+
+    def after(self, edit: Edit | None) -> Tally:
+        """The tally of the file when an edit was written to it."""
+        if edit is None:
+            return self
+        gone, come = ([_points(stroke) for stroke in strokes] for strokes in (edit.removed, edit.added))
+        strokes, chunks = self.strokes + len(come) - len(gone), self.chunks
+        for change in (edit.scribbles, edit.dense):
+            pairs = change.chunks.values() if change else ()
+            gone += [data for data, _ in pairs if data is not None]
+            come += [data for _, data in pairs if data is not None]
+            chunks += sum((after is not None) - (before is not None) for before, after in pairs)
+        crc = self.crc + sum(map(zlib.crc32, come)) - sum(map(zlib.crc32, gone))
+        return Tally(strokes, chunks, crc % (1 << 32))
+
+
 @dataclass(slots=True)
 class StoredAnnotations:
     """What an annotation file holds.
@@ -95,6 +126,8 @@ class StoredAnnotations:
     counts
         Labelled level-0 pixels per class of scribbles and dense regions, so that they need not be counted again; None:
         not known.
+    tally
+        Of the rows; None: not known.
     others
         Objects that label nothing, as GeoJSON features; None: not to be written.
     """
@@ -107,6 +140,7 @@ class StoredAnnotations:
     strokes: list[Stroke] = field(default_factory=list)
     chunks: tuple[dict[tuple[int, Key], bytes], dict[tuple[int, Key], bytes]] = field(default_factory=lambda: ({}, {}))
     counts: tuple[dict[int, int], dict[int, int]] | None = None
+    tally: Tally | None = None
     others: list[dict[str, Any]] | None = None
 
 
@@ -119,6 +153,8 @@ def _meta_rows(stored: StoredAnnotations) -> list[tuple[str, str]]:
         "next_id": stored.next_id,
         "spent": [],  # unused, but earlier versions require it
         "counts": stored.counts and [sorted(layer.items()) for layer in stored.counts],
+        # With the token, because earlier versions change a file without changing its tally.
+        "tally": stored.tally and [stored.token, *stored.tally],
     }
     if stored.others is not None:
         values["others"] = stored.others
@@ -131,7 +167,7 @@ def _chunk_row(layer: int, at: tuple[int, Key], data: bytes) -> tuple[Any, ...]:
 
 
 def _stroke_row(stroke: Stroke) -> tuple[Any, ...]:
-    points = stroke.points.astype("<f4").tobytes()
+    points = _points(stroke)
     return (
         stroke.id,
         stroke.kind,
@@ -142,6 +178,10 @@ def _stroke_row(stroke: Stroke) -> tuple[Any, ...]:
         points,
         zlib.crc32(points),
     )
+
+
+def _points(stroke: Stroke) -> bytes:
+    return stroke.points.astype("<f4").tobytes()
 
 
 def _read_stroke(row: tuple[Any, ...]) -> Stroke:
@@ -325,10 +365,22 @@ def _stored(connection: sqlite3.Connection) -> StoredAnnotations:
     if not isinstance(others, list) or not all(isinstance(feature, dict) for feature in others):
         raise ValueError("its other objects cannot be read")
     out.others = others
-    out.strokes.extend(_read_stroke(row) for row in connection.execute("SELECT * FROM strokes ORDER BY id"))
+    crc = 0
+    for row in connection.execute("SELECT * FROM strokes ORDER BY id"):
+        out.strokes.append(_read_stroke(row))
+        crc += row[-1]
     for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):
         layer, at, data = _read_chunk(row)
         out.chunks[layer][at] = data
+        crc += row[-1]
+    found = out.tally = Tally(len(out.strokes), sum(map(len, out.chunks)), crc % (1 << 32))
+    token, *numbers = meta.get("tally") or [None]
+    expected = Tally(*numbers) if token == out.token else found
+    if expected != found:
+        raise ValueError(
+            f"it has {found.strokes} of {expected.strokes} strokes and {found.chunks} of {expected.chunks} label chunks, "
+            "or some of an earlier time; perhaps it was copied while a program wrote to it"
+        )
     return out
 
 
@@ -419,6 +471,8 @@ def write_all(connection: sqlite3.Connection, stored: StoredAnnotations) -> None
     connection.executemany(_PUT_STROKE, map(_stroke_row, stored.strokes))
     for layer, chunks in enumerate(stored.chunks):
         connection.executemany(_PUT_CHUNK, (_chunk_row(layer, at, data) for at, data in chunks.items()))
+    n_strokes, n_chunks, crc = connection.execute(_TALLY).fetchone()
+    stored.tally = Tally(n_strokes, n_chunks, crc % (1 << 32))
     _write_head(connection, stored)
     connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
