@@ -378,8 +378,8 @@ def _stored(connection: sqlite3.Connection) -> StoredAnnotations:
     expected = Tally(*numbers) if token == out.token else found
     if expected != found:
         raise ValueError(
-            f"it has {found.strokes} of {expected.strokes} strokes and {found.chunks} of {expected.chunks} label chunks, "
-            "or some of an earlier time; perhaps it was copied while a program wrote to it"
+            f"it has {found.strokes} of {expected.strokes} strokes and {found.chunks} of {expected.chunks} label "
+            "chunks, or some of an earlier time; perhaps it was copied while a program wrote to it"
         )
     return out
 
