@@ -23,6 +23,7 @@ from napari_sparseseg.learning.network import PlainUNet
 from napari_sparseseg.session.engine import Engine
 from tests.helpers.classes import add_class
 from tests.helpers.data import two_textures, write_slide
+from tests.helpers.waiting import wait_until
 
 CONFIG = TrainConfig(patch_px=64, batch_size=2, device="cpu")
 CLOSED = "closed"
@@ -239,13 +240,10 @@ def test_closing_a_slide_while_it_is_trained_on(slides):
             session.open(path)
             scribble(session)
         session.train()
-        end = time.monotonic() + 60
-        while session.status.step < 2 and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until(lambda: session.status.step >= 2)
         session.remove(session.slides[1])
         step = session.status.step
-        while session.status.step < step + 3 and session.status.state == "training" and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until(lambda: session.status.step >= step + 3 or session.status.state != "training")
         assert session.status.state == "training", session.status.details
         session.stop()
 

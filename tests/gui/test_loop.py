@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -86,7 +85,7 @@ def test_pause_shows_and_holds(viewer, panel, mouse):
     click(panel.train.train)
     wait_until(lambda: panel.train.train.text() == "Resume", 10)
     wait_until(lambda: panel.header.state.text() == "Paused", 10)
-    time.sleep(1.0)  # the step at hand may end
+    panel.session.predict((0, 0, 32, 32))  # the step at hand ends before it
     step = panel.session.status.step
     mouse.drag(line(mouse.canvas(900, 600), mouse.canvas(900, 900), 10))
     wait_until(lambda: panel.session.status.live_annotation_version == 3)  # strokes are learned at once nevertheless
