@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
+from napari_sparseseg.annotations.editing import Shape
 from napari_sparseseg.annotations.packing import CHUNK, EMPTY, unpack
 from napari_sparseseg.annotations.pyramid import children, quadrant
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.packing import Labels
     from napari_sparseseg.annotations.pyramid import PackedPyramid
+    from napari_sparseseg.annotations.snapshot import Snapshot
 
     Ints = NDArray[np.int64]
 
@@ -194,3 +196,15 @@ def _owners(shells: list[Ints], holes: list[Ints]) -> list[int]:
     order = np.lexsort((shapely.area(polygons)[shell], point))
     chosen = np.unique(point[order], return_index=True)[1]
     return [int(k) for k in shell[order][chosen]]
+
+
+def shapes_of(snapshot: Snapshot) -> list[Shape]:
+    """Annotations as shapes for `Annotations.draw`, which gives the same labels on an empty slide.
+
+    Strokes stay as they were drawn; where some were erased or filled, the outlines of what is left are drawn instead.
+    """
+    shapes = [Shape("dense", region.class_id, region.parts()) for region in snapshot.dense_regions]
+    if all(stroke.kind in ("brush", "polygon") for stroke in snapshot.strokes):
+        return shapes + [Shape(s.kind, s.class_id, s.parts(), s.radius) for s in snapshot.strokes]
+    outlines = trace(snapshot.scribbles)
+    return shapes + [Shape("polygon", o.class_id, [r.astype(float) for r in (o.shell, *o.holes)]) for o in outlines]

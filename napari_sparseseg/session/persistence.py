@@ -191,6 +191,25 @@ class ProjectKeeper:
             self._move(entry, project, self._records(project)[entry.key])
             self.write()
 
+    def add_annotations(self, entry: SlideEntry, loaded: Annotations) -> int:
+        """Draw other annotations over those of a slide as one undo step; see `Session.import_annotations`."""
+        from napari_sparseseg.io.trace import shapes_of
+
+        mine, counts = entry.annotations, loaded.counts()
+        if loaded.others:
+            mine.set_others((*mine.others, *loaded.others))
+        if not any(counts.values()):
+            return 0
+        if not mine.strokes and not mine.dense_regions:
+            self.replace_annotations(entry, loaded)
+            return len(loaded.strokes) + len(loaded.dense_regions)
+        known = {c.id for c in self._slides.classes}
+        self._slides.set_classes(
+            (*self._slides.classes, *(c for c in loaded.classes if c.id not in known and counts.get(c.id)))
+        )
+        self.write_changes()
+        return mine.draw(shapes_of(loaded.snapshot()))
+
     @_one_at_a_time
     def save_as(self, path: Path) -> Project:
         """Move everything to the project at `path`, made where it does not exist."""

@@ -185,16 +185,19 @@ class Session:
         self._slides.set_classes(classes)
         self._keeper.write_changes()
 
-    def import_annotations(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Replace the active slide's annotations by those of a file (GeoJSON, ASAP XML, .sparseseg, label image).
+    def import_annotations(self, path: str | os.PathLike[str] | None = None) -> int:
+        """Add the annotations of a file (GeoJSON, ASAP XML, .sparseseg, label image) to the active slide's.
 
-        None: of the file beside the slide with its name. Classes are matched by name; new ones are added to the table.
+        None: of the file beside the slide with its name. They are drawn over what is there, as one undo step. Classes
+        are matched by name; new ones that have objects are added to the table. Returns how many strokes and regions
+        were added; with none on the slide, nothing changes.
         """
         from napari_sparseseg.io import find_annotations, load_annotations
 
         slide, path = self.slide, path or find_annotations(self.slide.path)
         fresh = len(self.entries) == 1 and not self._slides.labelled and self.model is None
-        self.annotations = load_annotations(path, slide.shape, classes=() if fresh else self.classes, slide=slide)
+        loaded = load_annotations(path, slide.shape, classes=() if fresh else self.classes, slide=slide)
+        return self._keeper.add_annotations(self._slides.active, loaded)
 
     # Training
 

@@ -8,7 +8,9 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QPushButton
 
+from napari_sparseseg import Annotations
 from tests.helpers.answers import answer, answer_file, choose_entry
+from tests.helpers.data import two_textures, write_slide
 from tests.helpers.mouse import pump
 from tests.helpers.panel import (
     click,
@@ -24,6 +26,7 @@ from tests.helpers.panel import (
 )
 from tests.helpers.smooth_model import CLASSES, SmoothModel
 from tests.helpers.waiting import wait_until
+from tests.helpers.windows import opened_viewer
 
 NAME = 3
 
@@ -259,3 +262,60 @@ def test_exporting_after_more_training_asks_before_the_file_is_replaced(panel, t
         assert "whole.ome.zarr was predicted by an earlier model" in asked[0]
         assert (tmp_path / "areas.csv").exists() == written
         assert not panel.header.error.isVisible()
+
+
+def test_an_import_adds_to_what_is_drawn_and_one_undo_takes_it_back(viewer, panel, mouse, tmp_path):
+    draw(viewer, mouse, 500)
+    before = panel.session.annotations.read((0, 0, 1024, 1024))
+    other = Annotations((1024, 1024), ["tissue", "fat"])
+    other.paint([(100, 100), (100, 500)], 20, 2)
+    other.to_geojson(tmp_path / "other.geojson")
+    answer_file(tmp_path / "other.geojson")
+    click(panel.slide.import_button)
+    wait_until(lambda: not panel.busy and len(panel.session.classes) == 3, 20)
+    after = panel.session.annotations.read((0, 0, 1024, 1024))
+    np.testing.assert_array_equal(after[before > 0], before[before > 0])
+    assert (after == 3).sum() > 15_000
+    over_slide(mouse)
+    mouse.key("Z", ctrl=True)
+    np.testing.assert_array_equal(panel.session.annotations.read((0, 0, 1024, 1024)), before)
+
+
+def test_an_import_for_another_slide_says_so(viewer, panel, mouse, tmp_path):
+    draw(viewer, mouse, 500)
+    counts = panel.session.annotations.counts()
+    far = Annotations((100_000, 100_000), ["Tumor"])
+    far.fill_polygon([(90_000, 90_000), (90_000, 91_000), (91_000, 91_000)], 1)
+    far.to_geojson(tmp_path / "far.geojson")
+    answer_file(tmp_path / "far.geojson")
+    click(panel.slide.import_button)
+    wait_until(panel.header.error.isVisible, 20)
+    assert "No object of far.geojson lies on this slide" in panel.header.error.text.text()
+    assert panel.session.annotations.counts() == counts
+
+
+def test_annotations_of_two_slides_are_offered_each_with_its_slide(qapp, tiny_slide, tmp_path):
+    second = write_slide(tmp_path / "second.tif", two_textures(512, 5))
+    with opened_viewer() as viewer:
+        opened = open_from_menu(viewer)
+        for path in (tiny_slide, second):
+            open_slide(opened, path)
+            opened.session.annotations.paint([(100, 100), (100, 400)], 10, 1)
+            pump(0.2)
+        opened.shut_down()
+    with opened_viewer() as viewer:
+        opened = open_from_menu(viewer)
+        for path in (tiny_slide, second):
+            open_slide(opened, path)
+        wait_until(opened.header.recovery.isVisible, 10)
+        assert "second.tif" in opened.header.recovery.text.text()
+        opened.slide.slides.setFocus()
+        QTest.keyClick(opened.slide.slides, Qt.Key.Key_Up)
+        wait_until(lambda: tiny_slide.name in opened.header.recovery.text.text(), 5)
+        click(opened.header.recovery.restore)
+        wait_until(lambda: bool(opened.session.annotations.strokes), 10)
+        click(opened.slide.close_slide)
+        wait_until(lambda: "second.tif" in opened.header.recovery.text.text(), 5)
+        click(opened.slide.close_slide)
+        assert not opened.header.recovery.isVisible(), "its slide is closed"
+        opened.shut_down()

@@ -55,6 +55,7 @@ class SlideActions(QObject):
         self._adopting: dict[str, list[Layer]] = {}
         self._free: list[Image] = []
         self._offered: set[str] = set()
+        self._unsaved: dict[str, Path] = {}
         self._loading = 0
         self.binding: SlideBinding | None = None
         prefer_reader_for_slides()
@@ -67,6 +68,7 @@ class SlideActions(QObject):
         panel.role_chosen.connect(self._on_role)
         panel.mpp_entered.connect(self._on_mpp)
         header.recovery.restore_requested.connect(self._on_restore)
+        header.recovery.later.clicked.connect(self._on_not_now)
         context.slides_changed.connect(self.sync)
         context.annotated.connect(self._on_annotated)
         context.session_replaced.connect(self.release)
@@ -123,7 +125,10 @@ class SlideActions(QObject):
             return  # a job may be half done; it calls this again when it ends
         entries = {e.key: e for e in self._context.session.entries}
         for key in [k for k in self._bindings if k not in entries]:
-            self._bindings.pop(key).close()
+            closed = self._bindings.pop(key)
+            closed.close()
+            self._offered.discard(closed.entry.slide.fingerprint)
+            self._unsaved.pop(key, None)
         for key, entry in entries.items():
             if key not in self._bindings:
                 images = self._adopting.pop(entry.slide.fingerprint, None)
@@ -147,10 +152,10 @@ class SlideActions(QObject):
         layers.removed.disconnect(self._on_layer_removed)
         self.release()
 
-    def _load(self, work: Callable[[], object], name: str) -> None:
-        """Change slides or annotations in a job; layers are synchronised when it ends."""
+    def _load(self, work: Callable[[], Any], name: str, then: Callable[[Any], object] | None = None) -> None:
+        """Change slides or annotations in a job; when it ends, synchronise the layers and call `then(result)`."""
         self._loading += 1
-        self._context.jobs.run(work, name=name, always=self._on_loaded)
+        self._context.jobs.run(work, then, name=name, always=self._on_loaded)
 
     def _on_loaded(self) -> None:
         self._loading -= 1
@@ -168,6 +173,7 @@ class SlideActions(QObject):
                 binding.set_visible(True)
         changed = renewed or binding is not self.binding
         self.binding = binding
+        self._show_offer()
         self._show()
         if changed:
             self.binding_changed.emit()
@@ -193,8 +199,20 @@ class SlideActions(QObject):
     def _on_import(self) -> None:
         path = dialogs.ask_open(self._panel, "Import annotations", dialogs.ANNOTATIONS)
         if path:
-            session = self._context.session
-            self._load(lambda: session.import_annotations(path), f"Importing {Path(path).name}")
+            session, name = self._context.session, Path(path).name
+            before = session.annotations
+            self._load(
+                lambda: session.import_annotations(path),
+                f"Importing {name}",
+                lambda added: self._on_imported(name, added, undoable=session.annotations is before),
+            )
+
+    def _on_imported(self, name: str, added: int, *, undoable: bool) -> None:
+        if added:
+            undo = " Ctrl+Z over the slide removes them." if undoable else ""
+            show_info(f"Added {added} strokes and regions of {name}.{undo}")
+        else:
+            self._context.problem.emit(f"No object of {name} lies on this slide. Nothing was changed.", "")
 
     def _on_close(self) -> None:
         entry = self._context.entry
@@ -282,12 +300,26 @@ class SlideActions(QObject):
         self._context.jobs.run(find, lambda found: self._on_found(entry, found))
 
     def _on_found(self, entry: SlideEntry, found: list[Path]) -> None:
-        if found and entry is self._context.entry:
-            self._header.recovery.offer_scribbles(slide_name(entry.slide), entry, found[0])
+        if found:
+            self._unsaved[entry.key] = found[0]
+            self._show_offer()
+
+    def _show_offer(self) -> None:
+        """Offer what was found for the active slide; those of other slides are offered when they become active."""
+        entry = self._context.entry
+        folder = None if entry is None else self._unsaved.get(entry.key)
+        if entry is None or folder is None:
+            self._header.recovery.hide()
+        else:
+            self._header.recovery.offer_scribbles(slide_name(entry.slide), entry, folder)
+
+    def _on_not_now(self) -> None:
+        self._unsaved.pop(self._header.recovery.offered[0].key, None)
 
     def _on_restore(self) -> None:
         entry, folder = self._header.recovery.offered
         session = self._context.session
+        self._unsaved.pop(entry.key, None)
 
         def restore() -> None:
             annotations = recovered(folder, entry.slide.fingerprint)
