@@ -18,7 +18,7 @@ _SLIDE_SUFFIXES = (
 )  # fmt: skip
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path` by `write(temporary)`, flush to disk, then rename: readers see the old file or the new one.
 
     Raises

@@ -71,9 +71,6 @@ def test_annotation_file_cannot_be_a_link(project, tmp_path):
         "null",
         '{"schema": 1}',
         '{"schema": 99, "slides": [], "classes": [], "config": {}}',
-        '{"schema": 1, "slides": [{"path": 3}], "classes": [], "config": {}}',
-        '{"schema": 1, "slides": [], "classes": [{"id": 0, "name": "x", "colour": "#000000"}], "config": {}}',
-        '{"schema": 1, "slides": [], "classes": [], "config": {"balancing": "magic"}}',
         "[" * 100_000,
     ],
 )
@@ -82,6 +79,25 @@ def test_damaged_project_is_refused_with_one_clear_line(project, text):
     with pytest.raises(ProjectError) as caught:
         Project.open(project.path)
     assert str(project.path) in str(caught.value) or "newer version" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"slides": [{"path": 3}]}, "slide 1 of project.json is left out"),
+        ({"classes": [{"id": 0, "name": "x", "colour": "#000000"}]}, "class table"),
+        ({"config": {"balancing": "magic", "seed": 7}}, "the setting balancing has its default"),
+    ],
+)
+def test_one_bad_value_costs_only_itself_and_is_written_back(project, changes, problem):
+    file = project.path / "project.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    opened = Project.open(project.path)
+    assert [problem in text for text in opened.problems] == [True]
+    assert opened.state.config == TrainConfig(seed=7 if "config" in changes else 0)
+    opened.write(opened.state)
+    if "slides" in changes:
+        assert json.loads(file.read_text())["slides"] == changes["slides"]
 
 
 def test_not_a_project(tmp_path):

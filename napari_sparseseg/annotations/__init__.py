@@ -3,7 +3,7 @@
 from napari_sparseseg.annotations.annotations import Annotations
 from napari_sparseseg.annotations.editing import MaskPiece, Shape
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
-from napari_sparseseg.annotations.rescue import renumbered, rescue
+from napari_sparseseg.annotations.rescue import merged, renumbered, rescue
 from napari_sparseseg.annotations.snapshot import Snapshot
 from napari_sparseseg.annotations.sqlite_file import DamagedFileError, FileInUseError, NotWritableError
 from napari_sparseseg.annotations.strokes import DenseRegion, Stroke, stroke_mask
@@ -19,6 +19,7 @@ __all__ = [
     "Shape",
     "Snapshot",
     "Stroke",
+    "merged",
     "renumbered",
     "rescue",
     "stroke_mask",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.annotations.sqlite_file import (
@@ -15,6 +15,7 @@ from napari_sparseseg.annotations.sqlite_file import (
     atomic,
     connect,
     is_blank,
+    mark_open,
     migrate,
     read_stored,
     roll_back,
@@ -86,6 +87,7 @@ class Autosave:
                 return file, False
             file.tokens.add(found.token)
             file._tally = found.tally or file._tally
+            file._mark_open()
             adopted = found.token != document.token
             if adopted:
                 _require_adoptable(path, found, document)
@@ -129,6 +131,7 @@ class Autosave:
             with self._locked():
                 write_all(self._connection, stored)
             self._tally = stored.tally or self._tally
+            self._mark_open()
             self._require_in_place()
             self._problem = None
         except (sqlite3.Error, OSError, AnnotationError) as error:
@@ -151,6 +154,8 @@ class Autosave:
     def close(self) -> None:
         """Release the lock and checkpoint the write-ahead log."""
         roll_back(self._connection)
+        with suppress(sqlite3.Error):  # full or away: the file stays marked as open
+            mark_open(self._connection, False)
         self._connection.close()
 
     @contextmanager
@@ -159,6 +164,14 @@ class Autosave:
         with atomic(self._connection):
             yield
         self._connection.execute("BEGIN IMMEDIATE")
+
+    def _mark_open(self) -> None:
+        with suppress(sqlite3.Error):  # a full disk: what can be read must open all the same
+            mark_open(self._connection, True)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise FileInUseError(f"{self.path} was opened by another program at the same time; try again.") from error
 
     def _require_in_place(self) -> None:
         # SQLite does not notice that the file it writes to no longer has that name.

@@ -108,6 +108,34 @@ def renumbered(annotations: Annotations, ids: Mapping[int, int], classes: Iterab
     return out
 
 
+def merged(base: Annotations, other: Annotations) -> Annotations:
+    """Annotations with the labels of `base` and over them those of `other`; both have the same class ids.
+
+    Raises
+    ------
+    AnnotationError
+        Where they were drawn on slides of different sizes.
+    """
+    if base.shape != other.shape:
+        raise AnnotationError(f"annotations of a slide of {other.shape} pixels do not fit one of {base.shape}.")
+    snapshots = base.snapshot(), other.snapshot()
+    trees = LabelQuadtree(base.shape), LabelQuadtree(base.shape)
+    for tree, layers in zip(trees, zip(*((s.scribbles, s.dense) for s in snapshots), strict=True), strict=True):
+        tree.begin()
+        for pyramid in layers:
+            for level, key, packed in pyramid.leaves():
+                chunk = unpack(packed)
+                for label in np.unique(chunk[chunk > 0]).tolist():
+                    tree.paint_mask(level, key[0] * CHUNK, key[1] * CHUNK, chunk == label, label, live=False)
+        tree.commit()
+    drawn = [
+        s for snapshot in snapshots for s in sorted((*snapshot.strokes, *snapshot.dense_regions), key=lambda s: s.id)
+    ]
+    strokes = [replace(stroke, id=number) for number, stroke in enumerate(drawn, 1)]
+    classes = {c.id: c for c in (*other.classes, *base.classes)}
+    return _assembled(base.shape, tuple(classes.values()), sum(s.version for s in snapshots), strokes, trees)
+
+
 def _assembled(
     shape: tuple[int, int],
     classes: tuple[ClassDef, ...],

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
 
-from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError
+from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError, merged, renumbered
+from napari_sparseseg.annotations.sqlite_file import require_unlocked
+from napari_sparseseg.config import match_classes
 from napari_sparseseg.errors import ProjectError, SlideError, SparseSegError
+from napari_sparseseg.files import sync_folder
 from napari_sparseseg.session import recovery
+from napari_sparseseg.session.binding import aside, bind_all, bind_to, copy_file, what_is_missing
 from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, is_remote
 from napari_sparseseg.session.slides import checked_role
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from napari_sparseseg.session.project import Role
     from napari_sparseseg.session.slides import SlideCollection, SlideEntry
     from napari_sparseseg.session.training import Training
     from napari_sparseseg.slides import Slide
 
+Exists = Literal["refuse", "replace", "merge"]
+"""What `save` does with a project that exists: refuse; move it aside; add slides and strokes to it."""
 _log = logging.getLogger(__name__)
-
+_MOST_NOTES = 20
+_WRITE_S = 5.0
+"""Longest time for which the stroke counts in ``project.json`` are behind the annotation files."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -62,7 +72,13 @@ class ProjectKeeper:
         self._lock = threading.RLock()  # the engine thread asks for `checkpoint_path`
         self._binding = threading.RLock()  # never taken by the engine thread: signals are sent while it is held
         self._written: tuple[object, ...] = ()
+        self._written_at = 0.0
+        self._shelf: dict[str, SlideEntry] = {}
+        """Slides that were closed while nothing was saved on disk, by fingerprint."""
+        self._closed: tuple[SlideRecord, ...] = ()
         self.project: Project | None = None
+        self.notes: list[str] = []
+        """What was missing or incomplete when slides were opened."""
         self.left_out: list[SlideRecord] = []
         """Slides of the project that are not open because they could not be; they stay listed."""
         self.read_only = ""
@@ -75,10 +91,19 @@ class ProjectKeeper:
         return path if path is not None and path.exists() else None
 
     def checkpoint_path(self) -> Path | None:
-        """Where a run writes its model, None in a read-only project; makes a recovery folder where there is none."""
+        """Where a run writes its model; None in a read-only project, or when there is no project and no place for one.
+
+        Without a project it is a recovery folder. A script may have no home folder: the model stays in memory then.
+        """
         if self.read_only:
             return None
-        project = self._any_project()
+        try:
+            project = self._any_project()
+        except ProjectError as error:
+            if self._autosave:
+                raise
+            _log.warning("no checkpoint: %s", error)
+            return None
         self.write()
         return project.checkpoint
 
@@ -88,15 +113,31 @@ class ProjectKeeper:
         entry = self._slides.open(path, checked_role(role or "train"))
         if entry in known:
             return entry
-        missed = [r for r in self.left_out if r.fingerprint == entry.slide.fingerprint]
-        if missed:
-            entry.role = role or missed[0].role
-            if missed[0].mpp is not None:
-                entry.slide.mpp = missed[0].mpp
-        self._bind(entry)
-        if missed:
+        missed = [r for r in (*self.left_out, *self._closed) if r.fingerprint == entry.slide.fingerprint]
+        shelved = self._shelf.pop(entry.slide.fingerprint, None)
+        if missed or shelved:
+            before, mpp = (shelved, _mpp_by_user(shelved.slide)) if shelved else (missed[0], missed[0].mpp)
+            entry.role = role or before.role
+            entry.slide.mpp = mpp or entry.slide.mpp
+        if shelved is not None:
+            self._slides.replace_annotations(entry, shelved.annotations, reconcile=True)
+        else:
+            self._bind(entry)
+        if missed or shelved:
             self._slides.changed.emit()
         return entry
+
+    @_one_at_a_time
+    def remove(self, entry: SlideEntry) -> None:
+        """Close a slide; `open` restores its strokes, role and mpp."""
+        if entry.annotations.path is not None and not entry.annotations.saved:
+            entry.annotations.save(entry.annotations.path)
+        if self.project is None or self.read_only:
+            self._shelf[entry.slide.fingerprint] = entry
+        else:
+            self._closed = (*self._closed, self._records(self.project)[entry.key])
+        self._slides.remove(entry)
+        self.write()
 
     def add(self, slide: Slide, role: Role) -> None:
         """Add an open slide."""
@@ -110,11 +151,16 @@ class ProjectKeeper:
         self.project, self.left_out = project, list(project.state.slides)
         if read_only:
             self.read_only = "is open read-only"
-        notes = [note for note in (self._open_record(project, r) for r in project.state.slides) if note]
+        self._closed, self.notes = project.state.closed, list(project.problems)
+        for record in project.state.slides:
+            note = self._open_record(project, record)
+            if note:
+                self.notes.append(note)
         if self.read_only and not read_only:
-            notes.append(f"the project {self.read_only}: changes here will not be saved; save under another name")
-        _log.info("opened project %s: %d slides%s", project.path, len(self._slides.entries), "".join(notes))
-        return notes
+            self.notes.append(f"the project {self.read_only}: changes here will not be saved; save under another name")
+        _log.info("opened project %s: %d slides, %s", project.path, len(self._slides.entries), self.notes or "complete")
+        shown = self.notes[:_MOST_NOTES]
+        return [*shown, *([f"and {len(self.notes) - len(shown)} more"] if len(shown) < len(self.notes) else [])]
 
     def load_checkpoint(self, load: Callable[[Path], None]) -> list[str]:
         """Load the project's model; one that cannot be used must not keep anyone from the annotations."""
@@ -164,12 +210,14 @@ class ProjectKeeper:
 
     @_one_at_a_time
     def on_open(self, entry: SlideEntry) -> None:
-        """Keep a slide that was just opened or whose annotations were replaced, if this session keeps any."""
+        """Save a slide that was just opened from now on, if this session saves any."""
         if not self._autosave and self.project is None:
             return
         project = self._any_project()
         record = self._records(project)[entry.key]
         path = project.annotations_path(record)
+        listed = (*project.state.slides, *project.state.closed)
+        note = what_is_missing(path, next((r for r in listed if r.annotations == record.annotations), record))
         if not self.read_only:
             try:
                 self._slides.attach(entry, path)
@@ -177,9 +225,14 @@ class ProjectKeeper:
                 self.read_only = "is open in another window"
             except NotWritableError:
                 self.read_only = "cannot be written to"
-        if self.read_only and path.exists():
-            self._slides.replace_annotations(entry, Annotations.load(path))
+        if self.read_only and path.exists() and path.stat().st_size:
+            self._slides.replace_annotations(entry, Annotations.load(path), reconcile=True)
+        if note:
+            _log.warning(note)
+            self.notes.append(note)
+            self._training.note(note)
         self.left_out = [r for r in self.left_out if r.annotations != record.annotations]
+        self._closed = tuple(r for r in self._closed if r.annotations != record.annotations)
         self.write()
 
     @_one_at_a_time
@@ -188,7 +241,7 @@ class ProjectKeeper:
         self._slides.replace_annotations(entry, annotations)
         if (self._autosave or self.project is not None) and not self.read_only:
             project = self._any_project()
-            self._move(entry, project, self._records(project)[entry.key])
+            bind_to(annotations, project.annotations_path(self._records(project)[entry.key]))
             self.write()
 
     def add_annotations(self, entry: SlideEntry, loaded: Annotations) -> int:
@@ -211,84 +264,209 @@ class ProjectKeeper:
         return mine.draw(shapes_of(loaded.snapshot()))
 
     @_one_at_a_time
-    def save_as(self, path: Path) -> Project:
-        """Move everything to the project at `path`, made where it does not exist."""
+    def save_as(self, path: Path, exists: Exists) -> Project:
+        """Save everything as the project at `path`, or change nothing; see `Session.save`."""
         path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
         before = self.project
         if before is not None and before.path == path.resolve():
-            if self.read_only:
-                raise ProjectError(f"{path} {self.read_only}; save under another name.")
-            self.write()
+            self._save_in_place(before)
             return before
-        project = Project.open(path) if (path / "project.json").exists() else Project.create(path)
-        records = self._records(project)
-        for entry in self._slides.entries:
-            if entry.key in records:
-                self._move(entry, project, records[entry.key])
+        taken = (path / "project.json").exists()
+        if taken and exists == "refuse":
+            raise ProjectError(
+                f"{path} exists already. Open it to continue it, or choose another name; a script can also save with "
+                'exists="merge", which adds to it, or exists="replace", which moves it aside.'
+            )
+        try:
+            project = self._merge_into(path) if taken and exists == "merge" else self._write_new(path)
+        except OSError as error:
+            raise ProjectError(
+                f"cannot save project {path}: {error.strerror or error}. Nothing was changed."
+            ) from error
+        moves = before is not None and not self.read_only and not self.left_out
+        self.project, self.read_only, self._shelf, self._closed = project, "", {}, project.state.closed
         names = {r.annotations for r in self._records(project).values()}
-        stays = before is not None and (self.read_only or self.left_out)
-        self.project, self.read_only = project, ""
         self.left_out = [r for r in project.state.slides if r.annotations not in names]
         self.write()
-        if before is not None and not stays:
+        if before is not None and moves:
             recovery.discard(before)
+        _log.info("saved project %s", project.path)
         return project
 
+    def _save_in_place(self, project: Project) -> None:
+        """Write again what could not be written when it was drawn or set."""
+        if self.read_only:
+            raise ProjectError(f"{project.path} {self.read_only}; save under another name.")
+        failed: list[SparseSegError] = []
+        for key, record in self._records(project).items():
+            annotations = next(e.annotations for e in self._slides.entries if e.key == key)
+            path = project.annotations_path(record)
+            try:
+                if annotations.path != path.resolve():
+                    bind_to(annotations, path)
+                elif not annotations.saved:
+                    annotations.save(path)
+            except SparseSegError as error:
+                failed.append(error)
+        self.write()
+        if failed:
+            raise failed[0]
+
+    def _write_new(self, path: Path) -> Project:
+        """A new project; it is written beside `path` and renamed, and a project that is there is moved aside."""
+        if path.exists() and not (path / "project.json").exists():
+            Project.create(path)  # refuses what is not a project, and completes one whose creation was interrupted
+        part = path.with_name(f".{path.stem}-{os.getpid()}.partial{SUFFIX}")
+        shutil.rmtree(part, ignore_errors=True)
+        old = aside(path)
+        try:
+            project = Project.create(part)
+            for key, record in self._records(project).items():
+                self._annotations(key).save(project.annotations_path(record))
+            project.write(self._state(project, (), self._carried(project)))
+            if path.exists():
+                for file in (path / "annotations").glob("*.sqlite"):
+                    require_unlocked(file)
+                path.rename(old)
+            part.rename(path)
+            sync_folder(path.parent)
+            project = Project(path.resolve(), project.state)
+            files = [(self._annotations(k), project.annotations_path(r)) for k, r in self._records(project).items()]
+            bind_all(files)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            if old.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                old.rename(path)
+            raise
+        return project
+
+    def _merge_into(self, path: Path) -> Project:
+        """Add our slides and strokes to a project; each slide gets a new file, the old ones stay beside it."""
+        project = Project.open(path)
+        ours = self._slides.classes if self._slides.labelled else ()
+        table, channels = match_classes(project.state.classes, ours)
+        ids = {old.id: new.id for old, new in zip(ours, channels, strict=True)}
+        made: dict[str, Annotations] = {}
+        records = self._records(project)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        try:
+            for key, record in records.items():
+                old = project.annotations_path(record)
+                mine = renumbered(self._annotations(key), ids, table)
+                if old.exists():
+                    require_unlocked(old)
+                    mine = merged(Annotations.load(old), mine)
+                    mine.set_classes(table)
+                    records[key] = replace(record, annotations=f"{Path(record.annotations).stem}-{stamp}.sqlite")
+                mine.attach(project.annotations_path(records[key]))
+                made[key] = mine
+            others = [r for r in project.state.slides if r.fingerprint not in {r.fingerprint for r in records.values()}]
+            state = ProjectState(
+                (*records.values(), *others),
+                table,
+                project.state.config,
+                project.state.closed,
+                project.state.unreadable,
+            )
+            if self._training.model is not None and project.checkpoint.exists():
+                shutil.copyfile(project.checkpoint, project.checkpoint.with_name(f"model-{stamp}.safetensors"))
+            project.write(state)
+        except BaseException:
+            for annotations in made.values():
+                file = annotations.path
+                annotations.close()
+                if file is not None:
+                    file.unlink(missing_ok=True)
+            raise
+        self._slides.replace_all(made, table)
+        return project
+
+    def _annotations(self, key: str) -> Annotations:
+        return next(e.annotations for e in self._slides.entries if e.key == key)
+
+    def _carried(self, project: Project) -> tuple[SlideRecord, ...]:
+        """Records of slides that were closed; their strokes are copied into the project."""
+        carried: list[SlideRecord] = []
+        for entry in self._shelf.values():
+            record = project.record_for(entry.slide.path, entry.slide.fingerprint, entry.role, carried)
+            entry.annotations.save(project.annotations_path(record))
+            carried.append(replace(record, mpp=_mpp_by_user(entry.slide), version=entry.annotations.version))
+        before = self.project
+        for record in self._closed if before is not None else ():
+            source = before.annotations_path(record)  # type: ignore[union-attr]
+            target = project.annotations_path(record)
+            if source.exists() and not target.exists():
+                copy_file(source, target)
+                carried.append(record)
+        return tuple(carried)
+
     def write(self) -> None:
-        """Write ``project.json`` as things are now; slides that could not be found stay listed."""
+        """Write ``project.json``; slides that could not be opened stay listed."""
         with self._lock:
             project = self.project
             if project is None or self.read_only:
                 return
             now = self._to_write()
-            ours = self._records(project).values()
-            known = {r.annotations for r in (*ours, *self.left_out)}
-            self.left_out += [r for r in project.listed_by_others() if r.annotations not in known]
-            records = (*ours, *self.left_out)
-            state = ProjectState(records, self._slides.classes, self._training.settings)
+            names = {r.annotations for r in (*self._records(project).values(), *self.left_out)}
+            self.left_out += [r for r in project.listed_by_others() if r.annotations not in names]
+            state = self._state(project, self.left_out, self._closed)
             if state != project.state or not (project.path / "project.json").exists():
                 project.write(state)
-            self._written = now
+            self._written, self._written_at = now, time.monotonic()
 
     def write_changes(self) -> None:
-        """Write ``project.json`` if roles, resolutions, classes or settings have changed; cheap where they have not."""
-        if self._written and self._written != self._to_write():
+        """Write ``project.json`` if roles, mpp, classes or settings have changed; stroke counts every few seconds."""
+        now = self._to_write()
+        if self._written and (now[1:] != self._written[1:] or time.monotonic() > self._written_at + _WRITE_S):
             self.write()
 
     def _to_write(self) -> tuple[object, ...]:
-        slides = tuple((e.key, e.role, e.slide.mpp) for e in self._slides.entries)
-        return slides, self._slides.classes, self._training.settings
+        entries = self._slides.entries
+        slides = tuple((e.key, e.role, e.slide.mpp) for e in entries)
+        return tuple(e.annotations.version for e in entries), slides, self._slides.classes, self._training.settings
+
+    def _state(
+        self, project: Project, left_out: Collection[SlideRecord], closed: tuple[SlideRecord, ...]
+    ) -> ProjectState:
+        records = (*self._records(project).values(), *left_out)
+        return ProjectState(records, self._slides.classes, self._training.settings, closed, project.state.unreadable)
 
     def close(self) -> None:
-        """Close all slides; a recovery folder without strokes and without a model is removed."""
+        """Close all slides; a recovery folder without strokes is removed, unless it has the only copy of a model."""
+        for entry in self._slides.entries:
+            if entry.annotations.path is not None and not entry.annotations.saved:
+                try:
+                    entry.annotations.save(entry.annotations.path)
+                except SparseSegError as error:
+                    _log.error("%s", error)
         with suppress(ProjectError):  # the strokes are in their own files
             self.write()
-        empty = not self._slides.labelled
         self._slides.close()
-        if self.project is None or not empty or self.read_only or self.left_out:
+        if self.project is None or self.read_only or self.left_out:
             return
         with suppress(ProjectError):  # it contains links, so no session of ours made it
-            if self.checkpoint is None:
+            if not recovery.strokes_in(self.project) and (self.checkpoint is None or self._training.exported):
                 recovery.discard(self.project)
 
     def _any_project(self) -> Project:
         with self._lock:
             if self.project is None:
                 self.project = recovery.new_recovery_project()
+                _log.info("unsaved work goes to %s", self.project.path)
             return self.project
 
     def _records(self, project: Project) -> dict[str, SlideRecord]:
         """The record of each open slide by its key; two copies of one slide have two records."""
         records: dict[str, SlideRecord] = {}
-        for e in tuple(self._slides.entries):
-            slide = e.slide
-            record = project.record_for(slide.path, slide.fingerprint, e.role, records.values())
-            mpp = slide.mpp if slide.mpp_source == BY_USER else None
-            records[e.key] = replace(record, role=e.role, mpp=mpp)
+        for e in self._slides.entries:
+            drawn = e.annotations
+            record = project.record_for(e.slide.path, e.slide.fingerprint, e.role, records.values())
+            strokes = len(drawn.strokes) + len(drawn.dense_regions)
+            mpp = _mpp_by_user(e.slide)
+            records[e.key] = replace(record, role=e.role, mpp=mpp, strokes=strokes, version=drawn.version)
         return records
 
-    @staticmethod
-    def _move(entry: SlideEntry, project: Project, record: SlideRecord) -> None:
-        path = project.annotations_path(record)
-        entry.annotations.save(path)
-        entry.annotations.attach(path)
+
+def _mpp_by_user(slide: Slide) -> tuple[float, float] | None:
+    return slide.mpp if slide.mpp_source == BY_USER else None

@@ -1,7 +1,7 @@
 """A project on disk: a folder ``NAME.sparseseg`` that can be moved, and opened after any crash.
 
-``project.json`` holds slides (path and fingerprint), classes and settings; ``annotations/`` one SQLite file per slide;
-``models/`` safetensors; ``predictions/`` results. Nothing in it is executed, and no name in it can point outside.
+``project.json`` lists slides (path and fingerprint), classes and settings; ``annotations/`` has one SQLite file per
+slide; ``models/`` safetensors; ``predictions/`` results. Nothing in it is executed, and no name in it points outside.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.files import is_link, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Sequence
 
 SCHEMA = 1
 SUFFIX = ".sparseseg"
 Role = Literal["train", "held-out", "predict"]
 _MAX_JSON = 16 << 20
 _MAX_TEXT = 4096
+_MPP = 1e-4, 1e5
+_T = TypeVar("_T")
 _SAFE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -41,23 +43,39 @@ class SlideRecord:
     relative: str = ""
     """Path relative to the project folder, tried first, so that project and slides can move together."""
     mpp: tuple[float, float] | None = None
-    """What the user said; None: what the slide says."""
+    """Set by the user; None: as the slide says."""
+    strokes: int = 0
+    """How many its annotation file had when this was written, to notice an older or incomplete copy."""
+    version: int = 0
+    """Of its annotations when this was written; it only grows."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectState:
-    """All that ``project.json`` holds."""
+    """The contents of ``project.json``."""
 
     slides: tuple[SlideRecord, ...] = ()
     classes: tuple[ClassDef, ...] = DEFAULT_CLASSES
     config: TrainConfig = field(default_factory=TrainConfig)
+    closed: tuple[SlideRecord, ...] = ()
+    """Slides that were taken off the project; opening one restores its strokes, role and mpp."""
+    unreadable: tuple[Any, ...] = ()
+    """Entries of slides that this version cannot read, written back as they are."""
 
 
 class Project:
-    """A project folder; `state` is what was last read from disk or written to it."""
+    """A project folder.
 
-    def __init__(self, path: Path, state: ProjectState) -> None:
-        self.path, self.state = path, state
+    Attributes
+    ----------
+    state
+        What was last read from disk or written to it.
+    problems
+        What could not be read, one clause each.
+    """
+
+    def __init__(self, path: Path, state: ProjectState, problems: Sequence[str] = ()) -> None:
+        self.path, self.state, self.problems = path, state, tuple(problems)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Project:
@@ -98,30 +116,31 @@ class Project:
         if is_link(file):
             raise ProjectError(f"{file} is a link; a project holds its own files.")
         try:
-            state = _read_state(file)
+            state, problems = _read_state(file)
         except FileNotFoundError as error:
             raise ProjectError(f"{folder} is not a project: it has no project.json.") from error
         except OSError as error:
             raise ProjectError(f"cannot read {file}: {error.strerror or error}.") from error
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             raise ProjectError(
-                f"{file} is damaged ({type(error).__name__}: {error}). The annotations beside it are whole: open them "
-                "one by one from the annotations folder."
+                f"{file} is damaged ({type(error).__name__}: {str(error)[:200]}). The annotations beside it are not "
+                "affected: open them one by one from the annotations folder."
             ) from error
-        return cls(folder.resolve(), state)
+        return cls(folder.resolve(), state, problems)
 
     def listed_by_others(self) -> tuple[SlideRecord, ...]:
         """Slides that another program has put into ``project.json`` since it was read or written here."""
         try:
-            found = _read_state(self.path / "project.json")
+            found, _ = _read_state(self.path / "project.json")
         except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError, ProjectError):
-            return ()  # away or damaged: it is replaced by what is known here
-        known = {r.annotations for r in self.state.slides}
+            return ()  # missing or damaged: it is replaced by what is known here
+        known = {r.annotations for r in (*self.state.slides, *self.state.closed)}
         return tuple(r for r in found.slides if r.annotations not in known)
 
     def write(self, state: ProjectState) -> None:
         """Replace ``project.json`` atomically."""
         data = {"schema": SCHEMA, **asdict(state)}
+        data["slides"] = [*data["slides"], *data.pop("unreadable")]
         text = json.dumps(data, indent=1)
         try:
             write_atomic(self.path / "project.json", lambda temporary: _write_text(temporary, text))
@@ -148,7 +167,7 @@ class Project:
         ProjectError
             When the recorded name would leave the project folder, by ``..``, an absolute path or a link.
         """
-        # Also what is a separator elsewhere only: projects travel.
+        # separators of every system: projects are moved between them
         if re.search(r"[/\\:]", record.annotations) or record.annotations in ("", ".", ".."):
             raise ProjectError(f"annotation file name {record.annotations!r} is not a plain name; refused.")
         return self._own("annotations", record.annotations)
@@ -175,7 +194,8 @@ class Project:
         """
         absolute = path if is_remote(path) else str(Path(path).resolve())
         taken = {r.annotations for r in others}
-        same = [r for r in self.state.slides if r.fingerprint == fingerprint and r.annotations not in taken]
+        listed = (*self.state.slides, *self.state.closed)
+        same = [r for r in listed if r.fingerprint == fingerprint and r.annotations not in taken]
         if same:
             known = next((r for r in same if r.path == absolute), same[0])
             return replace(known, path=absolute, relative=_relative(absolute, self.path))
@@ -186,7 +206,7 @@ class Project:
         return SlideRecord(absolute, fingerprint, name, role, _relative(absolute, self.path))
 
     def locate(self, record: SlideRecord) -> Path | None:
-        """Where a slide is now: beside the project as before, at its old place, or next to the project by name."""
+        """Where a slide is now: at its place relative to the project, at its old path, or next to the project."""
         name = Path(record.path).name
         candidates = [Path(record.path), self.path.parent / name]
         if record.relative:
@@ -194,7 +214,7 @@ class Project:
         return next((c.resolve() for c in candidates if _exists(c)), None)
 
 
-def _read_state(file: Path) -> ProjectState:
+def _read_state(file: Path) -> tuple[ProjectState, list[str]]:
     if file.stat().st_size > _MAX_JSON:
         raise ProjectError(f"{file} has {file.stat().st_size} bytes; a project file has a few thousand.")
     return _state_from_json(json.loads(file.read_text(encoding="utf-8")))
@@ -205,7 +225,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, or all that is left of a project whose making was cut short."""
+    """Whether a folder is empty, or the remains of a project whose creation was interrupted."""
     if not folder.is_dir():
         return False
     left = ("annotations", "models", "predictions")
@@ -223,7 +243,7 @@ def _exists(path: Path) -> bool:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a recorded path is an address, which nothing but the user's own wish may ask for."""
+    """Whether a recorded path is an address, which is only opened when the user asks for it."""
     return "://" in path
 
 
@@ -236,30 +256,55 @@ def _relative(absolute: str, folder: Path) -> str:
         return ""
 
 
-def _state_from_json(data: dict[str, Any]) -> ProjectState:
+def _state_from_json(data: dict[str, Any]) -> tuple[ProjectState, list[str]]:
+    """The state, and what of it cannot be read: one bad value costs its own slide or setting only."""
     schema = data["schema"]
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise ProjectError(f"the project was written by a newer version (schema {schema}); update napari-sparseseg.")
-    names = {f.name for f in fields(SlideRecord)}
-    slides = []
-    for item in data["slides"]:
-        values = {k: v for k, v in item.items() if k in names}
-        if values.get("mpp") is not None:
-            values["mpp"] = (float(values["mpp"][0]), float(values["mpp"][1]))
-            if not all(0 < v < float("inf") for v in values["mpp"]):
-                raise ValueError(f"mpp {values['mpp']}")
-        record = SlideRecord(**values)
-        if record.role not in get_args(Role):
-            raise ValueError(f"role {record.role!r}")
-        if not all(isinstance(v, str) for v in (record.path, record.fingerprint, record.annotations, record.relative)):
-            raise ValueError("a slide's path, fingerprint and annotation file must be text")
-        if any(len(v) > _MAX_TEXT or "\0" in v for v in (record.path, record.annotations, record.relative)):
-            raise ValueError("a path is no path")
-        slides.append(record)
-    config_names = {f.name for f in fields(TrainConfig)}
+        raise ProjectError(f"the project was written by a newer version (schema {schema!r}); update napari-sparseseg.")
+    problems: list[str] = []
+    slides, unreadable = [], []
+    for number, item in enumerate(data["slides"], 1):
+        record = _attempt(lambda item=item: _record(item), problems, f"slide {number} of project.json is left out")
+        slides.append(record) if record else unreadable.append(item)
+    closed = [_attempt(lambda item=item: _record(item), [], "") for item in data.get("closed", ())]
+    classes = _attempt(
+        lambda: make_classes(ClassDef(**c) for c in data["classes"]),
+        problems,
+        "the class table of project.json was replaced by those of the annotations",
+    )
+    config = TrainConfig()
+    for name, value in data["config"].items():
+        if name in {f.name for f in fields(TrainConfig)}:
+            changed = _attempt(
+                lambda name=name, value=value, config=config: config.updated({name: value}),
+                problems,
+                f"the setting {name} has its default",
+            )
+            config = changed or config
+    state = ProjectState(tuple(slides), classes or (), config, tuple(r for r in closed if r), tuple(unreadable))
+    return state, problems
+
+
+def _attempt(read: Callable[..., _T], problems: list[str], consequence: str) -> _T | None:
     try:
-        classes = make_classes(ClassDef(**c) for c in data["classes"])
-        config = TrainConfig(**{k: v for k, v in data["config"].items() if k in config_names})
-    except SparseSegError as error:
-        raise ValueError(str(error)) from error
-    return ProjectState(tuple(slides), classes, config)
+        return read()
+    except (SparseSegError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        problems.append(f"{consequence}: {str(error)[:200].rstrip('.')}")
+        return None
+
+
+def _record(item: dict[str, Any]) -> SlideRecord:
+    names = {f.name for f in fields(SlideRecord)}
+    record = SlideRecord(**{k: v for k, v in item.items() if k in names})
+    if record.mpp is not None:
+        record = replace(record, mpp=(float(record.mpp[0]), float(record.mpp[1])))
+        if not all(_MPP[0] <= v <= _MPP[1] for v in cast("tuple[float, float]", record.mpp)):
+            raise ValueError(f"mpp {record.mpp} is not a resolution")
+    texts = (record.path, record.fingerprint, record.annotations, record.relative)
+    if not all(isinstance(v, str) and len(v) <= _MAX_TEXT and "\0" not in v for v in texts):
+        raise ValueError("its path, fingerprint or annotation file is not a name")
+    if record.role not in get_args(Role):
+        raise ValueError(f"its role is {record.role!r}")
+    if not all(type(n) is int and 0 <= n < 1 << 53 for n in (record.strokes, record.version)):
+        raise ValueError("its stroke count is not a number")
+    return record

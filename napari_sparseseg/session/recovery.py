@@ -1,4 +1,4 @@
-"""Unsaved work: every session that was not saved as a project has a folder here until its user lets it go."""
+"""Unsaved work: every session that was not saved as a project has a folder here until its user deletes it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,51 @@ import itertools
 import os
 import shutil
 import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.errors import ProjectError
+from napari_sparseseg.annotations import Annotations, FileInUseError
+from napari_sparseseg.annotations.sqlite_file import require_unlocked, summary
+from napari_sparseseg.errors import AnnotationError, ProjectError
 from napari_sparseseg.files import state_folder
 from napari_sparseseg.session.project import SUFFIX, Project
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 _count = itertools.count(1)
 _TIME = "%Y%m%d-%H%M%S"
-KEPT = 50
-"""Recovery folders kept; the oldest beyond go when a new one is made."""
+KEPT_DAYS = 30
+"""Younger work is never deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnsavedWork:
+    """A recovery folder.
+
+    Attributes
+    ----------
+    when
+        Of its last change.
+    slides
+        Names of the slides that were drawn on.
+    strokes
+        On all of them; 0 where there is only a model.
+    size
+        Of all its files, bytes.
+    in_use
+        Whether a session that is running now writes to it.
+    """
+
+    path: Path
+    when: datetime
+    slides: tuple[str, ...]
+    strokes: int
+    size: int
+    in_use: bool
 
 
 def recovery_folder() -> Path:
@@ -30,35 +61,80 @@ def recovery_folder() -> Path:
 def new_recovery_project() -> Project:
     """A project folder for a session that has none yet."""
     folder = recovery_folder()
-    name = f"{_stamp(folder)}-{os.getpid()}-{next(_count)}{SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        name = f"{_stamp(folder)}-{os.getpid()}-{next(_count)}{SUFFIX}"
     except OSError as error:
-        raise ProjectError(f"cannot keep unsaved work in {folder}: {error.strerror or error}.") from error
-    for old in _newest_first(folder)[KEPT - 1 :]:
-        shutil.rmtree(old, ignore_errors=True)
+        raise ProjectError(f"cannot save unsaved work in {folder}: {error.strerror or error}.") from error
     return Project.create(folder / name)
 
 
-def recoverable(fingerprint: str) -> list[Path]:
-    """Folders of earlier unsaved sessions, newest first, that hold annotations of the slide with this fingerprint."""
+def unsaved_work() -> tuple[UnsavedWork, ...]:
+    """All recovery folders with strokes or a model, newest first."""
     found = []
-    for path in _newest_first(recovery_folder()):
+    for project in _projects():
+        files = [path for path in project.path.rglob("*") if path.is_file() and not path.is_symlink()]
+        drawn = {file: strokes for file in _annotation_files(project) if (strokes := _strokes(file))}
+        slides = {
+            Path(r.path).name for r in project.state.slides if project.path / "annotations" / r.annotations in drawn
+        }
+        if drawn or any(path.suffix == ".safetensors" for path in files):
+            when = datetime.fromtimestamp(max(path.stat().st_mtime for path in files))
+            size = sum(path.stat().st_size for path in files)
+            found.append(
+                UnsavedWork(project.path, when, tuple(sorted(slides)), sum(drawn.values()), size, in_use(project))
+            )
+    return tuple(found)
+
+
+def delete_unsaved(work: UnsavedWork) -> None:
+    """Delete a recovery folder that the user has chosen.
+
+    Raises
+    ------
+    ProjectError
+        When it is younger than `KEPT_DAYS`, or a session uses it.
+    """
+    project = Project.open(work.path)
+    if in_use(project):
+        raise ProjectError(f"{work.path} belongs to a session that is running.")
+    if datetime.now() - work.when < timedelta(days=KEPT_DAYS):
+        raise ProjectError(f"{work.path} was changed less than {KEPT_DAYS} days ago.")
+    discard(project)
+
+
+def in_use(project: Project) -> bool:
+    """Whether a running session writes to a project: it holds a lock on every annotation file."""
+    for file in _annotation_files(project):
         try:
-            project = Project.open(path)
-        except ProjectError:
-            continue  # another session is just making it, or it is damaged: nothing to offer either way
-        records = [r for r in project.state.slides if r.fingerprint == fingerprint]
-        if any(project.annotations_path(r).exists() for r in records):
-            found.append(path)
+            require_unlocked(file)
+        except FileInUseError:
+            return True
+    return False
+
+
+def strokes_in(project: Project) -> int:
+    """Strokes in all annotation files of a project; a damaged file counts as one."""
+    return sum(_strokes(file) for file in _annotation_files(project))
+
+
+def recoverable(fingerprint: str) -> list[Path]:
+    """Folders of earlier sessions, newest first, that hold strokes on the slide with this fingerprint."""
+    found = []
+    for project in _projects():
+        records = [r for r in (*project.state.slides, *project.state.closed) if r.fingerprint == fingerprint]
+        if any(_strokes(project.annotations_path(r)) for r in records):
+            found.append(project.path)
     return found
 
 
 def recovered(folder: Path, fingerprint: str) -> Annotations:
-    """What an earlier session drew on the slide with this fingerprint; one of the folders `recoverable` names."""
+    """What an earlier session drew on the slide with this fingerprint; `folder` is one of `recoverable`."""
     project = Project.open(folder)
-    record = next(r for r in project.state.slides if r.fingerprint == fingerprint)
-    return Annotations.load(project.annotations_path(record))
+    records = [r for r in (*project.state.slides, *project.state.closed) if r.fingerprint == fingerprint]
+    if not records:
+        raise ProjectError(f"{folder} holds no strokes on this slide.")
+    return Annotations.load(project.annotations_path(max(records, key=lambda r: _strokes(project.annotations_path(r)))))
 
 
 def discard(project: Project) -> None:
@@ -67,8 +143,25 @@ def discard(project: Project) -> None:
         shutil.rmtree(project.path, ignore_errors=True)
 
 
+def _annotation_files(project: Project) -> list[Path]:
+    return [file for file in (project.path / "annotations").glob("*.sqlite") if not file.is_symlink()]
+
+
+def _strokes(file: Path) -> int:
+    try:
+        return summary(file).strokes
+    except AnnotationError:
+        return 1
+
+
+def _projects() -> Iterator[Project]:
+    for path in _newest_first(recovery_folder()):
+        with suppress(ProjectError):  # another session is just creating it, or it is damaged
+            yield Project.open(path)
+
+
 def _stamp(folder: Path) -> str:
-    """The time, later than that of every folder there is: a clock set back must not make the newest the oldest."""
+    """The time, later than that of every folder there is: a clock that was set back must not change their order."""
     now = time.strftime(_TIME)
     try:
         last = time.mktime(time.strptime(_newest_first(folder)[0].name[: len(now)], _TIME))

@@ -11,7 +11,7 @@ from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, Trai
 from napari_sparseseg.errors import ProjectError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.session.engine import Engine
-from napari_sparseseg.session.persistence import ProjectKeeper
+from napari_sparseseg.session.persistence import Exists, ProjectKeeper
 from napari_sparseseg.session.prediction import LiveWorker, Predictor
 from napari_sparseseg.session.slides import SlideCollection, SlideEntry
 from napari_sparseseg.session.status import Status
@@ -125,12 +125,8 @@ class Session:
         return slide
 
     def remove(self, slide: Slide | None = None) -> None:
-        """Close a slide, by default the active one, and take it off the project; its strokes stay in the folder.
-
-        Opening it again restores them.
-        """
-        self._slides.remove(self._slides.entry_of(slide))
-        self._keeper.write()
+        """Close a slide, by default the active one; opening it again restores its strokes, role and mpp."""
+        self._keeper.remove(self._slides.entry_of(slide))
 
     def activate(self, slide: Slide) -> None:
         """Make an open slide the active one."""
@@ -309,7 +305,7 @@ class Session:
     def save_model(self, path: str | os.PathLike[str]) -> None:
         """Write the current model as one ``.safetensors`` file."""
         self._predictor.model()
-        self._engine.call(lambda: self._training.save(Path(path)))
+        self._engine.call(lambda: self._training.export(Path(path)))
 
     def export_model(self, path: str | os.PathLike[str]) -> None:
         """Write the current model for other programs: ``.onnx``, or a bioimage.io package ``.zip``."""
@@ -436,9 +432,18 @@ class Session:
         """The model file that the last run wrote, or None; `ProjectError` if it is a link out of the project."""
         return self._keeper.checkpoint
 
-    def save(self, project: str | os.PathLike[str]) -> None:
-        """Save as a project folder, created if it does not exist; from then on every stroke is saved there at once."""
-        saved = self._keeper.save_as(Path(project))
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was missing, incomplete or left out when the project and its slides were opened."""
+        return tuple(self._keeper.notes)
+
+    def save(self, project: str | os.PathLike[str], *, exists: Exists = "refuse") -> None:
+        """Save as a project folder, wholly or not at all; from then on every stroke is saved there at once.
+
+        In the session's own project this writes what failed before. Another one is an error unless `exists` is
+        ``replace``, which moves it aside, or ``merge``, which adds to it and leaves its annotation files beside.
+        """
+        saved = self._keeper.save_as(Path(project), exists)
         if self.model is not None:
             self.save_model(saved.checkpoint)
 
@@ -446,10 +451,9 @@ class Session:
     def load(cls, project: str | os.PathLike[str], *, autosave: bool = False, read_only: bool = False) -> Session:
         """Open a project: slides, annotations, settings and the last model.
 
-        Slides that cannot be opened or were replaced by others are left out and stay listed, and a model that cannot be
-        loaded is left out; ``status.message`` says so. A project that is open elsewhere or is not writable is opened
-        read-only; with `read_only` it is neither locked nor changed, and changes made here are not saved.
-        `ProjectError` when the folder is not a project, or is damaged.
+        Slides and a model that cannot be opened are left out, see `notes` and ``status.message``. A project that is
+        open elsewhere or is not writable is opened read-only; with `read_only` it is neither locked nor changed, and
+        changes made here are not saved. `ProjectError` when the folder is not a project, or is damaged.
         """
         session = cls(autosave=autosave)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -17,7 +17,7 @@ from napari_sparseseg.slides import Slide, open_slide
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from napari_sparseseg.learning.sources import Source
 
@@ -170,8 +170,8 @@ class SlideCollection:
         entry.slide.mpp = mpp
         self.changed.emit()
 
-    def replace_annotations(self, entry: SlideEntry, annotations: Annotations) -> None:
-        """Give a slide other annotations; their classes join the table of all.
+    def replace_annotations(self, entry: SlideEntry, annotations: Annotations, *, reconcile: bool = False) -> None:
+        """Give a slide other annotations; their classes join the table of all, see `attach` for `reconcile`.
 
         Raises
         ------
@@ -183,27 +183,41 @@ class SlideCollection:
                 f"the annotations were drawn on a slide of {annotations.shape} pixels, but "
                 f"{Path(entry.slide.path).name} has {entry.slide.shape}; open the slide they belong to."
             )
+        self._exchange(entry, annotations)
+        self._join_classes(entry, reconcile=reconcile)
+
+    def replace_all(self, annotations: Mapping[str, Annotations], classes: tuple[ClassDef, ...]) -> None:
+        """Give several slides, by their keys, other annotations with another class table."""
+        self._classes = classes
+        for entry in self.entries:
+            if entry.key in annotations:
+                self._exchange(entry, annotations[entry.key])
+        self.set_classes(classes)
+        self.changed.emit()
+
+    def _exchange(self, entry: SlideEntry, annotations: Annotations) -> None:
         self._unfollow(entry.annotations)
         entry.annotations.close()
         entry.annotations = annotations
         self._follow(annotations)
-        self._join_classes(entry)
 
     def attach(self, entry: SlideEntry, path: Path) -> None:
-        """Bind a slide's annotations to a file; classes that the file holds join the table of all.
+        """Bind a slide's annotations to a file; the file's classes join the table of all.
+
+        A class that has another name in the file, because the program was killed while it was renamed, gets ours.
 
         Raises
         ------
         AnnotationError
-            As `Annotations.attach`, and when a class id means different things.
+            As `Annotations.attach`.
         """
-        self._following = True  # the file's table may lack classes that others have: it must not become everybody's
+        self._following = True  # the file's table may lack classes of other slides, so it must not replace theirs
         try:
             entry.annotations.attach(path)
         finally:
             self._following = False
         if entry.annotations.classes != self._classes:
-            self._join_classes(entry)
+            self._join_classes(entry, reconcile=True)
 
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         """Set the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
@@ -288,10 +302,10 @@ class SlideCollection:
             entry.slide.identity.check()
         return taking_part
 
-    def _join_classes(self, entry: SlideEntry) -> None:
+    def _join_classes(self, entry: SlideEntry, *, reconcile: bool) -> None:
         theirs = entry.annotations.classes
         labelled = any(any(e.annotations.counts().values()) for e in self.entries if e is not entry)
-        self.set_classes(_merged(self._classes, theirs) if labelled else theirs)
+        self.set_classes(_joined(self._classes, theirs, reconcile=reconcile) if labelled else theirs)
 
     def _activate(self, index: int) -> None:
         self._active = index
@@ -323,14 +337,18 @@ def checked_role(role: str) -> Role:
     return cast("Role", role)
 
 
-def _merged(ours: Sequence[ClassDef], theirs: Sequence[ClassDef]) -> list[ClassDef]:
+def _joined(ours: Sequence[ClassDef], theirs: Sequence[ClassDef], *, reconcile: bool) -> list[ClassDef]:
+    """Ours and those of theirs that have other ids; a name that differs is an error unless it is to be reconciled."""
     by_id = {c.id: c for c in ours}
+    names = {c.name.casefold() for c in ours}
     for c in theirs:
         known = by_id.get(c.id)
-        if known is not None and known.name.casefold() != c.name.casefold():
+        if known is not None and known.name.casefold() != c.name.casefold() and not reconcile:
             raise AnnotationError(
                 f"class {c.id} is {known.name!r} here and {c.name!r} in the annotations; rename one of them, or load "
                 "the annotations by file, which matches classes by name."
             )
-        by_id.setdefault(c.id, c)
+        if known is None:
+            new = c if c.name.casefold() not in names else replace(c, name=f"{c.name} ({c.id})")
+            by_id[c.id] = new
     return list(by_id.values())

@@ -93,6 +93,7 @@ class Training:
         self._begin_lock = threading.Lock()
         self.seen: Versions = ()
         self.model: Model | None = None
+        self._exported: Model | None = None
         self.follow_strokes = False
         self.config: TrainConfig | None = None
         """What the present learner was made with."""
@@ -275,6 +276,16 @@ class Training:
         finally:
             if run is not None:
                 run.done.set()
+
+    @property
+    def exported(self) -> bool:
+        """Whether the current model was written where the user asked for it."""
+        return self._exported is self.model
+
+    def export(self, path: Path) -> None:
+        """Write the current model where the user asked for it (engine thread)."""
+        self.save(path)
+        self._exported = self.model
 
     def save(self, path: Path) -> None:
         """Write the present model and, where there is one, the learner's state (engine thread)."""

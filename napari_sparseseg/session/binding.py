@@ -1,0 +1,84 @@
+"""Binding annotations to files of a project: all or none, and what such a file lacks."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_sparseseg.annotations.sqlite_file import summary
+from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.files import write_atomic
+from napari_sparseseg.session.project import SUFFIX
+
+if TYPE_CHECKING:
+    from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.session.project import SlideRecord
+
+
+def what_is_missing(path: Path, record: SlideRecord) -> str:
+    """What an annotation file lacks of what the project lists, as a clause, or nothing."""
+    try:
+        found = summary(path)
+    except AnnotationError:
+        return ""  # damaged: opening it says so
+    if found.complete and found.version >= record.version:
+        return ""
+    if not path.exists():
+        why = "is missing"
+    elif not path.stat().st_size:
+        why = "is empty"
+    elif not found.complete:
+        why = f"was copied without its log {path.name}-wal"
+    else:
+        why = "is older than the project"
+    listed = max(record.strokes, found.strokes)
+    return (
+        f"{Path(record.path).name}: its annotation file {path.name} {why}; {found.strokes} of at least {listed} "
+        "strokes are there. Before you draw, put the whole file back, from a backup or from where it was copied"
+    )
+
+
+def bind_to(annotations: Annotations, path: Path) -> None:
+    """Write annotations to a file of ours and bind them to it, also while another thread draws."""
+    for _ in range(20):
+        annotations.save(path)
+        written = annotations.version
+        try:
+            annotations.attach(path)
+        except AnnotationError:
+            if annotations.version == written:
+                raise
+        else:
+            return
+
+
+def bind_all(files: list[tuple[Annotations, Path]]) -> None:
+    """Bind all annotations to the files they were saved to, or, if one cannot be, all to where they were."""
+    before = [(annotations, annotations.path) for annotations, _ in files]
+    try:
+        for annotations, path in files:
+            try:
+                annotations.attach(path)
+            except AnnotationError:  # a stroke was drawn since
+                bind_to(annotations, path)
+    except BaseException:
+        for annotations, old in before:
+            if old is None:
+                annotations.close()
+            elif annotations.path != old:
+                bind_to(annotations, old)
+        raise
+
+
+def aside(path: Path) -> Path:
+    """Where a project that is replaced is moved to."""
+    name = f"{path.stem}-before-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name, *(f"{name}-{k}" for k in range(2, 100)))
+    return next(p for p in (path.with_name(n + SUFFIX) for n in names) if not p.exists())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file durably, whole or not at all."""
+    write_atomic(target, lambda part: shutil.copyfile(source, part))

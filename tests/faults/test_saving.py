@@ -1,0 +1,224 @@
+"""Saving, closing and reopening: what was drawn survives each, and a save that fails changes nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from napari_sparseseg import Session
+from napari_sparseseg.errors import AnnotationError, ProjectError
+from napari_sparseseg.session.recovery import delete_unsaved, recoverable, recovery_folder, unsaved_work
+from tests.helpers.data import two_textures, write_slide
+
+CLASSES = ["stripes", "dots"]
+
+
+@pytest.fixture
+def slides(tmp_path):
+    return [write_slide(tmp_path / f"{name}.tif", two_textures(256, seed)) for seed, name in enumerate("ab")]
+
+
+def draw(session, rows, class_id=1):
+    for row in rows:
+        session.annotations.paint([(row, 20), (row, 200)], 2, class_id)
+
+
+def strokes(session):
+    return {os.path.basename(e.slide.path): len(e.annotations.strokes) for e in session.entries}
+
+
+def project_with(slides, path, rows=(10, 20, 30)):
+    with Session(CLASSES) as session:
+        for slide in slides:
+            session.open(slide)
+            draw(session, rows)
+        session.save(path)
+    return path
+
+
+def test_a_save_under_a_new_name_that_fails_leaves_all_where_it_was(slides, tmp_path):
+    """The second slide's file cannot be bound: another program holds a lock on it."""
+    with Session(CLASSES) as session:
+        for slide in slides:
+            session.open(slide)
+            draw(session, [10])
+        session.save(tmp_path / "one.sparseseg")
+        blocked = tmp_path / "two.sparseseg"
+        blocked.mkdir()
+        (blocked / "mine.txt").write_text("mine")
+        with pytest.raises(ProjectError, match="exists already"):
+            session.save(blocked)
+        assert os.listdir(blocked) == ["mine.txt"]
+        with pytest.raises(ProjectError, match="cannot"):
+            session.save(tmp_path / "a.tif" / "three")  # below a file
+        assert session.project == tmp_path / "one.sparseseg"
+        draw(session, [20, 30])
+    with Session.load(tmp_path / "one.sparseseg") as again:
+        assert strokes(again) == {"a.tif": 1, "b.tif": 3}
+    assert sorted(os.listdir(tmp_path)) == ["a.tif", "b.tif", "one.sparseseg", "two.sparseseg"]
+
+
+def test_a_project_that_exists_is_not_touched_unless_told(slides, tmp_path):
+    path = project_with(slides[:1], tmp_path / "p.sparseseg")
+    with Session(["x", "y"]) as session:
+        session.open(slides[0])
+        draw(session, [100])
+        with pytest.raises(ProjectError, match="exists already"):
+            session.save(path)
+        session.save(path, exists="replace")
+    with Session.load(path) as again:
+        assert strokes(again) == {"a.tif": 1}
+    (aside,) = tmp_path.glob("p-before-*.sparseseg")
+    with Session.load(aside) as old:
+        assert strokes(old) == {"a.tif": 3}
+        assert [c.name for c in old.classes] == CLASSES
+
+
+def test_a_merge_adds_slides_strokes_and_classes(slides, tmp_path):
+    """Their stroke of class 1 and ours of another class 1, which is named as their class 2, cross."""
+    path = project_with(slides[:1], tmp_path / "p.sparseseg", rows=[100])
+    with Session(["dots", "glass"]) as session:
+        for slide in slides:
+            session.open(slide)
+            session.annotations.paint([(20, 100), (200, 100)], 2, 1)
+            session.annotations.paint([(220, 20), (220, 200)], 2, 2)
+        session.save(path, exists="merge")
+        assert [c.name for c in session.classes] == ["stripes", "dots", "glass"]
+        draw(session, [240])
+    with Session.load(path) as again:
+        assert strokes(again) == {"a.tif": 3, "b.tif": 3}
+        a = again.entries[0].annotations
+        assert [a.read((100, x, 1, 1))[0, 0] for x in (50, 100)] == [1, 2]
+        assert a.read((220, 50, 1, 1))[0, 0] == 3
+        assert again.notes == ()
+    assert len(list((path / "annotations").glob("a-*.sqlite"))) == 2, "the file before the merge stays beside"
+
+
+def test_a_merge_into_a_project_that_is_open_elsewhere_changes_nothing(slides, tmp_path):
+    path = project_with(slides[:1], tmp_path / "p.sparseseg")
+    before = (path / "project.json").read_bytes()
+    with Session.load(path), Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [100])
+        with pytest.raises(AnnotationError, match="open for writing"):
+            session.save(path, exists="merge")
+        with pytest.raises(AnnotationError, match="open for writing"):
+            session.save(path, exists="replace")
+        assert strokes(session) == {"a.tif": 1}
+    assert (path / "project.json").read_bytes() == before
+    with Session.load(path) as again:
+        assert strokes(again) == {"a.tif": 3}
+
+
+@pytest.mark.parametrize("kind", ["unsaved", "autosave", "project"])
+def test_close_and_open_restores_strokes_role_and_resolution(slides, tmp_path, kind):
+    with Session(CLASSES, autosave=kind == "autosave") as session:
+        slide = session.open(slides[0])
+        session.open(slides[1])
+        if kind == "project":
+            session.save(tmp_path / "p")
+        draw(session, [10, 20])
+        session.set_role("held-out")
+        session.set_mpp(0.3)
+        session.remove()
+        assert session.slides == (slide,)
+        if kind == "project":
+            session.close()
+            session = Session.load(tmp_path / "p.sparseseg")
+            assert strokes(session) == {"a.tif": 0}
+        session.open(slides[1])
+        assert len(session.annotations.strokes) == 2
+        assert session.entry.role == "held-out"
+        assert session.slide.mpp == (0.3, 0.3)
+        session.close()
+
+
+def test_strokes_of_a_closed_slide_go_where_the_session_is_saved(slides, tmp_path):
+    with Session(CLASSES, autosave=True) as session:
+        session.open(slides[0])
+        session.open(slides[1])
+        draw(session, [10, 20])
+        session.remove()
+        session.save(tmp_path / "p")
+        assert not list(recovery_folder().iterdir())
+        session.open(slides[1])
+        assert len(session.annotations.strokes) == 2
+
+
+def test_quitting_after_the_drawn_slide_was_closed_keeps_its_strokes(slides):
+    with Session(CLASSES, autosave=True) as session:
+        fingerprint = session.open(slides[0]).fingerprint
+        draw(session, [10, 20])
+        session.remove()
+    (folder,) = recoverable(fingerprint)
+    (work,) = unsaved_work()
+    assert (work.path, work.strokes, work.in_use) == (folder, 2, False)
+    with Session(CLASSES, autosave=True) as session:
+        session.open(slides[0])
+        assert recoverable(fingerprint) == [folder], "a session without strokes is not offered"
+
+
+def test_unsaved_work_is_deleted_only_when_it_is_old_and_unused(slides):
+    with Session(CLASSES, autosave=True) as session:
+        session.open(slides[0])
+        draw(session, [10])
+        (work,) = unsaved_work()
+        assert (work.slides, work.in_use) == (("a.tif",), True)
+        with pytest.raises(ProjectError, match="running"):
+            delete_unsaved(work)
+    (work,) = unsaved_work()
+    with pytest.raises(ProjectError, match="30 days"):
+        delete_unsaved(work)
+    old = time.time() - 31 * 86400
+    for path in work.path.rglob("*"):
+        os.utime(path, (old, old))
+    delete_unsaved(unsaved_work()[0])
+    assert unsaved_work() == ()
+
+
+@pytest.mark.parametrize(("fate", "said"), [("missing", "is missing"), ("empty", "is empty"), ("older", "older")])
+def test_what_an_annotation_file_lacks_is_said(slides, tmp_path, fate, said):
+    path = tmp_path / "p.sparseseg"
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [10])
+        session.save(path)
+        file = session.annotations.path
+    old = file.read_bytes()
+    with Session.load(path) as session:
+        draw(session, [20, 30, 40])
+    if fate == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(old if fate == "older" else b"")
+    with Session.load(path) as session:
+        left = 1 if fate == "older" else 0
+        assert strokes(session) == {"a.tif": left}
+        assert said in session.status.message
+        assert f"{left} of at least 4 strokes" in session.notes[0]
+
+
+def test_a_run_without_a_home_folder_keeps_its_model_in_memory(slides, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("NAPARI_SPARSESEG_HOME", str(tmp_path / "file" / "state"))
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [50, 100])
+        draw(session, [150, 200], 2)
+        session.train(steps=1, wait=True)
+        assert session.checkpoint is None
+        session.save_model(tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").exists()
+
+
+def test_a_model_that_was_saved_leaves_no_recovery_folder(slides, tmp_path):
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [50, 100])
+        draw(session, [150, 200], 2)
+        session.train(steps=1, wait=True)
+        assert session.checkpoint is not None
+        session.save_model(tmp_path / "m.safetensors")
+    assert not list(recovery_folder().iterdir())
