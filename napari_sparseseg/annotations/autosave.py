@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from napari_sparseseg.annotations.file_state import mark_open
 from napari_sparseseg.annotations.sqlite_file import (
     SCHEMA,
     FileInUseError,
@@ -15,7 +16,6 @@ from napari_sparseseg.annotations.sqlite_file import (
     atomic,
     connect,
     is_blank,
-    mark_open,
     migrate,
     read_stored,
     roll_back,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_sparseseg.annotations.sqlite_file import summary
+from napari_sparseseg.annotations.file_state import summary
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.files import write_atomic
 from napari_sparseseg.session.project import SUFFIX

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.annotations import Annotations, FileInUseError
-from napari_sparseseg.annotations.sqlite_file import require_unlocked, summary
+from napari_sparseseg.annotations.file_state import summary
+from napari_sparseseg.annotations.sqlite_file import require_unlocked
 from napari_sparseseg.errors import AnnotationError, ProjectError
 from napari_sparseseg.files import state_folder
 from napari_sparseseg.session.project import SUFFIX, Project

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from napari_sparseseg import Annotations
-from napari_sparseseg.annotations.sqlite_file import summary
+from napari_sparseseg.annotations.file_state import summary
 
 
 @pytest.fixture
