@@ -314,3 +314,15 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path, name):
     assert inside.read_bytes() == b"the work of others"
     assert main(["convert", str(own), str(target), "--overwrite"]) == 0
     assert load_annotations(target, SHAPE).counts()[1] == 100 * 100
+
+
+def test_the_shell_says_in_one_line_what_was_left_out(tmp_path, capsys):
+    source = write(tmp_path / "a.geojson", TUMOUR, thing(square(0, 0, 200)), thing(square(0, 0, 9), objectType="cell"))
+    mark = json.loads(source.read_text()) | {"napari-sparseseg": {"classes": [], "shape": list(SHAPE)}}
+    source.write_text(json.dumps(mark))
+    assert main(["convert", str(source), str(tmp_path / "b.geojson")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "napari-sparseseg: a.geojson: objects left out: 1 cells; 1 objects without a class of their own are kept but "
+        "label nothing."
+    )

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,10 @@ from napari_sparseseg.cli.common import command, positive, say
 from napari_sparseseg.cli.files import add_file_commands
 from napari_sparseseg.cli.predict import add_predict
 from napari_sparseseg.cli.train import add_train
-from napari_sparseseg.errors import SparseSegError
+from napari_sparseseg.errors import AnnotationWarning, SparseSegError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
     try:
-        result = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _showing(warnings.showwarning)
+            result = args.run(args)
     except SparseSegError as error:
         return _fail(args, str(error))
     except OSError as error:
@@ -44,6 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result, indent=1, default=str))
     return 0
+
+
+def _showing(usual: Callable[..., None]) -> Callable[..., None]:
+    """Shows what was left out of an annotation file in one line; other warnings as usual."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, AnnotationWarning):
+            print(f"napari-sparseseg: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *where, **more)
+
+    return show
 
 
 def _fail(args: argparse.Namespace, text: str) -> int:

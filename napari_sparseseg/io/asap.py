@@ -36,7 +36,7 @@ def read_asap(path: str | os.PathLike[str], shape: tuple[int, int], classes: Cla
     """Annotations from a file of ASAP; parameters and errors as in `read_geojson`."""
     data = read_bytes(path)
     try:
-        return to_annotations(parse_xml(data, {"ASAP_Annotations": AsapReader}), shape, classes)
+        return to_annotations(parse_xml(data, {"ASAP_Annotations": AsapReader}), shape, classes, name=Path(path).name)
     except AnnotationError as error:
         raise AnnotationError(f"{Path(path).name}: {error}") from error
 

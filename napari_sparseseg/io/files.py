@@ -113,7 +113,7 @@ def load_annotations(
         data = read_bytes(source)
         try:
             document, origin = _parse(source, data, slide)
-            return to_annotations(document, shape, table, origin=origin)
+            return to_annotations(document, shape, table, name=source.name, origin=origin)
         except AnnotationError as error:
             raise AnnotationError(f"{source.name}: {error}") from error
     if kind == "labels":

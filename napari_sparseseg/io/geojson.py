@@ -102,7 +102,9 @@ def read_geojson(
     """
     data = read_bytes(path)
     try:
-        return to_annotations(parse_geojson(data), shape, classes, origin=origin, progress=progress)
+        return to_annotations(
+            parse_geojson(data), shape, classes, name=Path(path).name, origin=origin, progress=progress
+        )
     except AnnotationError as error:
         raise AnnotationError(f"{Path(path).name}: {error}") from error
 

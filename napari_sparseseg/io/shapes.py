@@ -205,6 +205,7 @@ def to_annotations(
     shape: tuple[int, int],
     classes: Classes | None,
     *,
+    name: str = "",
     origin: tuple[float, float] = (0.0, 0.0),
     progress: Progress | None = None,
 ) -> Annotations:
@@ -218,6 +219,8 @@ def to_annotations(
         Slide (H, W) in level-0 pixels.
     classes
         Table to start from; names that are not in it are appended. None: the file's own table.
+    name
+        Of the file, for warnings.
     origin
         Level-0 (y, x) of the file's (0, 0).
     progress
@@ -250,9 +253,9 @@ def to_annotations(
     out = Annotations(shape, table.classes)
     out.draw(shapes, progress)
     out.forget_history()
-    others = [moved(feature, origin) for name, feature in document.others if name not in table]
+    others = [moved(feature, origin) for kind, feature in document.others if kind not in table]
     out.set_others(others)
-    _report(document, len(others))
+    _report(name, document, len(others))
     return out
 
 
@@ -271,7 +274,7 @@ def moved(feature: dict[str, Any], by: tuple[float, float]) -> dict[str, Any]:
     return {**feature, "geometry": shift(feature["geometry"])}
 
 
-def _report(document: Document, others: int) -> None:
+def _report(name: str, document: Document, others: int) -> None:
     notes = [f"{n} {reason}" for reason, n in sorted(document.left_out.items())]
     if document.errors:
         notes.append(f"{len(document.errors)} that cannot be used ({document.errors[0]})")
@@ -279,5 +282,6 @@ def _report(document: Document, others: int) -> None:
     if others:
         parts.append(f"{others} objects without a class of their own are kept but label nothing")
     if parts:
-        logger.info("annotations: %s", "; ".join(parts))
-        warnings.warn("; ".join(parts) + ".", AnnotationWarning, stacklevel=4)
+        text = f"{name or 'annotations'}: {'; '.join(parts)}."
+        logger.info("%s", text)
+        warnings.warn(text, AnnotationWarning, stacklevel=4)
