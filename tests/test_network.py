@@ -116,5 +116,5 @@ def test_a_plain_unet_with_batch_normalisation_is_refused_by_name(tmp_path):
     model_of(PlainUNet(3, 2, width=4)).save(path)
     assert load_model(path, device="cpu").net.depth == 4
     rewrite(path, lambda metadata: metadata["extra"]["net"].pop("norm"))
-    with pytest.raises(ModelError, match=r"batch normalisation.*train it anew"):
+    with pytest.raises(ModelError, match=r"batch normalisation.*train again"):
         load_model(path, device="cpu")
