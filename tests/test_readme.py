@@ -108,3 +108,13 @@ def test_names_that_the_docs_place_in_a_file_are_there():
 def test_every_public_name_is_in_the_api():
     page = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in napari_sparseseg.__all__ if not name.startswith("_"))
+
+
+def test_buttons_that_the_tour_names_are_in_the_window():
+    window = " ".join(p.read_text(encoding="utf-8") for p in (ROOT / "napari_sparseseg" / "gui").rglob("*.py"))
+    pages = [ROOT / "docs" / "tour.md", ROOT / "docs" / "how-to" / "qupath.md"]
+    found = [b for page in pages for b in re.findall(r"\*\*([A-Z][^*]+)\*\*", page.read_text(encoding="utf-8"))]
+    assert len(found) > 10
+    for button in found:
+        for part in button.split(" > "):
+            assert part in window, button
