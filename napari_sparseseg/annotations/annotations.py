@@ -14,7 +14,7 @@ from napari_sparseseg.annotations.document import AnnotationDocument
 from napari_sparseseg.annotations.editing import Editor, MaskPiece, Shape
 from napari_sparseseg.annotations.raster import Polygon, as_points
 from napari_sparseseg.annotations.snapshot import read_labels
-from napari_sparseseg.annotations.sqlite_file import DamagedFileError, StoredAnnotations, read_stored, write_stored
+from napari_sparseseg.annotations.sqlite_file import DamagedFileError, read_stored, write_stored
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.annotations.document import Edit
     from napari_sparseseg.annotations.packing import Keep, Labels
     from napari_sparseseg.annotations.snapshot import Snapshot
+    from napari_sparseseg.annotations.stored import StoredAnnotations
     from napari_sparseseg.annotations.strokes import DenseRegion, Stroke
 
     Progress = Callable[[int, int], None]

@@ -12,7 +12,6 @@ from napari_sparseseg.annotations.sqlite_file import (
     SCHEMA,
     FileInUseError,
     NotWritableError,
-    Tally,
     atomic,
     connect,
     is_blank,
@@ -22,6 +21,7 @@ from napari_sparseseg.annotations.sqlite_file import (
     write_all,
     write_edit,
 )
+from napari_sparseseg.annotations.stored import Tally
 from napari_sparseseg.errors import AnnotationError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from napari_sparseseg.annotations.document import AnnotationDocument, Edit
-    from napari_sparseseg.annotations.sqlite_file import StoredAnnotations
+    from napari_sparseseg.annotations.stored import StoredAnnotations
 
 # Errors after which a file has to be opened again.
 _BROKEN = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB)

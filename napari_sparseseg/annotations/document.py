@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
 from napari_sparseseg.annotations.snapshot import Snapshot
-from napari_sparseseg.annotations.sqlite_file import StoredAnnotations
+from napari_sparseseg.annotations.stored import StoredAnnotations
 from napari_sparseseg.config import ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
 

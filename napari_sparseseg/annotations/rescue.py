@@ -17,7 +17,8 @@ from napari_sparseseg.annotations.editing import draw_brush, fill_polygon
 from napari_sparseseg.annotations.packing import CHUNK, unpack
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
 from napari_sparseseg.annotations.raster import Polygon
-from napari_sparseseg.annotations.sqlite_file import DamagedFileError, StoredAnnotations, connect, survey
+from napari_sparseseg.annotations.sqlite_file import DamagedFileError, connect, survey
+from napari_sparseseg.annotations.stored import StoredAnnotations
 from napari_sparseseg.config import PALETTE, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 

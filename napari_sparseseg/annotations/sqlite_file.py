@@ -12,19 +12,22 @@ import json
 import os
 import sqlite3
 import stat
-import zlib
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.annotations.packing import unpack
-from napari_sparseseg.annotations.strokes import KINDS, Stroke
-from napari_sparseseg.config import MAX_CLASS_ID, ClassDef, make_classes
+from napari_sparseseg.annotations.stored import (
+    StoredAnnotations,
+    Tally,
+    chunk_row,
+    meta_rows,
+    read_chunk,
+    read_stroke,
+    stroke_row,
+)
+from napari_sparseseg.config import ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.document import Edit
     from napari_sparseseg.annotations.pyramid import Key
+    from napari_sparseseg.annotations.strokes import Stroke
 
 APPLICATION_ID = 0x4E535347
 SCHEMA = 1
@@ -81,130 +85,6 @@ class DamagedFileError(AnnotationError):
             f"{path} is damaged: {reason}.{hint} "
             "`napari_sparseseg.annotations.rescue(path)` returns annotations with what can be recovered."
         )
-
-
-class Tally(NamedTuple):
-    """Numbers of strokes and label chunks in a file, and the sum of their CRCs modulo 2**32.
-
-    Every row has a CRC of its own; the tally shows that rows of different times are mixed, as in a copy that was made
-    while the file was written.
-    """
-
-    strokes: int = 0
-    chunks: int = 0
-    crc: int = 0
-
-    def after(self, edit: Edit | None) -> Tally:
-        """The tally of the file when an edit was written to it."""
-        if edit is None:
-            return self
-        gone, come = ([_points(stroke) for stroke in strokes] for strokes in (edit.removed, edit.added))
-        strokes, chunks = self.strokes + len(come) - len(gone), self.chunks
-        for change in (edit.scribbles, edit.dense):
-            pairs = change.chunks.values() if change else ()
-            gone += [data for data, _ in pairs if data is not None]
-            come += [data for _, data in pairs if data is not None]
-            chunks += sum((after is not None) - (before is not None) for before, after in pairs)
-        crc = self.crc + sum(map(zlib.crc32, come)) - sum(map(zlib.crc32, gone))
-        return Tally(strokes, chunks, crc % (1 << 32))
-
-
-@dataclass(slots=True)
-class StoredAnnotations:
-    """What an annotation file holds.
-
-    Attributes
-    ----------
-    shape, classes, version, token
-        As in `AnnotationDocument`.
-    next_id
-        The id of the next stroke.
-    strokes
-        Strokes and dense regions in ascending order of their ids.
-    chunks
-        Packed chunks of scribbles and dense regions by (level, key).
-    counts
-        Labelled level-0 pixels per class of scribbles and dense regions, so that they need not be counted again; None:
-        not known.
-    tally
-        Of the rows; None: not known.
-    others
-        Objects that label nothing, as GeoJSON features; None: not to be written.
-    """
-
-    shape: tuple[int, int]
-    classes: tuple[ClassDef, ...]
-    version: int
-    token: str
-    next_id: int
-    strokes: list[Stroke] = field(default_factory=list)
-    chunks: tuple[dict[tuple[int, Key], bytes], dict[tuple[int, Key], bytes]] = field(default_factory=lambda: ({}, {}))
-    counts: tuple[dict[int, int], dict[int, int]] | None = None
-    tally: Tally | None = None
-    others: list[dict[str, Any]] | None = None
-
-
-# ---------------------------------------------------------------------- rows
-def _meta_rows(stored: StoredAnnotations) -> list[tuple[str, str]]:
-    values: dict[str, Any] = {
-        "shape": list(stored.shape),
-        "version": stored.version,
-        "token": stored.token,
-        "next_id": stored.next_id,
-        "spent": [],  # unused, but earlier versions require it
-        "counts": stored.counts and [sorted(layer.items()) for layer in stored.counts],
-        # With the token, because earlier versions change a file without changing its tally.
-        "tally": stored.tally and [stored.token, *stored.tally],
-    }
-    if stored.others is not None:
-        values["others"] = stored.others
-    return [(key, json.dumps(value)) for key, value in values.items()]
-
-
-def _chunk_row(layer: int, at: tuple[int, Key], data: bytes) -> tuple[Any, ...]:
-    level, (i, j) = at
-    return layer, level, i, j, data, zlib.crc32(data)
-
-
-def _stroke_row(stroke: Stroke) -> tuple[Any, ...]:
-    points = _points(stroke)
-    return (
-        stroke.id,
-        stroke.kind,
-        stroke.class_id,
-        float(stroke.radius),
-        *(int(n) for n in stroke.box),
-        json.dumps(list(stroke.rings)),
-        points,
-        zlib.crc32(points),
-    )
-
-
-def _points(stroke: Stroke) -> bytes:
-    return stroke.points.astype("<f4").tobytes()
-
-
-def _read_stroke(row: tuple[Any, ...]) -> Stroke:
-    """A stroke from its row; ValueError or TypeError where it is damaged."""
-    number, kind, class_id, radius, y, x, height, width, rings, points, crc = row
-    if zlib.crc32(points) != crc or kind not in KINDS:
-        raise ValueError(f"stroke {number} is damaged")
-    ends = np.frombuffer(points, "<f4").reshape(-1, 2).astype(np.float32, copy=False)
-    runs = tuple(int(n) for n in json.loads(rings)) if rings != "[]" else ()
-    if runs and (sum(runs) != len(ends) or min(runs) < 1):
-        raise ValueError(f"stroke {number} has other points than it says")
-    if not np.isfinite(ends).all() or not np.isfinite(float(radius)) or not 0 <= int(class_id) <= MAX_CLASS_ID:
-        raise ValueError(f"stroke {number} is damaged")
-    box = Box(int(y), int(x), int(height), int(width))
-    return Stroke(int(number), kind, int(class_id), float(radius), ends, box, runs)
-
-
-def _read_chunk(row: tuple[Any, ...]) -> tuple[int, tuple[int, Key], bytes]:
-    """(layer, (level, key), packed) from a row; ValueError or TypeError where it is damaged."""
-    layer, level, i, j, data, crc = row
-    if zlib.crc32(data) != crc or layer not in (0, 1):
-        raise ValueError(f"chunk {(layer, level, i, j)} is damaged")
-    return layer, (int(level), (int(i), int(j))), data
 
 
 # ---------------------------------------------------------------------- connections
@@ -367,10 +247,10 @@ def _stored(connection: sqlite3.Connection) -> StoredAnnotations:
     out.others = others
     crc = 0
     for row in connection.execute("SELECT * FROM strokes ORDER BY id"):
-        out.strokes.append(_read_stroke(row))
+        out.strokes.append(read_stroke(row))
         crc += row[-1]
     for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):
-        layer, at, data = _read_chunk(row)
+        layer, at, data = read_chunk(row)
         out.chunks[layer][at] = data
         crc += row[-1]
     found = out.tally = Tally(len(out.strokes), sum(map(len, out.chunks)), crc % (1 << 32))
@@ -391,14 +271,14 @@ def survey(connection: sqlite3.Connection) -> tuple[list[Stroke], list[tuple[int
     lost = 0
     for row in _rows(connection, "strokes", "*"):
         try:
-            stroke = _read_stroke(row)
+            stroke = read_stroke(row)
         except (ValueError, TypeError):
             lost += 1
         else:
             strokes[stroke.id] = stroke
     for row in _rows(connection, "chunks", "layer, level, i, j, data, crc"):
         try:
-            layer, at, data = _read_chunk(row)
+            layer, at, data = read_chunk(row)
             unpack(data)
         except (ValueError, TypeError):
             lost += 1
@@ -468,9 +348,9 @@ def write_all(connection: sqlite3.Connection, stored: StoredAnnotations) -> None
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in _CREATE.split(";"):
         connection.execute(statement)
-    connection.executemany(_PUT_STROKE, map(_stroke_row, stored.strokes))
+    connection.executemany(_PUT_STROKE, map(stroke_row, stored.strokes))
     for layer, chunks in enumerate(stored.chunks):
-        connection.executemany(_PUT_CHUNK, (_chunk_row(layer, at, data) for at, data in chunks.items()))
+        connection.executemany(_PUT_CHUNK, (chunk_row(layer, at, data) for at, data in chunks.items()))
     n_strokes, n_chunks, crc = connection.execute(_TALLY).fetchone()
     stored.tally = Tally(n_strokes, n_chunks, crc % (1 << 32))
     _write_head(connection, stored)
@@ -482,17 +362,17 @@ def write_edit(connection: sqlite3.Connection, stored: StoredAnnotations, edit: 
     if edit is not None:
         for layer, change in enumerate((edit.scribbles, edit.dense)):
             after = {at: pair[1] for at, pair in change.chunks.items()} if change else {}
-            rows = (_chunk_row(layer, at, data) for at, data in after.items() if data is not None)
+            rows = (chunk_row(layer, at, data) for at, data in after.items() if data is not None)
             connection.executemany(_PUT_CHUNK, rows)
             gone = ((layer, level, *key) for (level, key), data in after.items() if data is None)
             connection.executemany(_DROP_CHUNK, gone)
         connection.executemany("DELETE FROM strokes WHERE id = ?", ((stroke.id,) for stroke in edit.removed))
-        connection.executemany(_PUT_STROKE, map(_stroke_row, edit.added))
+        connection.executemany(_PUT_STROKE, map(stroke_row, edit.added))
     _write_head(connection, stored)
 
 
 def _write_head(connection: sqlite3.Connection, stored: StoredAnnotations) -> None:
-    connection.executemany(_PUT_META, _meta_rows(stored))
+    connection.executemany(_PUT_META, meta_rows(stored))
     connection.execute("DELETE FROM classes")
     rows = ((n, c.id, c.name, c.colour) for n, c in enumerate(stored.classes))
     connection.executemany("INSERT INTO classes VALUES (?, ?, ?, ?)", rows)
