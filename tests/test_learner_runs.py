@@ -17,6 +17,7 @@ from napari_sparseseg.cli import main
 from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.learning.feature_cache import CELL, MARGIN
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.holdout import Window
 from napari_sparseseg.learning.learner import Learner
@@ -112,6 +113,23 @@ def test_a_saved_model_goes_on_with_its_own_encoder_unless_another_is_named(tiny
     assert (again["steps"], "anew" in again["message"]) == (2, False)
     anew = train("--resume", "--encoder", DEFAULT_ENCODER)
     assert (anew["steps"], "anew" in anew["message"]) == (1, True)
+
+
+@pytest.mark.parametrize(("change", "again"), [({"balancing": "mini-batch"}, False), ({"seed": 5}, True)])
+def test_a_run_with_another_balancing_encodes_no_labelled_cell_again(session, change, again):
+    session.train(steps=1, wait=True, **QUICK)
+    before = session.status.step
+    cells = []
+
+    def count(_module, given):
+        if given[0].shape[-1] == CELL + 2 * MARGIN:  # patches in training are smaller
+            cells.append(len(given[0]))
+
+    session.model.net.features.encoder.register_forward_pre_hook(count)
+    session.train(steps=1, wait=True, **change)
+    assert session.status.step == before + 1
+    assert session.model.metadata.config.balancing == change.get("balancing", "instance")
+    assert bool(cells) is again
 
 
 def test_a_transformer_learns(slide, tmp_path):
