@@ -14,12 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from napari_sparseseg import Session
+from napari_sparseseg.errors import ProjectError
 from tests.faults import report
-from tests.faults.acts import SIDE, SLIDES, User
+from tests.faults.acts import SIDE, SLIDES, User, state
 from tests.helpers.data import two_textures, write_slide
 
 NAMES = st.sampled_from(["stripes", "dots", "fibre", "Blut, alt"])
@@ -139,6 +141,18 @@ class Killed(RuleBasedStateMachine):
         self.calm.start()
         return False
 
+    @precondition(lambda self: self.has_files and self.calm.state["slides"])
+    @rule()
+    def another_program_looks(self):
+        """It sees what there is, may not write, and takes nothing away."""
+        before = self.user.state
+        with Session.load(self.user.project) as other:
+            assert "open in another window" in other.status.message
+            assert state(other) == before
+            other.annotations.paint([(50, 5), (50, 90)], 9, 2)
+            with pytest.raises(ProjectError, match="another name"):
+                other.save(other.project)
+
     @precondition(lambda self: self.has_files)
     @rule()
     def kill(self):
@@ -174,15 +188,27 @@ class Killed(RuleBasedStateMachine):
         assert self.user.state == self.calm.state
 
     def teardown(self):
-        self.user.kill()
-        self.calm.kill()
-        shutil.rmtree(self.place)
+        try:
+            if self.has_files and self.user.state == self.calm.state:
+                self.kill()
+        finally:
+            self.user.kill()
+            self.calm.kill()
+            shutil.rmtree(self.place)
 
 
-Killed.TestCase.settings = settings(max_examples=6, stateful_step_count=12, deadline=None)
+PHASES = [Phase.explicit, Phase.generate]  # when it was killed is not the same twice: nothing can be made smaller
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.skipif(os.name == "nt", reason="children are forked and killed by signals"),
+]
 
 
-@pytest.mark.fault
-@pytest.mark.skipif(os.name == "nt", reason="children are forked and killed by signals")
 class TestKilled(Killed.TestCase):
-    pass
+    settings = settings(max_examples=5, stateful_step_count=12, deadline=None, phases=PHASES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+class TestKilledOften(Killed.TestCase):
+    settings = settings(max_examples=80, stateful_step_count=25, deadline=None, phases=PHASES)
