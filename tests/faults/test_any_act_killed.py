@@ -205,7 +205,7 @@ pytestmark = [
 
 
 class TestKilled(Killed.TestCase):
-    settings = settings(max_examples=5, stateful_step_count=12, deadline=None, phases=PHASES)
+    settings = settings(max_examples=4, stateful_step_count=10, deadline=None, phases=PHASES)
 
 
 @pytest.mark.slow
