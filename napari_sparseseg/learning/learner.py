@@ -323,6 +323,7 @@ class Learner:
     def _fit_head(self) -> Head:
         cache, ids = self._ensure_cache(), class_ids(self.classes)
         self._rows = cache.rows()
+        logger.info("refit to %d cells, %d patches remembered", len(self._rows), len(self._remembered))
         rows = [*self._rows, *self._remembered, *(self._augmented_rows if self._augmented else ())]
         samples = join(rows, ids, self.config)
         return fit_head(samples, cache.features.channels, len(ids), seed=self.config.seed, device=self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.model_file import ModelMetadata, PredictionRules
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Model", "load_model", "read_metadata"]
 
@@ -131,6 +134,7 @@ class Model:
             write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"model {path} cannot be written: {error}. Choose another folder.") from error
+        logger.info("wrote model %s after step %d", path, self.metadata.step)
 
     def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         torch = import_torch()
