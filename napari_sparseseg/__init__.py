@@ -5,6 +5,7 @@ Importing this package loads neither torch, nor Qt, nor napari; the public names
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ __all__ = [
     "open_slide",
     "save_annotations",
 ]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged is shown where somebody asks for it
 
 _HOME = {
     "Annotations": "annotations",

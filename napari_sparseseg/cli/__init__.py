@@ -12,10 +12,10 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from napari_sparseseg import __version__
-from napari_sparseseg.cli.common import command, positive, say
+from napari_sparseseg.cli.common import command, positive, say, write
 from napari_sparseseg.cli.files import add_file_commands
 from napari_sparseseg.cli.predict import add_predict
 from napari_sparseseg.cli.train import add_train
@@ -52,11 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _showing(usual: Callable[..., None]) -> Callable[..., None]:
     """Shows what was left out of an annotation file in one line; other warnings as usual."""
 
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if issubclass(category, AnnotationWarning):
-            print(f"napari-sparseseg: {message}", file=sys.stderr)
+            write(f"napari-sparseseg: {message}", sys.stderr)
         else:
-            usual(message, category, *where, **more)
+            usual(message, category, filename, lineno, file, line)
 
     return show
 
@@ -65,7 +72,7 @@ def _fail(args: argparse.Namespace, text: str) -> int:
     line = " ".join(text.split())
     if args.json:
         print(json.dumps({"error": line}))
-    print(f"napari-sparseseg: {line}", file=sys.stderr)
+    write(f"napari-sparseseg: {line}", sys.stderr)
     return 2
 
 

@@ -41,13 +41,25 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def plain(text: str) -> str:
+    """Text as one line without control characters, escape sequences and invisible marks of direction.
+
+    File names, class names and metadata come from anywhere; printed raw, they could rewrite what a terminal shows.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def write(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, as `plain`, to stdout or `stream`; what that cannot encode is escaped."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(plain(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
 def say(args: argparse.Namespace, text: str) -> None:
-    """Print a line for people, to stderr where stdout is for JSON; characters that it cannot show are escaped."""
-    if args.silent:
-        return
-    out = sys.stderr if args.json else sys.stdout
-    encoding = out.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
+    """Print a line for people, to stderr where stdout is for JSON."""
+    if not args.silent:
+        write(text, sys.stderr if args.json else sys.stdout)
 
 
 class ProgressLine:
@@ -71,7 +83,7 @@ class ProgressLine:
         if self._bar is None:
             terminal = self._stream.isatty()
             self._bar = tqdm(
-                desc=self._name,
+                desc=plain(self._name),
                 total=1.0,
                 file=self._stream,
                 mininterval=_TERMINAL_S if terminal else _LOG_S,

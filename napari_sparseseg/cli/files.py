@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.cli.common import command, say
+from napari_sparseseg.cli.common import command, say, write
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
@@ -52,15 +52,15 @@ def _model_info(args: argparse.Namespace) -> dict[str, Any]:
     metadata = model_info(args.slide)
     if not args.json:
         mpp = "level-0 pixels" if metadata.mpp is None else f"{metadata.mpp:g} um per px"
-        print(f"{args.slide}: model after {metadata.step} steps, {metadata.config.balancing} balancing")
-        print(f"  classes   {', '.join(f'{c.id} {c.name} {c.colour}' for c in metadata.classes)}")
-        print(f"  input     {mpp}, {metadata.dtype}, {', '.join(metadata.channels)}; encoder {metadata.encoder}")
+        write(f"{args.slide}: model after {metadata.step} steps, {metadata.config.balancing} balancing")
+        write(f"  classes   {', '.join(f'{c.id} {c.name} {c.colour}' for c in metadata.classes)}")
+        write(f"  input     {mpp}, {metadata.dtype}, {', '.join(metadata.channels)}; encoder {metadata.encoder}")
         for source in metadata.sources:
-            print(f"  slide     {source.get('name')}, {source.get('strokes')} strokes, {source.get('fingerprint')}")
+            write(f"  slide     {source.get('name')}, {source.get('strokes')} strokes, {source.get('fingerprint')}")
         if metadata.metrics.get("balanced_dice") is not None:
-            print(f"  held out  balanced Dice {metadata.metrics['balanced_dice']:.3f}")
+            write(f"  held out  balanced Dice {metadata.metrics['balanced_dice']:.3f}")
         for name, version in metadata.extra.get("versions", {}).items():
-            print(f"  made by   {name} {version}")
+            write(f"  made by   {name} {version}")
     return metadata.to_json()
 
 
@@ -122,17 +122,17 @@ def describe(slide: Slide) -> dict[str, Any]:
 def _print_facts(facts: dict[str, Any]) -> None:
     """Print the facts in the order in which people ask for them; the JSON has the rest."""
     mpp = facts["mpp"]
-    print(f"{facts['path']}: {facts['format']}, read by {facts['backend']}, {facts['bytes'] / 1e6:,.1f} MB")
-    print(f"  size      {facts['width']:,} x {facts['height']:,} px, {facts['dtype']}, {', '.join(facts['channels'])}")
+    write(f"{facts['path']}: {facts['format']}, read by {facts['backend']}, {facts['bytes'] / 1e6:,.1f} MB")
+    write(f"  size      {facts['width']:,} x {facts['height']:,} px, {facts['dtype']}, {', '.join(facts['channels'])}")
     where = f" ({facts['mpp_source']})" if facts["mpp_source"] else ""
-    print(f"  mpp       {f'{mpp[1]:g} x {mpp[0]:g} um per px' if mpp else 'not known: give --mpp'}{where}")
+    write(f"  mpp       {f'{mpp[1]:g} x {mpp[0]:g} um per px' if mpp else 'not known: give --mpp'}{where}")
     for i, level in enumerate(facts["levels"]):
         tile = f"tiles {level['tile'][1]} x {level['tile'][0]}" + ("" if level["stored"] else ", made on the fly")
-        print(f"  level {i:<3} {level['width']:,} x {level['height']:,} px, 1:{level['downsample']:g}, {tile}")
+        write(f"  level {i:<3} {level['width']:,} x {level['height']:,} px, 1:{level['downsample']:g}, {tile}")
     for key, value in facts["metadata"].items():
-        print(f"  {key.replace('_', ' ')}: {value}")
+        write(f"  {key.replace('_', ' ')}: {value}")
     for problem in facts["problems"]:
-        print(f"  PROBLEM: {problem}")
+        write(f"  PROBLEM: {problem}")
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.cli.common import ProgressLine, command, not_negative, positive, positive_int, say
+from napari_sparseseg.cli.common import ProgressLine, command, not_negative, positive, positive_int, say, write
 from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.files import result_name
 
@@ -82,7 +82,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     with Session.load(args.slides[0], read_only=True) if project else Session(()) as session:
         if session.status.message:
-            print(session.status.message, file=sys.stderr)
+            write(session.status.message, sys.stderr)
         session.config = session.config.updated({"device": args.device})
         unreadable = [] if project else _open_all(session, args.slides)
         if (model := args.model or session.checkpoint) is not None:
