@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 import unicodedata
 import zipfile
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from napari_sparseseg import Annotations, load_annotations, save_annotations
 from napari_sparseseg.cli import main
 from napari_sparseseg.errors import AnnotationError, AnnotationWarning
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.io.geojson import parse_geojson
 
 SHAPE = (300, 400)
 WHOLE = (0, 0, *SHAPE)
@@ -326,3 +328,36 @@ def test_the_shell_says_in_one_line_what_was_left_out(tmp_path, capsys):
         "napari-sparseseg: a.geojson: objects left out: 1 cells; 1 objects without a class of their own are kept but "
         "label nothing."
     )
+
+
+def test_features_are_read_one_by_one_wherever_they_stand_in_the_file(tmp_path):
+    head = {"napari-sparseseg": {"classes": [{"id": 7, "name": "Tumour", "colour": "#010203"}], "shape": list(SHAPE)}}
+    for first, last in (({}, head), (head, {})):
+        data = {**first, "features": [TUMOUR, TUMOUR], "type": "FeatureCollection", **last}
+        (tmp_path / "a.geojson").write_text(json.dumps(data, indent=2), encoding="utf-8-sig")
+        assert load_annotations(tmp_path / "a.geojson", None).counts() == {7: 100 * 100}
+    for encoding in ("utf-16", "utf-32"):
+        (tmp_path / "a.geojson").write_text(json.dumps([TUMOUR]), encoding=encoding)
+        assert areas(load_annotations(tmp_path / "a.geojson", SHAPE)) == {"Tumour": 100 * 100}
+
+
+@pytest.mark.parametrize("cut", [r"]}", r"}", '"type"', ":", ","])
+@pytest.mark.parametrize("instead", ["", "x", ",,", "]"])
+def test_torn_json_is_refused_in_one_line(tmp_path, cut, instead):
+    text = write(tmp_path / "a.geojson", TUMOUR, TUMOUR).read_text()
+    at = text.rindex(cut)
+    (tmp_path / "a.geojson").write_text(text[:at] + instead + text[at + len(cut) :])
+    with pytest.raises(AnnotationError, match=r"^a\.geojson: it is not valid JSON") as found:
+        load_annotations(tmp_path / "a.geojson", SHAPE)
+    assert "\n" not in str(found.value)
+
+
+def test_many_polygons_take_little_more_memory_than_their_file(tmp_path):
+    path = write(tmp_path / "a.geojson", *(thing(square(k % 300, k % 200, 5), f"c{k % 5}") for k in range(20_000)))
+    data = path.read_bytes()
+    tracemalloc.start()
+    document = parse_geojson(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(document.drawn) == 20_000
+    assert peak < 6 * len(data)

@@ -12,6 +12,7 @@ Written: one Feature per connected region, outlined along the pixels' sides, one
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,21 +137,98 @@ def shape_in(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def parse_geojson(text: bytes) -> Document:
+def parse_geojson(data: bytes) -> Document:
     """The shapes in a GeoJSON file's contents.
+
+    Features are decoded one by one, so that the memory is that of the text and the outlines.
 
     Raises
     ------
     AnnotationError
         Where it is not GeoJSON.
     """
-    data = _load(text)
-    _refuse_other_formats(data)
+    if _memory_of(data) > MAX_MEMORY:
+        raise AnnotationError(f"it would take more than {MAX_MEMORY >> 30} GB of memory to read it; split it.")
     document = Document(stars=True)
-    if isinstance(data, dict):
-        document.classes = _own_classes(data.get(MARK))
-    _read(data, document, 0)
+    try:
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        head = _read_features(text, document)
+    except RecursionError as error:
+        raise AnnotationError("it is nested far too deeply for GeoJSON.") from error
+    except ValueError as error:
+        raise AnnotationError(f"it is not valid JSON: {error}.") from error
+    if head is not None:
+        _refuse_other_formats(head)
+        _read(head, document, 0)
     return document
+
+
+def _read_features(text: str, document: Document) -> Any:
+    """Add the features of the outer list or FeatureCollection; returns the outer value where it is neither."""
+    decode = json.JSONDecoder().raw_decode
+    at = _skip(text, 0)
+    if text[at : at + 1] == "[":
+        value, at = _elements(text, at, document)
+    else:
+        value, at = _members_of(text, at, document) if text[at : at + 1] == "{" else decode(text, at)
+    if _skip(text, at) != len(text):
+        raise json.JSONDecodeError("Extra data", text, at)
+    return value
+
+
+def _members_of(text: str, at: int, document: Document) -> tuple[Any, int]:
+    """The outer object without its features, which are read; None where it is a FeatureCollection, and its end."""
+    decode = json.JSONDecoder().raw_decode
+    found: dict[str, Any] = {}
+    streamed = False
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != "}":
+        if found or streamed:
+            at = _skip(text, _expect(text, at, ","))
+        if text[at : at + 1] != '"':
+            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
+        key, at = decode(text, at)
+        at = _skip(text, _expect(text, _skip(text, at), ":"))
+        if key == "features" and text[at : at + 1] == "[":
+            rest, at = _elements(text, at, document)
+            streamed = True
+            found |= {} if rest is None else {key: rest}
+        else:
+            found[key], at = decode(text, at)
+        at = _skip(text, at)
+    document.classes = _own_classes(found.get(MARK))
+    return (None if streamed and "features" not in found else found), at + 1
+
+
+def _elements(text: str, at: int, document: Document) -> tuple[Any, int]:
+    """Read the elements of a list of features; the list where it begins with something else, else None; and its end."""
+    decode = json.JSONDecoder().raw_decode
+    start, at = at, _skip(text, at + 1)
+    first = True
+    while text[at : at + 1] != "]":
+        if not first:
+            at = _skip(text, _expect(text, at, ","))
+        value, at = decode(text, at)
+        if first and not (isinstance(value, dict) and isinstance(value.get("type"), str)):
+            return decode(text, start)
+        first = False
+        _attempt(value, document, 1)
+        at = _skip(text, at)
+    return None, at + 1
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _expect(text: str, at: int, mark: str) -> int:
+    if text[at : at + 1] != mark:
+        raise json.JSONDecodeError(f"Expecting '{mark}' delimiter", text, at)
+    return at + 1
 
 
 def _refuse_other_formats(data: Any) -> None:
@@ -177,12 +255,7 @@ def _read(data: Any, document: Document, depth: int) -> None:
         raise FileLimitError("objects are nested too deeply.")
     if isinstance(data, list):
         for item in data:
-            try:
-                _read(item, document, depth + 1)
-            except FileLimitError:
-                raise
-            except AnnotationError as error:
-                document.errors.append(str(error).rstrip("."))
+            _attempt(item, document, depth + 1)
     elif not isinstance(data, dict):
         raise AnnotationError(f"expected GeoJSON objects, found {type(data).__name__}.")
     elif data.get("type") == "FeatureCollection":
@@ -192,6 +265,16 @@ def _read(data: Any, document: Document, depth: int) -> None:
     else:
         for rings, is_line in _parts(data, depth):  # a bare geometry cannot have a class, so it is meant as one
             document.add(Drawn(UNCLASSIFIED, "brush" if is_line else "polygon", rings, radius=THIN_RADIUS))
+
+
+def _attempt(item: Any, document: Document, depth: int) -> None:
+    """As `_read`; an object that cannot be used is noted."""
+    try:
+        _read(item, document, depth)
+    except FileLimitError:
+        raise
+    except AnnotationError as error:
+        document.errors.append(str(error).rstrip("."))
 
 
 def _read_feature(feature: dict[str, Any], document: Document, depth: int) -> None:
