@@ -122,12 +122,12 @@ class Tour:
         with tempfile.TemporaryDirectory() as folder:
             answer_file(Path(folder) / "result")
             self.click(self.panel.predict.predict_slide)
-            until(lambda: self.panel.predict.result.text().startswith("Wrote"), 300)
+            until(lambda: self.panel.predict.result.text().startswith("Saved"), 300)
             for section in self.panel.sections[:3]:
                 self.click(section.heading)
             self.panel.predict.areas.place.setFocus()
             QTest.keyClick(self.panel.predict.areas.place, Qt.Key.Key_End)
-            self.panel.predict.result.setText("Wrote slide.ome.zarr")  # not the folder of this run
+            self.panel.predict.result.setText("Saved slide.ome.zarr")  # not the folder of this run
             until(lambda: not self.panel.session.live.pending, 120)
             idle(3.0)  # the last tiles are on their way to the screen
             self.note("4-keep")
