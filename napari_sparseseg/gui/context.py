@@ -47,6 +47,8 @@ class Context(QObject):
         Signal (): `session` is another object.
     problem
         Signal (message, details): one line for the user, and the traceback for a bug report.
+    succeeded
+        Signal (): an action that the user asked for went well, so that an earlier problem is no longer shown.
     """
 
     status_changed = Signal()
@@ -55,6 +57,7 @@ class Context(QObject):
     live_changed = Signal()
     session_replaced = Signal()
     problem = Signal(str, str)
+    succeeded = Signal()
 
     def __init__(self, viewer: napari.Viewer, session: Session, parent: QObject) -> None:
         super().__init__(parent)
@@ -83,6 +86,7 @@ class Context(QObject):
         except SparseSegError as error:
             self.report(error)
             return False
+        self.succeeded.emit()
         return True
 
     def in_background(self, work: Callable[[], Any], then: Callable[[Any], object] | None = None, *, name: str) -> None:

@@ -87,6 +87,7 @@ class SparseSegWidget(QWidget):
         self._closing = CloseGuard(self, self._context, self.shut_down)
         self._focus = CanvasFocus(self)
         self._context.problem.connect(self.header.error.report)
+        self._context.succeeded.connect(self.header.error.hide)
         self.training.counted.connect(self._on_counted)
         for signal in (self._context.status_changed, self._context.slides_changed, self._context.jobs.changed):
             signal.connect(self._show_state)

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QPushButton
 
-from napari_sparseseg import Annotations
+from napari_sparseseg import Annotations, Session
 from tests.helpers.answers import answer, answer_file, choose_entry
 from tests.helpers.data import two_textures, write_slide
 from tests.helpers.mouse import pump
@@ -24,6 +24,7 @@ from tests.helpers.panel import (
     panels,
     rename,
 )
+from tests.helpers.slide_files import texture, write_zarr
 from tests.helpers.smooth_model import CLASSES, SmoothModel
 from tests.helpers.waiting import wait_until
 from tests.helpers.windows import opened_viewer
@@ -319,3 +320,52 @@ def test_annotations_of_two_slides_are_offered_each_with_its_slide(qapp, tiny_sl
         click(opened.slide.close_slide)
         assert not opened.header.recovery.isVisible(), "its slide is closed"
         opened.shut_down()
+
+
+def test_a_preset_says_what_becomes_of_strokes_before_it_renames_them(viewer, panel, mouse):
+    for row, y in ((0, 300), (1, 700)):
+        click_cell(panel, row, NAME)
+        draw(viewer, mouse, y)
+    counts = panel.session.annotations.counts()
+    for button, expected in (("Cancel", ["tissue", "background"]), ("Replace", ["tumour", "stroma"])):
+        asked = answer(button)
+        choose_entry(panel.classes.presets, "Tumour and stroma")
+        wait_until(lambda asked=asked: bool(asked), 10)
+        pump(0.2)
+        assert "tissue: 1 become tumour" in asked[0]
+        assert names(panel)[:2] == expected
+    click(panel.classes.undo)
+    assert names(panel) == ["tissue", "background"]
+    assert panel.session.annotations.counts() == counts
+
+
+def test_a_project_whose_slide_is_gone_says_so_in_the_banner(viewer, panel, mouse, tmp_path):
+    moved = write_slide(tmp_path / "moved.tif", two_textures(512, 5))
+    open_slide(panel, moved)
+    panel.session.annotations.paint([(100, 100), (100, 400)], 10, 1)
+    panel.session.save(tmp_path / "study.sparseseg")
+    click(panel.slide.close_slide)
+    click(panel.slide.close_slide)
+    with Session() as other:
+        other.open(moved)
+        other.save(tmp_path / "other.sparseseg")
+    moved.rename(tmp_path / "elsewhere.tif.bak")
+    answer_file(tmp_path / "other.sparseseg")
+    choose_entry(panel.header.menu_button, "Open project…")
+    wait_until(panel.header.error.isVisible, 20)
+    assert "moved.tif" in panel.header.error.text.text()
+
+
+def test_an_ome_zarr_can_be_chosen(panel, tmp_path):
+    write_zarr(tmp_path / "slide.ome.zarr", texture(700, 900))
+    answer_file(tmp_path / "slide.ome.zarr")
+    choose_entry(panel.header.menu_button, "Open OME-Zarr…")
+    wait_until(lambda: not panel.busy and panel.session.slide.shape == (700, 900), 20)
+
+
+def test_a_problem_is_not_shown_any_more_once_the_action_succeeds(panel, mouse):
+    click(panel.train.train)
+    assert panel.header.error.isVisible()
+    draw_both(panel, mouse)
+    click(panel.train.train)
+    assert not panel.header.error.isVisible()

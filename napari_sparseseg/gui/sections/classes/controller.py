@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,30 @@ class ClassActions(QObject):
 
     def _on_wish(self, classes: Table, what: str) -> None:
         before = self._context.session.classes
+        if what.startswith("preset") and not self._agrees(before, classes):
+            return
         removal = bool({c.id for c in before} - {c.id for c in classes})
         if self._set(tuple(classes)):
             self._undo.append(_Step(before, what, self._versions() if removal else None))
         self._show_undo()
+
+    def _agrees(self, before: Table, classes: Table) -> bool:
+        """Ask before a preset renames or removes classes that have annotations; they are matched by number."""
+        counts: Counter[int] = Counter()
+        for entry in self._context.session.entries:
+            counts.update(s.class_id for s in (*entry.annotations.strokes, *entry.annotations.dense_regions))
+        names = {c.id: c.name for c in classes}
+        changes = [
+            f"{c.name}: {counts[c.id]} become {names[c.id]}"
+            if c.id in names
+            else f"{c.name}: {counts[c.id]} are removed"
+            for c in before
+            if counts[c.id] and names.get(c.id) != c.name
+        ]
+        question = "\n".join(
+            ["Strokes and regions keep the number of their class:", *changes, "", "Undo restores them."]
+        )
+        return not changes or dialogs.ask_yes(self._panel, "Replace the class table?", question, "Replace")
 
     def _on_import(self) -> None:
         path = dialogs.ask_open(self._panel, "Classes of QuPath", dialogs.QUPATH_CLASSES)

@@ -57,8 +57,13 @@ class ProjectActions(QObject):
     def open(self, path: str) -> None:
         """Open a project in place of the current session."""
         self._context.in_background(
-            lambda: Session.load(path, autosave=True), self._context.replace_session, name="Opening the project"
+            lambda: Session.load(path, autosave=True), self._on_opened, name="Opening the project"
         )
+
+    def _on_opened(self, session: Session) -> None:
+        self._context.replace_session(session)
+        if session.status.message:  # a slide that was not found, a model that cannot be used
+            self._context.problem.emit(session.status.message, "")
 
     def show_saved(self) -> None:
         """Show whether the annotations are on disk, and where."""

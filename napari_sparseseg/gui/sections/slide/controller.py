@@ -72,6 +72,7 @@ class SlideActions(QObject):
         context.slides_changed.connect(self.sync)
         context.annotated.connect(self._on_annotated)
         context.session_replaced.connect(self.release)
+        header.add_action("Open OME-Zarr…", "Open a slide that is a folder", self.open_folder)
         layers = context.viewer.layers.events
         layers.inserted.connect(self._on_layer_inserted)
         layers.removed.connect(self._on_layer_removed)
@@ -93,6 +94,12 @@ class SlideActions(QObject):
                 session.import_annotations(sample_scribbles())
 
         self._load(load, "Opening the sample slide")
+
+    def open_folder(self) -> None:
+        """Ask for an OME-Zarr, which is a folder, and open it."""
+        path = dialogs.ask_folder(self._panel, "Open OME-Zarr (a folder NAME.zarr)")
+        if path:
+            self.open(path)
 
     def adopt(self, layer: Image) -> None:
         """Annotate an image that napari shows already."""

@@ -10,6 +10,7 @@ import numpy as np
 from qtpy.QtCore import QObject, Signal
 
 from napari_sparseseg.balancing import class_shares
+from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.context import single_shot
 
@@ -61,11 +62,12 @@ class TrainActions(QObject):
 
     def train(self) -> None:
         """Train with the settings of the section; ask before weights are downloaded."""
-        self._context.attempt(self._train)
-
-    def _train(self) -> None:
         session = self._context.session
-        config = self._panel.config(session.config)
+        try:
+            config = self._panel.config(session.config)
+        except SparseSegError as error:  # a name of a network that cannot be one
+            self._context.report(error)
+            return
         model = session.model
         brought = model is not None and model.metadata.encoder == config.encoder
         if not config.downloads or brought or config.encoder in self._agreed:

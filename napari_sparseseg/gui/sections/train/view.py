@@ -155,7 +155,8 @@ class TrainPanel(QWidget):
 
     def show_scores(self, seconds: float, dice: dict[int, float], mean: float | None, text: str) -> None:
         """Held-out scores of the current model."""
-        self.curves.add_dice(seconds, dice, mean, self._classes)
+        if dice or mean is not None:
+            self.curves.add_dice(seconds, dice, mean, self._classes)
         self.scores.setText(text)
         self.scores.setVisible(bool(text))
 
