@@ -23,7 +23,7 @@ from napari_sparseseg.learning.head import Head
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet
-from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device
+from napari_sparseseg.learning.torch_runtime import autocast_dtype, choose_device, threads_for
 from napari_sparseseg.learning.trainer import DecoderTask, ScratchTask
 from tests.helpers.trainer_tasks import batch, finish, plain_task, trainer_of
 
@@ -104,16 +104,23 @@ def test_the_device_is_chosen_by_what_is_there(monkeypatch):
 
 @pytest.mark.parametrize(
     ("setting", "before", "expected"),
-    [(None, "", 1), ("2", "", 2), (None, "import torch; torch.set_num_threads(3); ", 3), ("", "", 1)],
+    [(None, "", None), ("2", "", 2), (None, "import torch; torch.set_num_threads(3); ", 3), ("", "", None)],
 )
-def test_torch_has_one_thread_unless_the_user_has_chosen(setting, before, expected):
+def test_torch_has_few_threads_unless_the_user_has_chosen(setting, before, expected):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     code = (
         f"{before}from napari_sparseseg.learning.torch_runtime import import_torch as t; print(t().get_num_threads())"
     )
     asked = kept if setting is None else kept | {"OMP_NUM_THREADS": setting}
     done = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True)
+    if expected is None:
+        own = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+        expected = threads_for(int(subprocess.run(own, env=kept, capture_output=True, text=True, check=True).stdout))
     assert int(done.stdout) == expected
+
+
+def test_a_quarter_of_the_cores_work_inside_operators():
+    assert [threads_for(cores) for cores in (1, 2, 4, 7, 8, 16, 64)] == [1, 1, 1, 1, 2, 4, 16]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP library than the one that is asked here")

@@ -24,6 +24,7 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.prediction.slide import PredictOptions, PredictSettings, run_prediction
+from napari_sparseseg.prediction.slide.executors import default_workers
 from napari_sparseseg.prediction.slide.shards import default_tile
 from napari_sparseseg.prediction.slide.workspace import Journal
 from napari_sparseseg.prediction.tiles import PredictionStopped, predict_region
@@ -407,6 +408,21 @@ def test_class_ids_with_gaps_reach_the_file(tmp_path):
     model.metadata = ModelMetadata(classes=make_classes(["x", "y", "z"]), mpp=None, encoder="smooth")
     with pytest.raises(PredictionError, match="exists"):
         run_prediction(slide, model, tmp_path / "a.ome.zarr", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "threads", "free_gb", "workers"),
+    [
+        ("cpu", 2, 1, 20, 2),  # cores
+        ("cpu", 16, 4, 100, 4),  # cores over torch's threads
+        ("cpu", 8, 1, 12, 3),  # a quarter of 12 GB
+        ("cpu", 8, 1, 1, 1),  # never none
+        ("cuda:0", 16, 1, 100, 1),
+        ("mps", 8, 1, 100, 1),
+    ],
+)
+def test_workers_by_default(device, cores, threads, free_gb, workers):
+    assert default_workers(device, cores, threads, free_gb * 10**9) == workers
 
 
 def test_the_tile_fits_halo_and_shard():

@@ -56,7 +56,11 @@ def add_predict(commands: Any) -> None:
     )  # fmt: skip
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
     where = predict.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=positive_int, help="number of threads on this machine; default: 1")
+    where.add_argument(
+        "--workers",
+        type=positive_int,
+        help="number of threads on this machine; default: by cores and free memory",
+    )
     where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of a dask.distributed cluster")
 
 

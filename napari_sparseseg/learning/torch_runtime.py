@@ -7,7 +7,7 @@ change                         where                        reason
 =============================  ===========================  =======================================================
 triton looks absent            Linux, beside a viewer;      its LLVM clashes with that of Mesa's OpenGL drivers:
                                in `tune_process` anywhere   the import ends in a segmentation fault; saves 77 MB
-one thread inside operators    everywhere                   several wait for each other many times per operator: beside
+few threads inside operators   everywhere                   they wait for each other many times per operator: beside
                                                             busy programs nearly all the time; see D15
 ``OMP_WAIT_POLICY=passive``    `tune_process`               threads that wait spin, and stall beside other programs
 ``THP_MEM_ALLOC_ENABLE=1``     `tune_process`               with 4 kB pages half of the time goes into page faults
@@ -82,16 +82,25 @@ def import_torch(threads: int | None = None) -> ModuleType:
     Parameters
     ----------
     threads
-        CPU threads inside torch's operators. None: ``OMP_NUM_THREADS`` where set; else one, unless a script has
-        imported torch before and so has made its own choice.
+        CPU threads inside torch's operators. None: ``OMP_NUM_THREADS`` where set; else one for every four cores, unless
+        a script has imported torch before and so has made its own choice.
     """
     hide_triton_from_viewer()
     chosen = bool(os.environ.get("OMP_NUM_THREADS")) or ("torch" in sys.modules and not _in_viewer())
     import torch
 
     if threads is not None or not chosen:
-        torch.set_num_threads(threads or 1)
+        torch.set_num_threads(threads or threads_for(torch.get_num_threads()))
     return torch
+
+
+def threads_for(cores: int) -> int:
+    """Threads inside torch's operators on a machine with that many cores: a quarter of them, at least one.
+
+    The small parallel regions of an operator wait for the thread that the machine runs last, so on a machine that
+    other programs use as well, as many threads as cores stall each other (see D15).
+    """
+    return max(1, cores // 4)
 
 
 def _in_viewer() -> bool:

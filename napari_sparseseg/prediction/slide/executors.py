@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,40 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.geometry import Box
     from napari_sparseseg.prediction.slide.shards import Control, ShardPredictor, ShardTask
+    from napari_sparseseg.prediction.tiles import Segmenter
 
 _POLL_S = 0.5
+_WORKER_BYTES = 1_000_000_000
+_FREE_SHARE = 0.25
+
+
+def default_workers(device: str, cores: int, threads: int, free_bytes: int) -> int:
+    """Number of threads that predict when the user names none.
+
+    Parameters
+    ----------
+    device
+        ``cpu`` or a GPU such as ``cuda:0``; a second worker would only compete for a GPU.
+    cores
+        Cores that this process may use.
+    threads
+        Threads inside torch's operators.
+    free_bytes
+        Free memory, of which a quarter may be used, 1 GB for each worker.
+    """
+    if not device.startswith("cpu"):
+        return 1
+    return max(1, min(cores // threads, int(free_bytes * _FREE_SHARE / _WORKER_BYTES)))
+
+
+def workers_here(model: Segmenter) -> int:
+    """`default_workers` for a model, this process and the memory that is free now."""
+    import psutil
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = str(getattr(model, "device", "cpu"))
+    return default_workers(device, cores, torch.get_num_threads(), psutil.virtual_memory().available)
 
 
 def run_in_threads(

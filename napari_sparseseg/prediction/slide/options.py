@@ -77,7 +77,7 @@ class PredictOptions:
     """Continue an interrupted run of the same slide, model and settings; any other unfinished run is discarded. Where
     the output is complete, only missing tables are written."""
     workers: int | None = None
-    """Threads that predict; None: 1."""
+    """Threads that predict; None: one a core while a quarter of the free memory has 1 GB for each; on a GPU 1."""
     scheduler: str | None = None
     """Address of a dask.distributed scheduler, ``tcp://host:port``, whose workers predict instead of local threads."""
     overwrite: bool = False

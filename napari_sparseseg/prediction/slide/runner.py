@@ -14,7 +14,7 @@ from napari_sparseseg.geometry import Box, Placement
 from napari_sparseseg.io.measurements import Measurement
 from napari_sparseseg.io.ome_tiff import label_bands, write_ome_tiff
 from napari_sparseseg.io.ome_zarr import PredictionStore, StoreLayout
-from napari_sparseseg.prediction.slide.executors import run_in_threads, run_on_cluster
+from napari_sparseseg.prediction.slide.executors import run_in_threads, run_on_cluster, workers_here
 from napari_sparseseg.prediction.slide.options import PredictOptions, Progress, SlideResult, Stage
 from napari_sparseseg.prediction.slide.shards import (
     READ_CACHE,
@@ -259,7 +259,7 @@ class SlideRun:
             else:
                 predictors = [
                     ShardPredictor(self._slide, self._model, PredictionStore(files.store), self._plan, self._tissue)
-                    for _ in range(min(options.workers or 1, len(todo)))
+                    for _ in range(min(options.workers or workers_here(self._model), len(todo)))
                 ]
                 with TILES.limited(READ_CACHE):
                     run_in_threads(predictors, todo, control, files.journal.shard_done, on_pixels)
