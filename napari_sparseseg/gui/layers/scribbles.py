@@ -16,10 +16,10 @@ from napari.layers import Labels
 from napari.utils.notifications import show_info, show_warning
 from PIL import Image, ImageDraw
 
+from napari_sparseseg import save_annotations as save_file
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
-from napari_sparseseg.io import save_annotations as save_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
