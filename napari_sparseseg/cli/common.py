@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from napari_sparseseg.prediction.slide import Progress
+    from napari_sparseseg.session import Session
+    from napari_sparseseg.session.project import Role
+    from napari_sparseseg.slides import Slide
 
 _TERMINAL_S, _LOG_S = 0.1, 10.0
 """Seconds between two updates of a progress line."""
@@ -54,6 +59,38 @@ def write(text: str, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
     print(plain(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def image_number(text: str) -> int:
+    """Type of an argument: the number of an image in a file, from 0."""
+    not_negative(text)
+    return int(text)
+
+
+def add_slide_options(parser: argparse.ArgumentParser) -> None:
+    """Describe how the slides are to be opened; see `open_slide_of`."""
+    add_image(parser)
+    parser.add_argument(
+        "--mpp-of-slide", type=positive, metavar="UM", help="um per pixel of the slides; default: what their files say"
+    )
+
+
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """Describe the option that chooses an image."""
+    parser.add_argument(
+        "--image",
+        type=image_number,
+        metavar="N",
+        help="number of the image, in a file with several; default: largest",
+    )
+
+
+def open_slide_of(session: Session, path: Path, args: argparse.Namespace, role: Role) -> Slide:
+    """Open a slide in a session as the options of `add_slide_options` say."""
+    slide = session.open(path, role=role, image=args.image)
+    if args.mpp_of_slide is not None:
+        session.set_mpp(args.mpp_of_slide, slide)
+    return slide
 
 
 def say(args: argparse.Namespace, text: str) -> None:

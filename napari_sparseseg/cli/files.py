@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.cli.common import command, say, write
+from napari_sparseseg.cli.common import add_image, command, say, write
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def add_file_commands(commands: Any) -> None:
     """Describe the commands."""
     info = command(commands, "info", _info, "print what a slide or a model file contains, and any problems")
     info.add_argument("slide", metavar="SLIDE", help="slide file, OME-Zarr folder or address, or model file")
+    add_image(info)
 
     export = command(commands, "export", _export, "export a model for other programs, as ONNX or bioimage.io package")
     export.add_argument("model", type=Path, metavar="MODEL", help="a .safetensors file")
@@ -39,7 +40,7 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.slide.endswith(".safetensors"):
         return _model_info(args)
-    with open_slide(args.slide) as slide:
+    with open_slide(args.slide, image=args.image) as slide:
         facts = {"shape": slide.shape, "mpp": slide.mpp, **describe(slide)}
     if not args.json:
         _print_facts(facts)

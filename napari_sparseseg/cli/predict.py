@@ -6,13 +6,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_sparseseg.cli.common import ProgressLine, command, not_negative, positive, positive_int, say, write
+from napari_sparseseg.cli.common import (
+    ProgressLine,
+    add_slide_options,
+    command,
+    not_negative,
+    open_slide_of,
+    positive,
+    positive_int,
+    say,
+    write,
+)
 from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.files import result_name
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from napari_sparseseg.session import Session
 
@@ -31,6 +40,7 @@ def add_predict(commands: Any) -> None:
         metavar="OUT",
         help="OUT.ome.zarr, OUT.ome.tif, or a folder; several slides need a folder",
     )
+    add_slide_options(predict)
     predict.add_argument("--mpp", type=positive, help="resolution of the result in um per pixel; default: the model's")
     predict.add_argument("--geojson", type=Path, metavar="FILE", help="also write the regions as QuPath objects")
     predict.add_argument("--csv", type=Path, metavar="FILE", help="also write the area of each class")
@@ -88,7 +98,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         if session.status.message:
             write(session.status.message, sys.stderr)
         session.config = session.config.updated({"device": args.device})
-        unreadable = [] if project else _open_all(session, args.slides)
+        unreadable = [] if project else _open_all(session, args)
         if (model := args.model or session.checkpoint) is not None:
             session.load_model(model)
         try:
@@ -107,14 +117,14 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     return result.to_json()
 
 
-def _open_all(session: Session, paths: Sequence[Path]) -> list[tuple[str, str]]:
+def _open_all(session: Session, args: argparse.Namespace) -> list[tuple[str, str]]:
     """Open slides; of several, those that cannot be opened are named and left out."""
     unreadable = []
-    for path in paths:
+    for path in args.slides:
         try:
-            session.open(path, role="predict")
+            open_slide_of(session, path, args, "predict")
         except SparseSegError as error:
-            if len(paths) == 1:
+            if len(args.slides) == 1:
                 raise
             unreadable.append((str(path), str(error)))
     return unreadable

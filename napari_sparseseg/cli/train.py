@@ -7,7 +7,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from napari_sparseseg.cli.common import command, positive, positive_int, say
+from napari_sparseseg.cli.common import add_slide_options, command, open_slide_of, positive, positive_int, say
 from napari_sparseseg.config import DEFAULT_ENCODER, Balancing, TrainConfig
 from napari_sparseseg.errors import TrainingError
 
@@ -33,6 +33,7 @@ def add_train(commands: Any) -> None:
         default="instance",
         help="how labelled pixels share the loss; default: %(default)s",
     )
+    add_slide_options(train)
     train.add_argument("--mpp", type=positive, help="training resolution in um per pixel; default: 1.0")
     train.add_argument(
         "--encoder", help="any timm encoder; default: that of the initial model, else tf_efficientnet_lite0"
@@ -84,7 +85,11 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         if init is not None:
             session.load_model(init)
         for path, annotations in zip(args.slides, args.annotations or repeat(None), strict=False):
-            session.open(path)
+            slide = open_slide_of(session, path, args, "train")
+            for problem in slide.warnings:
+                say(args, f"{path.name}: {problem}")
+            if slide.mpp is None:
+                say(args, f"{path.name}: its um per px are unknown; it is used at its own pixels (see --mpp-of-slide)")
             session.import_annotations(annotations)
         seconds = args.seconds if args.seconds or args.steps else 60.0
         say(args, f"training on {len(args.slides)} slide(s), classes: {', '.join(c.name for c in session.classes)}")

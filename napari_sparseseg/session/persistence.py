@@ -107,14 +107,18 @@ class ProjectKeeper:
         self.write()
         return project.checkpoint
 
-    def open(self, path: str | os.PathLike[str], role: Role | None) -> SlideEntry:
+    def open(self, path: str | os.PathLike[str], role: Role | None, image: int | None = None) -> SlideEntry:
         """Open a slide; one that the project lists gets its strokes, role and mpp back. See `Session.open`."""
         known = self._slides.entries
-        entry = self._slides.open(path, checked_role(role or "train"))
+        entry = self._slides.open(path, checked_role(role or "train"), image)
         if entry in known:
             return entry
         missed = [r for r in (*self.left_out, *self._closed) if r.fingerprint == entry.slide.fingerprint]
         shelved = self._shelf.pop(entry.slide.fingerprint, None)
+        crop = shelved.slide.contents.crop if shelved else not missed or missed[0].crop
+        if not crop and entry.slide.canvas != entry.slide.bounds:  # its strokes are in the frame of the whole canvas
+            self._slides.remove(entry)
+            entry = self._slides.add(open_slide(entry.slide.path, crop=False), entry.role)
         if missed or shelved:
             before, mpp = (shelved, _mpp_by_user(shelved.slide)) if shelved else (missed[0], missed[0].mpp)
             entry.role = role or before.role
@@ -183,7 +187,7 @@ class ProjectKeeper:
         if found is None:
             return f"{name} was not found and is left out; open it to relink it"
         try:
-            slide = open_slide(found)
+            slide = open_slide(found, image=record.image, crop=record.crop)
         except SlideError as error:
             return f"{name} is left out: {error}"
         if slide.fingerprint != record.fingerprint:
@@ -464,7 +468,8 @@ class ProjectKeeper:
             record = project.record_for(e.slide.path, e.slide.fingerprint, e.role, records.values())
             strokes = len(drawn.strokes) + len(drawn.dense_regions)
             mpp = _mpp_by_user(e.slide)
-            records[e.key] = replace(record, role=e.role, mpp=mpp, strokes=strokes, version=drawn.version)
+            record = replace(record, role=e.role, mpp=mpp, strokes=strokes, version=drawn.version)
+            records[e.key] = replace(record, image=e.slide.image, crop=e.slide.contents.crop)
         return records
 
 

@@ -48,6 +48,10 @@ class SlideRecord:
     """How many its annotation file had when this was written, to notice an older or incomplete copy."""
     version: int = 0
     """Of its annotations when this was written; it only grows."""
+    image: int | None = None
+    """Number of the image in a file that contains several; None: the largest."""
+    crop: bool = False
+    """Whether the slide is cropped to its scanned area; projects written before that was done have the whole canvas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,4 +311,6 @@ def _record(item: dict[str, Any]) -> SlideRecord:
         raise ValueError(f"its role is {record.role!r}")
     if not all(type(n) is int and 0 <= n < 1 << 53 for n in (record.strokes, record.version)):
         raise ValueError("its stroke count is not a number")
+    if not (record.image is None or type(record.image) is int) or type(record.crop) is not bool:
+        raise ValueError("its image or crop is not what it should be")
     return record

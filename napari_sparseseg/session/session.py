@@ -111,13 +111,14 @@ class Session:
 
     set = property(lambda self: self._slides)  # until the window is off it
 
-    def open(self, path: str | os.PathLike[str], *, role: Role | None = None) -> Slide:
+    def open(self, path: str | os.PathLike[str], *, role: Role | None = None, image: int | None = None) -> Slide:
         """Open a slide (a file, an OME-Zarr folder or an address) and make it active; `SlideOpenError` if that fails.
 
         A slide of the project that was moved is recognised by its fingerprint: its strokes, role and mpp are restored.
-        The role is ``train``, ``held-out`` or ``predict``; None: that in the project, else ``train``.
+        The role is ``train``, ``held-out`` or ``predict``; None: that in the project, else ``train``. `image` is the
+        number of the image in a file that contains several; None: the largest.
         """
-        return self._keeper.open(path, role).slide
+        return self._keeper.open(path, role, image).slide
 
     def add(self, slide: Slide, *, role: Role = "train") -> Slide:
         """Add an open slide (an `ArraySlide` for images in memory) and make it active; the session will close it."""

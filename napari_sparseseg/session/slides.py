@@ -118,7 +118,7 @@ class SlideCollection:
             raise SlideError("that slide is not open in this session; open it first.")
         return entries[0]
 
-    def open(self, path: str | os.PathLike[str], role: Role = "train") -> SlideEntry:
+    def open(self, path: str | os.PathLike[str], role: Role = "train", image: int | None = None) -> SlideEntry:
         """Open a slide and make it active; one that is open already is only activated.
 
         Raises
@@ -132,11 +132,11 @@ class SlideCollection:
         resolved = Path(path).expanduser()
         for i, entry in enumerate(self.entries):
             same = entry.slide.path == address if address else Path(entry.slide.path).resolve() == resolved.resolve()
-            if same:
+            if same and image in (None, entry.slide.image):
                 entry.slide.identity.check()
                 self._activate(i)
                 return entry
-        return self.add(open_slide(address or resolved), role)
+        return self.add(open_slide(address or resolved, image=image), role)
 
     def add(self, slide: Slide, role: Role = "train") -> SlideEntry:
         """Add an opened slide with empty annotations and make it active."""

@@ -70,6 +70,8 @@ class SlideContents:
     """The images that `open_slide` can open, in the order of their numbers; empty if there is only one."""
     image: int = 0
     """Number of the opened image."""
+    crop: bool = True
+    """Whether the slide was to be cropped to the scanned area."""
     bounds: Box | None = None
     """The scanned area in level-0 pixels, if the file specifies one."""
     canvas: Box | None = None
@@ -97,7 +99,7 @@ class SlideContents:
             rest = f" and {len(others) - 5} more" if len(others) > 5 else ""
             self.warnings.append(
                 f"it contains {len(images)} images; image {image} ({_image_text(images[image])}) is open. "
-                f"Others: {', '.join(others[:5])}{rest}"
+                f"Others: {', '.join(others[:5])}{rest}; choose one with image=N (--image N)"
             )
 
 
@@ -238,6 +240,11 @@ class Slide:
     def images(self) -> tuple[ImageInfo, ...]:
         """The images in the file, by the numbers that `open_slide` takes; empty if there is only one."""
         return self.contents.images
+
+    @property
+    def image(self) -> int | None:
+        """Number of the opened image; None if the file contains only one."""
+        return self.contents.image if self.contents.images else None
 
     @property
     def bounds(self) -> Box:

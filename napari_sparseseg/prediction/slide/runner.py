@@ -273,6 +273,8 @@ class SlideRun:
         return ShardTask(
             slide=str(path.resolve()),
             fingerprint=self._slide.fingerprint,
+            image=self._slide.image,
+            crop=self._slide.contents.crop,
             mpp=self._slide.mpp,
             model=str(files.model.resolve()),
             store=str(files.store.resolve()),

@@ -66,6 +66,9 @@ class ShardTask:
     slide: str
     fingerprint: str
     """Of the slide when the run began."""
+    image: int | None
+    crop: bool
+    """How it was opened, as for `open_slide`."""
     mpp: tuple[float, float] | None
     model: str
     store: str
@@ -283,7 +286,7 @@ def open_task(task: ShardTask) -> ShardPredictor:
 
     tune_process(predicting=True)
     TILES.max_bytes = READ_CACHE
-    slide = open_slide(task.slide)
+    slide = open_slide(task.slide, image=task.image, crop=task.crop)
     if slide.fingerprint != task.fingerprint:
         slide.close()
         raise SlideChangedError(task.slide)

@@ -108,6 +108,7 @@ def open_openslide(path: str, first: SlideOpenError | None = None, *, crop: bool
         backend="openslide",
         levels=[OpenSlideLevel(handle, k, background, area if crop else None) for k in range(handle.slide.level_count)],
         channels=RGB,
+        crop=crop,
         is_rgb=True,
         background=background,
         fingerprint=lambda: file_fingerprint(path),
