@@ -66,15 +66,15 @@ class ShardTask:
     slide: str
     fingerprint: str
     """Of the slide when the run began."""
-    image: int | None
-    crop: bool
-    """How it was opened, as for `open_slide`."""
     mpp: tuple[float, float] | None
     model: str
     store: str
     plan: TilePlan
     tissue: str | None
     """File with the mask of where to predict; None: everywhere."""
+    image: int | None = None
+    crop: bool = True
+    """How the slide was opened, as for `open_slide`."""
 
 
 @dataclass(frozen=True, slots=True)
