@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
+from napari_sparseseg.annotations.raster import as_points
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.io.shapes import THIN_RADIUS, Document, Drawn
 from napari_sparseseg.io.xml_events import number
@@ -76,13 +77,22 @@ class LayersReader:
                 self._document.errors.append(region.error.rstrip("."))
             elif region.kind not in _POLYGONS + _RECTANGLES + _ELLIPSES:
                 self._document.left_out["arrows, rulers and other marks"] += 1
-            elif (ring := _ring(region)) is None:
-                self._document.left_out["without an outline"] += 1
             else:
-                outlines[region.negative].append(ring)
+                self._add(region, outlines[region.negative])
         for rings in _cut(outlines[False], outlines[True]):
             self._document.add(Drawn(self._name, "polygon", rings, self._colour))
         self._regions = []
+
+    def _add(self, region: _Region, outlines: list[Ring]) -> None:
+        try:
+            ring = _ring(region)
+        except AnnotationError as error:
+            self._document.errors.append(str(error).rstrip("."))
+            return
+        if ring is None:
+            self._document.left_out["without an outline"] += 1
+        else:
+            outlines.append(ring)
 
     def document(self) -> Document:
         """What was found."""
@@ -90,9 +100,9 @@ class LayersReader:
 
 
 def _ring(region: _Region) -> Ring | None:
-    points = np.asarray(region.points, np.float64).reshape(-1, 2)
-    if len(points) < 2 or (len(points) == 2 and region.kind in _POLYGONS):
+    if len(region.points) < (3 if region.kind in _POLYGONS else 2):
         return None
+    points = as_points(region.points)
     (y0, x0), (y1, x1) = points.min(axis=0), points.max(axis=0)
     if region.kind in _ELLIPSES and len(points) <= 5:  # the corners of its bounding box
         return ellipse((y0 + y1) / 2, (x0 + x1) / 2, (y1 - y0) / 2, (x1 - x0) / 2)
@@ -169,7 +179,7 @@ class NdpiFrame:
         """Level-0 (y, x) of positions (y, x) in nanometres from the centre of the glass slide."""
         points = np.asarray(points_nm, np.float64).reshape(-1, 2)
         pixels: Ring = (points - self.offset_nm) / (np.array(self.mpp) * 1000) + np.array(self.shape) / 2
-        return pixels
+        return as_points(pixels, least=0)
 
 
 class NdpaReader:
@@ -221,7 +231,7 @@ class NdpaReader:
                 self._document.add(Drawn(name, "brush", [np.array([[y, x]])], self._colour, THIN_RADIUS))
                 return
             height, width = (self._number("radius") / (1000 * mpp) for mpp in self._frame.mpp)
-            self._document.add(Drawn(name, "polygon", [ellipse(y, x, height, width)], self._colour))
+            self._document.add(Drawn(name, "polygon", [as_points(ellipse(y, x, height, width))], self._colour))
         elif self._kind == "freehand":
             points = [(number(y, "y of a point"), number(x, "x of a point")) for y, x in self._points]
             ring = self._frame.to_pixels(points)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.io.shapes import Document
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
+_LARGEST = 1e12
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
 _EXPAT_READS = ("utf-8", "utf-16", "ascii", "iso8859-1")
 # Root elements of other formats.
@@ -115,5 +116,8 @@ def number(text: str | None, what: str) -> float:
         For anything else.
     """
     if text is None or not _NUMBER.fullmatch(text):
-        raise AnnotationError(f"{what} is {text!r}, which is not a number.")
-    return float(text.replace(",", "."))
+        raise AnnotationError(f"{what} is {text if text is None else text[:60]!r}, which is not a number.")
+    value = float(text.replace(",", "."))
+    if not abs(value) <= _LARGEST:
+        raise AnnotationError(f"{what} is {text[:60]}; coordinates must be finite and within +-{_LARGEST:.0e}.")
+    return value
