@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_sparseseg.errors import ProjectError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -75,8 +77,21 @@ def sync_folder(folder: Path) -> None:
 
 
 def state_folder() -> Path:
-    """Where unsaved work and the list of recent projects live; ``NAPARI_SPARSESEG_HOME`` overrides it."""
+    """Where unsaved work and the list of recent projects are; ``NAPARI_SPARSESEG_HOME`` overrides it.
+
+    Raises
+    ------
+    ProjectError
+        When the user has no home folder.
+    """
     from platformdirs import user_state_path
 
-    override = os.environ.get("NAPARI_SPARSESEG_HOME")
-    return Path(override) if override else user_state_path("napari-sparseseg")
+    if override := os.environ.get("NAPARI_SPARSESEG_HOME"):
+        return Path(override)
+    try:
+        folder = user_state_path("napari-sparseseg")
+    except RuntimeError:  # a user without HOME and without a passwd entry; older platformdirs return "~"
+        folder = Path("~")
+    if not folder.is_absolute():
+        raise ProjectError("there is no home folder for unsaved work; set NAPARI_SPARSESEG_HOME to a folder.")
+    return folder

@@ -24,6 +24,7 @@ def add_file_commands(commands: Any) -> None:
     export = command(commands, "export", _export, "export a model for other programs, as ONNX or bioimage.io package")
     export.add_argument("model", type=Path, metavar="MODEL", help="a .safetensors file")
     export.add_argument("output", type=Path, metavar="OUT", help="OUT.onnx, or OUT.zip for a bioimage.io package")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     convert = command(commands, "convert", _convert, "convert annotations between formats")
     convert.add_argument("source", type=Path, metavar="ANNOTATIONS_IN", help="file in any known format")
@@ -142,7 +143,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     with Session(()) as session:
         session.config = session.config.updated({"device": "cpu"})
         session.load_model(args.model)
-        session.export_model(args.output)
+        session.export_model(args.output, overwrite=args.overwrite)
         say(args, f"wrote {args.output}")
         return {"output": str(args.output), "classes": [c.name for c in session.classes]}
 

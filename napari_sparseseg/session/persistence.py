@@ -90,22 +90,21 @@ class ProjectKeeper:
         path = None if self.project is None else self.project.checkpoint
         return path if path is not None and path.exists() else None
 
-    def checkpoint_path(self) -> Path | None:
-        """Where a run writes its model; None in a read-only project, or when there is no project and no place for one.
+    def write_checkpoint(self, save: Callable[[Path], None]) -> None:
+        """Write the model when a run ends, unless the project is read-only; without a project, to a recovery folder.
 
-        Without a project it is a recovery folder. A script may have no home folder: the model stays in memory then.
+        A script may have no home folder, or a full one: its model then stays in memory, and nothing fails.
         """
         if self.read_only:
-            return None
+            return
         try:
             project = self._any_project()
-        except ProjectError as error:
-            if self._autosave:
+            self.write()
+            save(project.checkpoint)
+        except (OSError, SparseSegError) as error:
+            if self._autosave or not (self.project is None or recovery.is_recovery(self.project)):
                 raise
-            _log.warning("no checkpoint: %s", error)
-            return None
-        self.write()
-        return project.checkpoint
+            _log.warning("no checkpoint was written: %s", error)
 
     def open(self, path: str | os.PathLike[str], role: Role | None, image: int | None = None) -> SlideEntry:
         """Open a slide; one that the project lists gets its strokes, role and mpp back. See `Session.open`."""

@@ -164,9 +164,11 @@ class Predictor:
         if metadata.extra.get("net", {}).get("kind") == "pretrained":
             self._training.recall(self._training.settings.updated({"encoder": metadata.encoder}))
 
-    def export(self, path: Path) -> None:
+    def export(self, path: Path, *, overwrite: bool) -> None:
         """Write the model for other programs; see `Session.export_model`."""
         model = self.model()
+        if path.exists() and not overwrite:
+            raise PredictionError(f"{path} exists already; choose another name, or ask to overwrite it.")
 
         def export() -> None:
             from napari_sparseseg.learning.export import export_model

@@ -140,8 +140,16 @@ def recovered(folder: Path, fingerprint: str) -> Annotations:
 
 def discard(project: Project) -> None:
     """Remove a recovery folder; a project that the user saved is never touched."""
-    if project.path.parent == recovery_folder().resolve():
+    if is_recovery(project):
         shutil.rmtree(project.path, ignore_errors=True)
+
+
+def is_recovery(project: Project) -> bool:
+    """Whether a project is a recovery folder, not one that the user saved."""
+    try:
+        return project.path.parent == recovery_folder().resolve()
+    except ProjectError:
+        return False
 
 
 def _annotation_files(project: Project) -> list[Path]:

@@ -90,7 +90,7 @@ class Session:
         self._slides = SlideCollection(classes)
         self._training = Training(self._slides, config or TrainConfig(), self._emit_status)
         self._keeper = ProjectKeeper(self._slides, self._training, autosave=autosave)
-        self._training.checkpoint_path = self._keeper.checkpoint_path
+        self._training.write_checkpoint = self._keeper.write_checkpoint
         self._live = LiveWorker(self._slides, self._training)
         learn, view = self._training, self._live
         workers = (learn.end_worker, self._slides.watch, learn.refit_worker, view.work, learn.train_worker)
@@ -308,9 +308,9 @@ class Session:
         self._predictor.model()
         self._engine.call(lambda: self._training.export(Path(path)))
 
-    def export_model(self, path: str | os.PathLike[str]) -> None:
+    def export_model(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the current model for other programs: ``.onnx``, or a bioimage.io package ``.zip``."""
-        self._predictor.export(Path(path))
+        self._predictor.export(Path(path), overwrite=overwrite)
 
     # Prediction
 

@@ -76,13 +76,13 @@ class Training:
 
     Attributes
     ----------
-    checkpoint_path
-        Where the model is written when a run ends; None from it leaves the model in memory.
+    write_checkpoint
+        Called with `save` when a run ends, to have the model written to a file.
     """
 
     def __init__(self, slides: SlideCollection, settings: TrainConfig, publish: Callable[[], None]) -> None:
         self._slides, self._publish = slides, publish
-        self.checkpoint_path: Callable[[], Path | None] = lambda: None
+        self.write_checkpoint: Callable[[Callable[[Path], None]], None] = lambda save: None
         self._settings, self._requested = settings, {settings.encoder}
         self._learner: Learner | None = None
         self._run: Run | None = None
@@ -150,6 +150,7 @@ class Training:
                 raise TrainingError("training is running already; stop it before starting again.")
             self._run = run
         self.settings = settings
+        _log.info("training with %s", settings)
         self._fitted = ()  # refit even where no stroke was added
         return run
 
@@ -238,6 +239,8 @@ class Training:
         report = self._learner.step()
         run.spent += time.monotonic() - started
         status = replace(self.status, state="training", step=report.step, loss=report.loss, seconds=run.spent)
+        if report.message:  # memory ran out, or training went back after NaN
+            _log.warning(report.message)
         self._set(replace(status, message=report.message or self._learner.note))
         self._take_model()
         return True
@@ -262,7 +265,6 @@ class Training:
         if isinstance(error, SlideClosedError) and versions != self._closed_at:
             self._closed_at, self._fitted = versions, ()
             return
-        _log.error("background work failed", exc_info=error)
         run, self._run = self._run, None
         self.rest()
         # Without this a failing refit would be asked for again at once, for ever.
@@ -311,6 +313,7 @@ class Training:
         # Set before the fit: a stroke that lands meanwhile has a newer version and is fitted next turn.
         self._fitted = snapshot.versions
         model = learner.refit()
+        _log.info("refitted to %d slides: %s", len(snapshot.sources), learner.note or "complete")
         self._set(replace(self.status, device=str(learner.device), message=learner.note))
         if model is not None:
             self.seen = snapshot.versions
@@ -329,15 +332,14 @@ class Training:
     def _finish(self, run: Run) -> None:
         self.rest()
         try:
-            path = self.checkpoint_path()
-            if path is not None:
-                self.save(path)
+            self.write_checkpoint(self.save)
         except (OSError, SparseSegError) as error:  # `fail` ends the run with it
             reason = f"{error.strerror or error}." if isinstance(error, OSError) else str(error)
             raise TrainingError(
                 f"the model could not be saved: {reason} It is still in memory; save it elsewhere."
             ) from error
         self._run = None
+        _log.info("training ended at step %d after %.0f s", self.status.step, run.spent)
         try:
             self._set(replace(self.status, state="idle", seconds=run.spent))
         finally:

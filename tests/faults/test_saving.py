@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
-from napari_sparseseg import Session
+from napari_sparseseg import Session, save_annotations
 from napari_sparseseg.errors import AnnotationError, ProjectError
 from napari_sparseseg.session.recovery import delete_unsaved, recoverable, recovery_folder, unsaved_work
-from tests.helpers.data import two_textures, write_slide
+from tests.helpers.data import ROOT, two_textures, write_slide
 
 CLASSES = ["stripes", "dots"]
 
@@ -222,3 +224,35 @@ def test_a_model_that_was_saved_leaves_no_recovery_folder(slides, tmp_path):
         assert session.checkpoint is not None
         session.save_model(tmp_path / "m.safetensors")
     assert not list(recovery_folder().iterdir())
+
+
+HOMELESS = """
+import pwd, sys
+def getpwuid(uid):
+    raise KeyError(uid)
+pwd.getpwuid = getpwuid
+from napari_sparseseg.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="home folders come from the environment and the password database")
+def test_training_and_prediction_need_no_home_folder(slides, tmp_path):
+    """Neither HOME nor an entry for the user, as in a container with an arbitrary user id."""
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [50, 100])
+        draw(session, [150, 200], 2)
+        save_annotations(session.annotations, tmp_path / "a.geojson")
+    without = {k: v for k, v in os.environ.items() if k != "HOME" and not k.startswith(("XDG_", "NAPARI_SPARSESEG"))}
+    before = set(os.listdir(tmp_path))
+    for command in (
+        ["train", "a.tif", "--model", "m.safetensors", "--steps", "1"],
+        ["predict", "a.tif", "--model", "m.safetensors", "--output", "o.ome.tif"],
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", HOMELESS, *command],
+            cwd=tmp_path, env={**without, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+    assert set(os.listdir(tmp_path)) - before == {"m.safetensors", "o.ome.tif"}
