@@ -69,7 +69,7 @@ class ProjectKeeper:
 
     def __init__(self, slides: SlideCollection, training: Training, *, autosave: bool) -> None:
         self._slides, self._training, self._autosave = slides, training, autosave
-        self._lock = threading.RLock()  # the engine thread asks for `checkpoint_path`
+        self._lock = threading.RLock()  # the engine thread writes checkpoints
         self._binding = threading.RLock()  # never taken by the engine thread: signals are sent while it is held
         self._written: tuple[object, ...] = ()
         self._written_at = 0.0
