@@ -247,6 +247,15 @@ class ProjectKeeper:
             bind_to(annotations, project.annotations_path(self._records(project)[entry.key]))
             self.write()
 
+    def import_annotations(self, entry: SlideEntry, path: str | os.PathLike[str] | None) -> int:
+        """Add the annotations of a file to a slide's; see `Session.import_annotations`."""
+        from napari_sparseseg.io import find_annotations, load_annotations
+
+        slide, source = entry.slide, path or find_annotations(entry.slide.path)
+        fresh = len(self._slides.entries) == 1 and not self._slides.labelled and self._training.model is None
+        table = () if fresh else self._slides.classes
+        return self.add_annotations(entry, load_annotations(source, slide.shape, classes=table, slide=slide))
+
     def add_annotations(self, entry: SlideEntry, loaded: Annotations) -> int:
         """Draw other annotations over those of a slide as one undo step; see `Session.import_annotations`."""
         from napari_sparseseg.io.trace import shapes_of

@@ -109,8 +109,6 @@ class Session:
 
     # Slides
 
-    set = property(lambda self: self._slides)  # until the window is off it
-
     def open(self, path: str | os.PathLike[str], *, role: Role | None = None, image: int | None = None) -> Slide:
         """Open a slide (a file, an OME-Zarr folder or an address) and make it active; `SlideOpenError` if that fails.
 
@@ -183,18 +181,12 @@ class Session:
         self._keeper.write_changes()
 
     def import_annotations(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Add the annotations of a file (GeoJSON, ASAP XML, .sparseseg, label image) to the active slide's.
+        """Draw the annotations of a file over those of the active slide, as one undo step.
 
-        None: of the file beside the slide with its name. They are drawn over what is there, as one undo step. Classes
-        are matched by name; new ones that have objects are added to the table. Returns how many strokes and regions
-        were added; with none on the slide, nothing changes.
+        None: of the file beside the slide with its name. Classes are matched by name; new ones that have objects are
+        added to the table. Returns how many strokes and regions were added; with none on the slide, nothing changes.
         """
-        from napari_sparseseg.io import find_annotations, load_annotations
-
-        slide, path = self.slide, path or find_annotations(self.slide.path)
-        fresh = len(self.entries) == 1 and not self._slides.labelled and self.model is None
-        loaded = load_annotations(path, slide.shape, classes=() if fresh else self.classes, slide=slide)
-        return self._keeper.add_annotations(self._slides.active, loaded)
+        return self._keeper.import_annotations(self._slides.active, path)
 
     # Training
 

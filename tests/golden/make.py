@@ -54,7 +54,7 @@ def draw(annotations) -> None:
 def said(session) -> tuple[dict, dict]:
     """What a session says of its slides: plain values, and label images."""
     slides, images = [], {}
-    for entry in session.set.entries:
+    for entry in session.entries:
         strokes = [
             [s.id, s.kind, s.class_id, s.radius, [float(v) for v in s.points.ravel()], list(s.rings)]
             for s in (*entry.annotations.strokes, *entry.annotations.dense_regions)
@@ -126,7 +126,7 @@ def project(folder: Path) -> tuple[dict, dict]:
         session.annotations.paint([(30, 30), (200, 60)], 7, 3)
         session.annotations.paint([(30, 230), (200, 200)], 7, 1)
         session.slide.mpp = 0.75
-        session.set.activate(session.set.entries[0])
+        session.activate(session.slides[0])
         session.train(steps=1, wait=True, patch_px=64, batch_size=1, balancing="mini-batch", device="cpu", seed=3)
         session.save(folder / "project")
         checkpoint = session.checkpoint
