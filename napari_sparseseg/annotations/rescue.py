@@ -134,7 +134,9 @@ def merged(base: Annotations, other: Annotations) -> Annotations:
     ]
     strokes = [replace(stroke, id=number) for number, stroke in enumerate(drawn, 1)]
     classes = {c.id: c for c in (*other.classes, *base.classes)}
-    return _assembled(base.shape, tuple(classes.values()), sum(s.version for s in snapshots), strokes, trees)
+    out = _assembled(base.shape, tuple(classes.values()), sum(s.version for s in snapshots), strokes, trees)
+    out.set_others((*base.others, *other.others))
+    return out
 
 
 def _assembled(

@@ -168,7 +168,7 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     >>> from napari_sparseseg.samples import sample_scribbles, sample_slide
     >>> with Session() as session:
     ...     slide = session.open(sample_slide())
-    ...     session.import_annotations(sample_scribbles())
+    ...     added = session.import_annotations(sample_scribbles())
     ...     session.train(steps=1, mpp=8.0, wait=True)
     ...     session.save_model("sample.safetensors")
     >>> model = load_model("sample.safetensors", device="cpu")

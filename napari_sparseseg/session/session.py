@@ -48,7 +48,7 @@ class Session:
     >>> from napari_sparseseg.samples import sample_scribbles, sample_slide
     >>> with Session() as session:
     ...     slide = session.open(sample_slide())
-    ...     session.import_annotations(sample_scribbles())
+    ...     added = session.import_annotations(sample_scribbles())
     ...     session.train("instance", steps=1, mpp=8.0, wait=True)  # seconds=60 for a useful model
     ...     labels, probabilities = session.predict((0, 0, 1024, 2048), mpp=8.0)
     >>> labels.shape, probabilities.shape
@@ -181,10 +181,9 @@ class Session:
         self._keeper.write_changes()
 
     def import_annotations(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Draw the annotations of a file over those of the active slide, as one undo step.
+        """Draw the annotations of a file over those of the active slide, as one undo step; returns how many.
 
-        None: of the file beside the slide with its name. Classes are matched by name; new ones that have objects are
-        added to the table. Returns how many strokes and regions were added; with none on the slide, nothing changes.
+        None: of the file beside the slide with its name. Classes are matched by name; new ones with objects are added.
         """
         return self._keeper.import_annotations(self._slides.active, path)
 
@@ -331,8 +330,7 @@ class Session:
     def review(self) -> list[Mistake]:
         """Held-out strokes of all open slides that the model gets wrong, worst first.
 
-        The list changes during training. `PredictionError` when there is no model, or nothing is held out. Call it off
-        the GUI thread.
+        The list changes in training. `PredictionError` without a model or held-out strokes. Call it off the GUI thread.
         """
         return self._predictor.review()
 
@@ -340,8 +338,7 @@ class Session:
         """Make the predicted region around a level-0 (y, x) of the active slide a dense region, as one undo step.
 
         It is the 4-connected region of one class that the live view shows, or that is predicted now; scribbles inside
-        it take precedence. `PredictionError` when there is no model, or (y, x) lies outside the slide. Call it off the
-        GUI thread.
+        take precedence. `PredictionError` without a model or outside the slide. Call it off the GUI thread.
         """
         return self._predictor.accept(at)
 
@@ -433,8 +430,8 @@ class Session:
     def save(self, project: str | os.PathLike[str], *, exists: Exists = "refuse") -> None:
         """Save as a project folder, wholly or not at all; from then on every stroke is saved there at once.
 
-        In the session's own project this writes what failed before. Another one is an error unless `exists` is
-        ``replace``, which moves it aside, or ``merge``, which adds to it and leaves its annotation files beside.
+        In its own project this writes what failed before. Another one is an error unless `exists` is ``replace``, which
+        moves it aside, or ``merge``, which adds to it and leaves its annotation files beside.
         """
         saved = self._keeper.save_as(Path(project), exists)
         if self.model is not None:

@@ -86,6 +86,7 @@ def test_a_merge_adds_slides_strokes_and_classes(slides, tmp_path):
             session.open(slide)
             session.annotations.paint([(20, 100), (200, 100)], 2, 1)
             session.annotations.paint([(220, 20), (220, 200)], 2, 2)
+        session.annotations.set_others([{"type": "Feature"}])
         session.save(path, exists="merge")
         assert [c.name for c in session.classes] == ["stripes", "dots", "glass"]
         draw(session, [240])
@@ -94,6 +95,7 @@ def test_a_merge_adds_slides_strokes_and_classes(slides, tmp_path):
         a = again.entries[0].annotations
         assert [a.read((100, x, 1, 1))[0, 0] for x in (50, 100)] == [1, 2]
         assert a.read((220, 50, 1, 1))[0, 0] == 3
+        assert again.entries[1].annotations.others == ({"type": "Feature"},)
         assert again.notes == ()
     assert len(list((path / "annotations").glob("a-*.sqlite"))) == 2, "the file before the merge stays beside"
 
