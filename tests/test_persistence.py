@@ -16,6 +16,7 @@ import pytest
 
 from napari_sparseseg.annotations import Annotations, DamagedFileError, FileInUseError, rescue
 from napari_sparseseg.annotations import sqlite_file as store_module
+from napari_sparseseg.annotations.file_state import summary
 from napari_sparseseg.errors import AnnotationError
 from tests.helpers.classes import add_class, rename_class
 from tests.helpers.limits import file_size_limited
@@ -299,6 +300,28 @@ def test_rows_of_different_times_are_found(drawn, tmp_path):
         with pytest.raises(DamagedFileError, match=r"copied while a program wrote to it.*strokes and .* can still be"):
             Annotations.load(copy)
         assert len(rescue(copy)[0].strokes) >= len(drawn.strokes) - 1
+
+
+@pytest.mark.fault("annotation file copied while it was written")
+def test_a_log_that_was_restarted_while_it_was_copied_is_found(drawn, tmp_path):
+    """A copy whose first blocks are of the log before SQLite started it again, the others of the log after."""
+    path, copy = tmp_path / "a.sqlite", tmp_path / "copy.sqlite"
+    log, its_log = (p.with_name(p.name + "-wal") for p in (path, copy))
+    drawn.attach(path)
+    before = after = log.read_bytes()
+    for k in range(2000):  # SQLite starts its log again when it holds 1,000 pages
+        drawn.paint([(700 + k, 100), (700 + k, 900)], 20, 1 + k % 2)
+        before, after = after, log.read_bytes()
+        if before[16:20] != after[16:20]:
+            break
+    assert before[16:20] != after[16:20]
+    copy.write_bytes(path.read_bytes())
+    its_log.write_bytes(after)
+    assert summary(copy).complete
+    assert summary(copy).strokes == len(drawn.strokes) + len(drawn.dense_regions)
+    its_log.write_bytes(before[: 32 + 24 + 4096] + after[32 + 24 + 4096 :])
+    assert not summary(copy).complete
+    drawn.close()
 
 
 def test_a_file_that_an_earlier_version_has_changed_opens(drawn, tmp_path):

@@ -23,7 +23,7 @@ class FileSummary:
     strokes, version
         Number of strokes and dense regions; version of the annotations.
     complete
-        False for a copy that was made while a program wrote to the file, and lacks its write-ahead log.
+        False for a copy that was made while a program wrote to the file, and lacks its write-ahead log or a part of it.
     """
 
     strokes: int
@@ -39,7 +39,8 @@ def summary(path: Path) -> FileSummary:
     AnnotationError
         Where it is not an annotation file, or is damaged.
     """
-    has_log = path.with_name(path.name + "-wal").exists()
+    log = path.with_name(path.name + "-wal")
+    has_log = log.exists() and not _is_torn(log)
     if not path.exists() or path.stat().st_size == 0:
         return FileSummary(0, 0, complete=not has_log)
     with closing(connect(path)) as connection:
@@ -52,6 +53,26 @@ def summary(path: Path) -> FileSummary:
             return FileSummary(int(strokes), int(meta.get("version", 0)), has_log or not meta.get("open", False))
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
             raise DamagedFileError(path, str(error).rstrip(".")) from error
+
+
+def _is_torn(log: Path) -> bool:
+    """Whether a log is a copy that was begun before SQLite started the log again from its first page, and ended after.
+
+    SQLite would read it up to the last frame of the old log. Each restart adds 1 to the first salt, which is in the
+    header and in every frame (see "WAL file format" in SQLite's documentation).
+    """
+    with log.open("rb") as file:
+        header = file.read(32)
+        page = int.from_bytes(header[8:12], "big")
+        if len(header) < 32 or page < 512:
+            return False
+        salt = int.from_bytes(header[16:20], "big")
+        while len(frame := file.read(24)) == 24:
+            # Frames that are older are what the log held before its last restart.
+            if 0 < (int.from_bytes(frame[8:12], "big") - salt) % (1 << 32) < 1 << 31:
+                return True
+            file.seek(page, 1)
+    return False
 
 
 def mark_open(connection: sqlite3.Connection, is_open: bool) -> None:

@@ -30,7 +30,7 @@ def what_is_missing(path: Path, record: SlideRecord) -> str:
     elif not path.stat().st_size:
         why = "is empty"
     elif not found.complete:
-        why = f"was copied without its log {path.name}-wal"
+        why = f"was copied without its whole log {path.name}-wal"
     else:
         why = "is older than the project"
     listed = max(record.strokes, found.strokes)
