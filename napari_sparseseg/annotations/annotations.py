@@ -41,8 +41,8 @@ class Annotations:
     Coordinates are (y, x) in level-0 pixels; pixel (i, j) covers [i, i + 1) x [j, j + 1), so its centre is
     (i + 0.5, j + 0.5). One thread draws at a time; any thread may call `snapshot`, `read` and `counts`.
 
-    Drawing methods raise AnnotationError for invalid points, classes and radii, and, when everybody has been told about
-    the edit, where a bound file could not be written; the edit is then in memory only.
+    Drawing methods raise AnnotationError for invalid points, classes, ids and radii, for a stroke that is already or
+    not yet begun, and, after the signals, where a bound file could not be written; the edit is then in memory only.
 
     Parameters
     ----------
@@ -217,13 +217,7 @@ class Annotations:
             self._editor.add_polygon(rings)
 
     def remove_dense_region(self, *region_ids: int) -> None:
-        """Remove the dense regions with those ids, as one step of the history; scribbles in them stay.
-
-        Raises
-        ------
-        AnnotationError
-            Where there is none.
-        """
+        """Remove the dense regions with those ids, as one step of the history; scribbles in them stay."""
         removed = [self._editor.region(region_id) for region_id in dict.fromkeys(region_ids)]
         self._finish(lambda: self._editor.change_regions((), removed))
 
@@ -274,11 +268,6 @@ class Annotations:
             ``brush``, ``erase``, ``polygon`` or ``fill``.
         keep
             Where given, only level-0 pixels with this label (or one of these) are written; 0 preserves all labels.
-
-        Raises
-        ------
-        AnnotationError
-            For an unknown class or kind, or when a stroke is open already.
         """
         self._editor.begin(class_id, kind, keep)
 
@@ -304,10 +293,7 @@ class Annotations:
     def commit_stroke(self) -> Stroke | None:
         """Finish the stroke: one step of the history, durable on return where a file is bound.
 
-        Returns
-        -------
-        Stroke
-            None where nothing changed.
+        Returns None where nothing changed.
         """
         edit = self._finish(self._editor.commit)
         return edit.added[0] if edit is not None else None
