@@ -79,6 +79,13 @@ class LogTrail(logging.Handler):
         logging.getLogger("napari_sparseseg").removeHandler(self)
 
 
+def canvas_beside(widget: QWidget) -> QWidget | None:
+    """The canvas of the window that a widget is docked in."""
+    window = widget.window()
+    centre = window.centralWidget() if isinstance(window, QMainWindow) else None
+    return None if centre is None else centre.findChild(QOpenGLWidget)
+
+
 class CanvasFocus(QObject):
     """Gives the canvas the keyboard focus when the mouse moves over it, unless text is being typed in the panel.
 
@@ -100,9 +107,7 @@ class CanvasFocus(QObject):
     def watch(self) -> None:
         """Watch the canvas of the window that the panel is in now."""
         self.release()
-        window = self._panel.window()
-        centre = window.centralWidget() if isinstance(window, QMainWindow) else None
-        self._canvas = None if centre is None else centre.findChild(QOpenGLWidget)
+        self._canvas = canvas_beside(self._panel)
         if self._canvas is not None:
             self._canvas.installEventFilter(self)
 

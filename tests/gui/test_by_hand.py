@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QPushButton
+from qtpy.QtWidgets import QApplication, QFrame, QPushButton
 
 from napari_sparseseg import Annotations, Session
+from napari_sparseseg.gui.sections.predict.guidance import FRAME
 from tests.helpers.answers import answer, answer_file, choose_entry
 from tests.helpers.data import two_textures, write_slide
-from tests.helpers.mouse import pump
+from tests.helpers.mouse import camera, pump
 from tests.helpers.panel import (
     click,
     click_cell,
@@ -369,3 +370,17 @@ def test_a_problem_is_not_shown_any_more_once_the_action_succeeds(panel, mouse):
     draw_both(panel, mouse)
     click(panel.train.train)
     assert not panel.header.error.isVisible()
+
+
+def test_the_next_uncertain_region_is_framed_until_the_view_moves(viewer, panel, mouse):
+    give_model(panel)
+    wait_until(panel.predict.next.isEnabled, 10)
+    click(panel.predict.next)
+    wait_until(lambda: panel.predict.doubt.text().startswith("The model is uncertain"), 30)
+    frame = panel.window().findChild(QFrame, FRAME)
+    assert frame.isVisible()
+    middle = frame.geometry().center()
+    assert abs(middle.x() - mouse.size[0] / 2) <= 2
+    assert abs(middle.y() - mouse.size[1] / 2) <= 2
+    camera(viewer).zoom *= 1.1
+    assert not frame.isVisible()
