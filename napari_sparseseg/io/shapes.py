@@ -187,12 +187,16 @@ def points_xy(values: Any, least: int = 1) -> NDArray[np.float64]:
     try:
         array = np.asarray(values)
     except ValueError:  # positions of different lengths
-        if not all(isinstance(p, (list, tuple)) and 2 <= len(p) <= 4 for p in values):
+        if not all(_is_position(p) for p in values):
             raise AnnotationError(f"coordinates must be pairs of numbers, found {_short(values)}.") from None
         array = np.asarray([p[:2] for p in values])
     if array.dtype.kind not in "iuf" or array.ndim != 2 or not 2 <= array.shape[1] <= 4:
         raise AnnotationError(f"coordinates must be pairs of numbers, found {_short(values)}.")
     return as_points(array[:, 1::-1], least)
+
+
+def _is_position(value: object) -> bool:
+    return isinstance(value, list) and 2 <= len(value) <= 4 and all(isinstance(n, (int, float)) for n in value)
 
 
 def _short(value: object) -> str:
