@@ -159,6 +159,7 @@ class ProjectKeeper:
             note = self._open_record(project, record)
             if note:
                 self.notes.append(note)
+        self._written, self._written_at = self._to_write(), time.monotonic()  # also where no slide was opened
         if self.read_only and not read_only:
             self.notes.append(f"the project {self.read_only}: changes here will not be saved; save under another name")
         _log.info("opened project %s: %d slides, %s", project.path, len(self._slides.entries), self.notes or "complete")

@@ -58,7 +58,7 @@ class Killed(RuleBasedStateMachine):
         self.row.promised += 1
         held = self.user.state in possible
         self.row.lost += not held
-        assert held, (self.user.state, possible)
+        assert held, f"after the kill:\n{self.user.state}\nexpected one of\n" + "\n".join(map(str, possible))
 
     @property
     def has_files(self):
@@ -77,7 +77,6 @@ class Killed(RuleBasedStateMachine):
     def activate(self, k):
         self.act("activate", k)
 
-    @precondition(lambda self: self.saved)
     @rule()
     def remove(self):
         self.act("remove")
@@ -212,3 +211,21 @@ class TestKilled(Killed.TestCase):
 @pytest.mark.timeout(1500)
 class TestKilledOften(Killed.TestCase):
     settings = settings(max_examples=80, stateful_step_count=25, deadline=None, phases=PHASES)
+
+
+def test_settings_changed_while_no_slide_is_open(tmp_path):
+    """They are in the project with the act that changed them, although nothing else was written since it was opened."""
+    write_slide(tmp_path / SLIDES[0], two_textures(SIDE))
+    (tmp_path / "work").mkdir()
+    user = User(tmp_path / "work", tmp_path / "home")
+    for act in (("open", 0), ("paint", 40, 1), ("save", "p"), ("remove",)):
+        user.do(act)
+    user.kill()
+    user.start()
+    user.do(("classes", ["stripes", "dots", "fibre"]))
+    user.do(("configure", 96, 2e-3))
+    before = user.state
+    user.kill()
+    user.start()
+    assert user.state == before
+    user.close()
