@@ -118,3 +118,14 @@ def test_buttons_that_the_tour_names_are_in_the_window():
     for button in found:
         for part in button.split(" > "):
             assert part in window, button
+
+
+def test_decisions_that_the_code_names_are_written_down():
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    written = {n for page in pages for n in re.findall(r"^## (D\d+)\.", page.read_text(encoding="utf-8"), re.M)}
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "napari_sparseseg").rglob("*.py"))
+    named = set(re.findall(r"\bD\d{1,2}\b", code))
+    assert len(named) > 15
+    assert named <= written, sorted(named - written)
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert all(f"decisions/{page.name}" in listed for page in pages)
