@@ -41,7 +41,6 @@ def strokes_told(folder):
     return int(lines[-1][0]) if lines else 0
 
 
-@pytest.mark.xfail(strict=False, reason="a copy can be an older state, whole in itself, and is silent then")
 @pytest.mark.parametrize("number", ROUNDS)
 def test_a_copy_made_meanwhile(tmp_path, number):
     """It has every stroke that was on disk when copying began, or says that it is not whole; the original has all."""
