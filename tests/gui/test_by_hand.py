@@ -384,3 +384,17 @@ def test_the_next_uncertain_region_is_framed_until_the_view_moves(viewer, panel,
     assert abs(middle.y() - mouse.size[1] / 2) <= 2
     camera(viewer).zoom *= 1.1
     assert not frame.isVisible()
+
+
+def test_the_log_is_saved_from_the_menu(panel, tmp_path):
+    (tmp_path / "notes.svs").write_text("not a slide")
+    panel.slides.open(tmp_path / "notes.svs")
+    wait_until(panel.header.error.isVisible, 10)
+    answer_file(tmp_path / "report.log")
+    choose_entry(panel.header.menu_button, "Save log…")
+    wait_until((tmp_path / "report.log").exists, 10)
+    wait_until(lambda: not panel.busy, 10)
+    text = (tmp_path / "report.log").read_text()
+    assert text.startswith("napari-sparseseg ")
+    assert "SlideOpenError" in text
+    assert "notes.svs" in text
