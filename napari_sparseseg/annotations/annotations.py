@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from psygnal import Signal
 
-from napari_sparseseg.annotations.autosave import Autosave
+from napari_sparseseg.annotations.autosave import Autosave, uninterrupted
 from napari_sparseseg.annotations.document import AnnotationDocument
 from napari_sparseseg.annotations.editing import Editor, MaskPiece, Shape
 from napari_sparseseg.annotations.raster import Polygon, as_points
@@ -171,6 +171,7 @@ class Annotations:
         """Erase scribbles along `points_yx` (N, 2); dense regions stay."""
         self._brush(points_yx, radius, 0)
 
+    @uninterrupted()
     def _brush(self, points_yx: ArrayLike, radius: float, class_id: int) -> None:
         points = as_points(points_yx).tolist()
         with self._stroke(class_id, "brush"):
@@ -187,6 +188,7 @@ class Annotations:
             raise
         self.commit_stroke()
 
+    @uninterrupted()
     def fill_polygon(
         self,
         points_yx: ArrayLike,
@@ -310,13 +312,13 @@ class Annotations:
 
     def redo(self) -> Box | None:
         """Make the step again that was undone last; as `undo`."""
-        edit = self._finish(self._document.redo)
-        return edit.box if edit is not None else None
+        return edit.box if (edit := self._finish(self._document.redo)) is not None else None
 
     def forget_history(self) -> None:
         """Make everything drawn so far permanent and free the memory of its history."""
         self._document.forget_history()
 
+    @uninterrupted()
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         """Replace the class table.
 
@@ -335,6 +337,7 @@ class Annotations:
         self.classes_changed.emit()
         self._report()
 
+    @uninterrupted()
     def _finish(self, make: Callable[[], Edit | None]) -> Edit | None:
         """Make an edit, write it to the bound file, then emit the signals."""
         with self._document.lock:
@@ -390,6 +393,7 @@ class Annotations:
         out._saved_token = stored.token
         return out
 
+    @uninterrupted()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, replacing it as a whole; a binding to another file stays.
 
@@ -442,7 +446,7 @@ class Annotations:
 
     def _release(self) -> None:
         if self._file is not None:
-            self._saved_token = self._document.token if self._file.saved else ""
+            self._saved_token = self._document.token if self.saved else ""
             self._file.close()
             self._file = None
 

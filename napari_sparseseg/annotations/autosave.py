@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
+import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,23 @@ if TYPE_CHECKING:
 _BROKEN = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl+C waits for the end of the block: half an edit would be in memory and not in its file."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 class Autosave:
     """An annotation file that no other program may write to until `close`.
 
@@ -48,6 +67,8 @@ class Autosave:
     ----------
     tokens
         Of all states that were written to this file: a file that holds one of them holds nobody else's work.
+    version
+        Of the annotations that were last written or loaded.
 
     Raises
     ------
@@ -64,6 +85,7 @@ class Autosave:
         self.tokens: set[str] = set()
         self._problem: str | None = None
         self._tally = Tally()
+        self.version = -1
         self._connection, self._is_new = _open(path)
         self._identity, self._broken = _identity(self.path), False
 
@@ -86,7 +108,7 @@ class Autosave:
                 file.raise_last_error()
                 return file, False
             file.tokens.add(found.token)
-            file._tally = found.tally or file._tally
+            file._tally, file.version = found.tally or file._tally, found.version
             file._mark_open()
             adopted = found.token != document.token
             if adopted:
@@ -107,7 +129,8 @@ class Autosave:
 
         `raise_last_error` says what failed; everything is then written with the next edit.
         """
-        if self._problem is not None:
+        # An edit that was interrupted on its way here is in memory only.
+        if self._problem is not None or document.version != self.version + (edit is not None):
             self.write_all(document)
             return
         try:
@@ -116,9 +139,9 @@ class Autosave:
                 stored.tally = self._tally.after(edit)
                 self.tokens.add(stored.token)  # a commit that is reported as failed may have succeeded
                 write_edit(self._connection, stored, edit)
-            self._tally = stored.tally
+            self._tally, self.version = stored.tally, stored.version
             self._require_in_place()
-        except (sqlite3.Error, AnnotationError) as error:
+        except (sqlite3.Error, AnnotationError, MemoryError) as error:
             self._fail(error)
 
     def write_all(self, document: AnnotationDocument) -> None:
@@ -130,11 +153,11 @@ class Autosave:
             self.tokens.add(stored.token)
             with self._locked():
                 write_all(self._connection, stored)
-            self._tally = stored.tally or self._tally
+            self._tally, self.version = stored.tally or self._tally, stored.version
             self._mark_open()
             self._require_in_place()
             self._problem = None
-        except (sqlite3.Error, OSError, AnnotationError) as error:
+        except (sqlite3.Error, OSError, AnnotationError, MemoryError) as error:
             self._fail(error)
 
     def raise_last_error(self) -> None:
@@ -196,7 +219,9 @@ class Autosave:
     def _fail(self, error: Exception) -> None:
         self._problem = str(error).rstrip(".")
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        self._broken = code in _BROKEN or isinstance(error, sqlite3.ProgrammingError | OSError | AnnotationError)
+        self._broken = code in _BROKEN or isinstance(
+            error, sqlite3.ProgrammingError | OSError | AnnotationError | MemoryError
+        )
         roll_back(self._connection)
 
 

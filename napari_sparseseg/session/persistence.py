@@ -133,8 +133,8 @@ class ProjectKeeper:
     @_one_at_a_time
     def remove(self, entry: SlideEntry) -> None:
         """Close a slide; `open` restores its strokes, role and mpp."""
-        if entry.annotations.path is not None and not entry.annotations.saved:
-            entry.annotations.save(entry.annotations.path)
+        if self.project is not None and not self.read_only:
+            self._save_in_place(self.project)
         if self.project is None or self.read_only:
             self._shelf[entry.slide.fingerprint] = entry
         else:
@@ -285,24 +285,30 @@ class ProjectKeeper:
             self._save_in_place(before)
             return before
         taken = (path / "project.json").exists()
+        merges = taken and exists == "merge"
+        if merges and self._shelf:
+            raise ProjectError("slides that were closed would be lost by a merge; open them again, or save elsewhere.")
         if taken and exists == "refuse":
             raise ProjectError(
                 f"{path} exists already. Open it to continue it, or choose another name; a script can also save with "
                 'exists="merge", which adds to it, or exists="replace", which moves it aside.'
             )
         try:
-            project = self._merge_into(path) if taken and exists == "merge" else self._write_new(path)
+            project = self._merge_into(path) if merges else self._write_new(path)
         except OSError as error:
             raise ProjectError(
                 f"cannot save project {path}: {error.strerror or error}. Nothing was changed."
             ) from error
-        moves = before is not None and not self.read_only and not self.left_out
+        stays = self.left_out or (merges and self._closed) or (before is not None and before.state.unreadable)
+        moves = before is not None and not self.read_only and not stays
         self.project, self.read_only, self._shelf, self._closed = project, "", {}, project.state.closed
         names = {r.annotations for r in self._records(project).values()}
         self.left_out = [r for r in project.state.slides if r.annotations not in names]
         self.write()
         if before is not None and moves:
-            recovery.discard(before)
+            with suppress(ProjectError):  # links: no session of ours made it
+                if self._training.model is not None or not before.checkpoint.exists():
+                    recovery.discard(before)
         _log.info("saved project %s", project.path)
         return project
 
@@ -362,6 +368,7 @@ class ProjectKeeper:
         ids = {old.id: new.id for old, new in zip(ours, channels, strict=True)}
         made: dict[str, Annotations] = {}
         records = self._records(project)
+        before = {r.annotations for r in records.values()}
         stamp = time.strftime("%Y%m%d-%H%M%S")
         try:
             for key, record in records.items():
@@ -374,7 +381,7 @@ class ProjectKeeper:
                     records[key] = replace(record, annotations=f"{Path(record.annotations).stem}-{stamp}.sqlite")
                 mine.attach(project.annotations_path(records[key]))
                 made[key] = mine
-            others = [r for r in project.state.slides if r.fingerprint not in {r.fingerprint for r in records.values()}]
+            others = [r for r in project.state.slides if r.annotations not in before]
             state = ProjectState(
                 (*records.values(), *others),
                 table,

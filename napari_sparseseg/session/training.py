@@ -282,7 +282,7 @@ class Training:
     @property
     def exported(self) -> bool:
         """Whether the current model was written where the user asked for it."""
-        return self._exported is self.model
+        return self.model is not None and self._exported is self.model
 
     def export(self, path: Path) -> None:
         """Write the current model where the user asked for it (engine thread)."""

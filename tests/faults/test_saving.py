@@ -258,3 +258,42 @@ def test_training_and_prediction_need_no_home_folder(slides, tmp_path):
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
     assert set(os.listdir(tmp_path)) - before == {"m.safetensors", "o.ome.tif"}
+
+
+@pytest.mark.fault("merge while slides are closed")
+def test_a_merge_leaves_the_unsaved_strokes_of_closed_slides(slides, tmp_path):
+    project_with(slides[:1], tmp_path / "p.sparseseg")
+    with Session(CLASSES, autosave=True) as session:
+        session.open(slides[1])
+        draw(session, [10, 20])
+        session.remove()
+        session.open(slides[0])
+        draw(session, [40])
+        session.save(tmp_path / "p", exists="merge")
+    assert [work.strokes for work in unsaved_work()][:1] == [3]
+
+
+@pytest.mark.fault("merge while slides are closed")
+def test_a_merge_that_would_lose_a_closed_slide_is_refused(slides, tmp_path):
+    project_with(slides[:1], tmp_path / "p.sparseseg")
+    with Session(CLASSES) as session:
+        session.open(slides[1])
+        draw(session, [10])
+        session.remove()
+        session.open(slides[0])
+        with pytest.raises(ProjectError, match="closed"):
+            session.save(tmp_path / "p", exists="merge")
+        session.open(slides[1])
+        assert len(session.annotations.strokes) == 1
+
+
+@pytest.mark.fault("a model that cannot be loaded")
+def test_saving_as_a_project_keeps_a_model_that_could_not_be_loaded(slides, tmp_path):
+    with Session(CLASSES, autosave=True) as session:
+        session.open(slides[0])
+        draw(session, [10])
+        folder = session.project
+        (folder / "models" / "model.safetensors").write_bytes(b"of a newer version")
+    with Session.load(folder, autosave=True) as session:
+        session.save(tmp_path / "p")
+    assert (folder / "models" / "model.safetensors").read_bytes() == b"of a newer version"
