@@ -8,7 +8,7 @@ import pytest
 
 from napari_sparseseg.config import ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
-from napari_sparseseg.io.geojson import read_classes
+from napari_sparseseg.io.qupath_classes import read_classes
 
 # QuPath's own default table: colours are alpha, red, green, blue in a signed 32-bit integer
 CLASSES = {

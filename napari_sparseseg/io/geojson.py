@@ -22,7 +22,6 @@ from napari_sparseseg.errors import AnnotationError, SparseSegError
 from napari_sparseseg.io.shapes import (
     THIN_RADIUS,
     UNCLASSIFIED,
-    ClassLookup,
     Document,
     Drawn,
     FileLimitError,
@@ -110,7 +109,7 @@ def read_geojson(
         raise AnnotationError(f"{Path(path).name}: {error}") from error
 
 
-def _load(text: bytes) -> Any:
+def load_json(text: bytes) -> Any:
     if _memory_of(text) > MAX_MEMORY:
         raise AnnotationError(f"it would take more than {MAX_MEMORY >> 30} GB of memory to read it; split it.")
     try:
@@ -129,7 +128,7 @@ def _memory_of(text: bytes) -> int:
 
 def shape_in(data: bytes) -> tuple[int, int] | None:
     """The slide's (H, W) in the contents of a file that this program wrote; None for any other."""
-    parsed = _load(data)
+    parsed = load_json(data)
     mark = parsed.get(MARK) if isinstance(parsed, dict) else None
     shape = mark.get("shape") if isinstance(mark, dict) else None
     if isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape):
@@ -291,7 +290,7 @@ def _read_feature(feature: dict[str, Any], document: Document, depth: int) -> No
     if left_out:
         document.left_out[left_out] += 1
         return
-    name, colour = _classification(properties)
+    name, colour = classification_of(properties)
     metadata = properties.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     mark = metadata.get(MARK)
@@ -379,7 +378,7 @@ def _geometry(kind: Any, coordinates: Any) -> Iterator[tuple[list[NDArray[np.flo
         )
 
 
-def _classification(properties: dict[str, Any]) -> tuple[str, str]:
+def classification_of(properties: dict[str, Any]) -> tuple[str, str]:
     """Name and colour of an object's class; both empty where it has none."""
     label = properties.get("classification")
     label = label if label is not None else properties.get("class")
@@ -489,57 +488,3 @@ def _feature(rings: Sequence[NDArray[Any]], label: ClassDef, more: dict[str, Any
             **more,
         },
     }
-
-
-def read_classes(path: str | os.PathLike[str], known: Sequence[ClassDef] = ()) -> tuple[ClassDef, ...]:
-    """The classes of a QuPath file added to a table; those of the same name (in any case) keep their id.
-
-    Parameters
-    ----------
-    path
-        ``project.qpproj``, its folder, its ``classifiers/classes.json``, or GeoJSON of objects.
-    known
-        The table to begin with; its classes get the colours of the file.
-
-    Raises
-    ------
-    AnnotationError
-        Where the file cannot be read or names no class.
-    """
-    file = Path(path)
-    if file.suffix.lower() == ".qpproj":
-        file = file.parent
-    if file.is_dir():
-        file = file / "classifiers" / "classes.json"
-    table = ClassLookup(known)
-    data = read_bytes(file)
-    try:
-        named = list(_labels(_load(data)))
-    except AnnotationError as error:
-        raise AnnotationError(f"{file.name}: {error}") from error
-    for name, colour in named:
-        table.id_of(name, colour)
-        if colour:
-            table.recolour(name, colour)
-    if not named:
-        raise AnnotationError(
-            f"{file.name} names no class; choose a QuPath project (project.qpproj), its classifiers/classes.json, "
-            "or GeoJSON of classified objects."
-        )
-    return tuple(table.classes)
-
-
-def _labels(data: Any) -> Iterator[tuple[str, str]]:
-    """Names and colours of a QuPath file's classes, in its order; the colour is empty where there is none."""
-    if isinstance(data, dict) and isinstance(data.get("pathClasses"), list):
-        labels = data["pathClasses"]
-    else:
-        features = data.get("features", [data]) if isinstance(data, dict) else data
-        features = features if isinstance(features, list) else []
-        properties = [f.get("properties") for f in features if isinstance(f, dict)]
-        labels = [p.get("classification") for p in properties if isinstance(p, dict)]
-    for label in labels:
-        if isinstance(label, (str, dict)):
-            name, colour = _classification({"classification": label})
-            if name:
-                yield name, colour

@@ -10,7 +10,7 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.widgets import plain_tip
-from napari_sparseseg.io.geojson import read_classes
+from napari_sparseseg.io.qupath_classes import read_classes
 
 if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
