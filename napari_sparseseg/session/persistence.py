@@ -267,6 +267,7 @@ class ProjectKeeper:
         if not any(counts.values()):
             return 0
         if not mine.strokes and not mine.dense_regions:
+            loaded.set_others(mine.others)
             self.replace_annotations(entry, loaded)
             return len(loaded.strokes) + len(loaded.dense_regions)
         known = {c.id for c in self._slides.classes}
@@ -299,12 +300,15 @@ class ProjectKeeper:
             raise ProjectError(
                 f"cannot save project {path}: {error.strerror or error}. Nothing was changed."
             ) from error
-        stays = self.left_out or (merges and self._closed) or (before is not None and before.state.unreadable)
+        left_out = self.left_out
+        stays = left_out or (merges and self._closed) or (before is not None and before.state.unreadable)
         moves = before is not None and not self.read_only and not stays
         self.project, self.read_only, self._shelf, self._closed = project, "", {}, project.state.closed
         names = {r.annotations for r in self._records(project).values()}
         self.left_out = [r for r in project.state.slides if r.annotations not in names]
         self.write()
+        if before is not None and (names_left := ", ".join(Path(r.path).name for r in left_out)):
+            self._training.note(f"not saved here, because they are not open: {names_left}; still in {before.path}")
         if before is not None and moves:
             with suppress(ProjectError):  # links: no session of ours made it
                 if self._training.model is not None or not before.checkpoint.exists():

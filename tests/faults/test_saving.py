@@ -297,3 +297,23 @@ def test_saving_as_a_project_keeps_a_model_that_could_not_be_loaded(slides, tmp_
     with Session.load(folder, autosave=True) as session:
         session.save(tmp_path / "p")
     assert (folder / "models" / "model.safetensors").read_bytes() == b"of a newer version"
+
+
+@pytest.mark.fault("saved under another name while a slide is missing")
+def test_a_save_says_which_slides_stay_in_the_old_project(slides, tmp_path):
+    old = project_with(slides, tmp_path / "p.sparseseg")
+    slides[1].unlink()
+    with Session.load(old) as session:
+        session.save(tmp_path / "q")
+        assert "b.tif" in session.status.message
+        assert str(old) in session.status.message
+
+
+@pytest.mark.fault("import over what labels nothing")
+def test_a_first_import_keeps_the_objects_that_label_nothing(slides, tmp_path):
+    drawn = project_with(slides[:1], tmp_path / "p.sparseseg")
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        session.annotations.set_others([{"type": "Feature", "id": "lumen"}])
+        assert session.import_annotations(drawn) == 3
+        assert [feature["id"] for feature in session.annotations.others] == ["lumen"]
