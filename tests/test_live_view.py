@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from napari_sparseseg import Session, open_slide
 from napari_sparseseg.geometry import Box
@@ -151,3 +153,67 @@ def test_narrowness_by_hand():
     p = np.array([[[1.0, 0.5, 0.5]], [[0.0, 0.5, 0.3]], [[0.0, 0.0, 0.2]]], np.float32)
     assert narrowness(p).tolist() == [[0, 255, 204]]
     assert narrowness(p[:1]).tolist() == [[0, 0, 0]]
+
+
+class Says(SmoothModel):
+    """Answers one class everywhere: what is shown tells which model said it."""
+
+    def __init__(self, class_id):
+        super().__init__()
+        self.class_id = class_id
+
+    def probabilities(self, pixels, *, origin=(0, 0)):
+        out = np.zeros((3, *pixels.shape[:2]), np.float32)
+        out[self.class_id - 1] = 1
+        return out
+
+
+WIDE = (8192, 3072)
+"""96 tiles at full resolution: more than a view gets, so that a part of the whole view stays coarse."""
+
+
+@pytest.fixture(scope="module")
+def wide_slide():
+    with ArraySlide(np.zeros((*WIDE, 3), np.uint8)) as opened:
+        yield opened
+
+
+def assert_all_of_the_view_says(live: LiveView, class_id: int) -> None:
+    """At the level that napari shows for the zoom, and at the finer one that it shows on a dense screen."""
+    box, pixel_size = live.view.box, live.view.pixel_size
+    shown = min(int(np.log2(max(pixel_size, 1))), live.store.n_levels - 1)
+    for level in {shown, max(shown - 1, 0)} if len(live.store.shapes) > 1 else {0}:
+        if level == 0 and box.area > 64 * TILE * TILE:
+            continue  # napari shows level 0 of no view that large
+        y0, x0, y1, x1 = (n >> level for n in (box.y, box.x, box.y1, box.x1))
+        labels = live.store.read(LABELS, level, Box(y0, x0, y1 - y0, x1 - x0))
+        assert (labels == class_id).all(), (level, np.unique(labels, return_counts=True))
+
+
+zooms = st.sampled_from([1.0, 2.0, 4.0, 8.0])
+turns = st.sampled_from([0, 1, 3, 1000])
+
+
+@settings(max_examples=8)
+@given(st.lists(st.tuples(zooms, st.floats(0, 1), st.floats(0, 1), st.booleans(), turns), min_size=1, max_size=5))
+def test_idle_means_that_the_newest_model_has_answered_everywhere(wide_slide, steps):
+    """Zooms, pans and new models in any order, each with some or all of its work done; the last one is finished."""
+    live, version = live_on(wide_slide), 1
+    for zoom, down, right, new_model, work in [*steps, (8.0, 0.5, 0.5, False, 1000)]:
+        version += new_model
+        side = int(1000 * zoom)
+        h, w = min(side, WIDE[0]), min(side, WIDE[1])
+        live.request(Box(int(down * (WIDE[0] - h)), int(right * (WIDE[1] - w)), h, w), zoom)
+        for _ in range(work):
+            if not live.work(Says(version % 3 + 1), version, 1):
+                break
+    assert_all_of_the_view_says(live, version % 3 + 1)
+
+
+def test_a_zoom_in_before_does_not_hide_the_coarse_answer_of_the_whole_slide(wide_slide):
+    live = live_on(wide_slide)
+    live.request(Box(3500, 1000, 1000, 1000), 1.0)
+    finish(live, Says(1), 1)
+    live.request(Box(0, 0, *WIDE), 8.0)
+    finish(live, Says(1), 1)
+    assert_all_of_the_view_says(live, 1)

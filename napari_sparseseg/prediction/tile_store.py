@@ -122,6 +122,7 @@ class TileStore:
             self._propagate(key, tile)
         for shown in self._shown[level:]:
             shown[_cells(key)] = tile.model_version
+        self._fill_finer(key, tile)
         self._trim(keep)
         return Box(i * TILE << level, j * TILE << level, TILE << level, TILE << level)
 
@@ -199,6 +200,29 @@ class TileStore:
             version = -1 if parent is None else parent.model_version
             self._insert(parent_key, Tile(merged, version, tile.annotation_version))
 
+    def _fill_finer(self, key: TileKey, tile: Tile) -> None:
+        """Copy a coarse tile into the stored finer ones where they show nothing or another model's prediction.
+
+        Reading takes the finest tile there is, so one that was merged from a few full-resolution tiles would otherwise
+        hide this answer everywhere else. Full-resolution tiles stay: they are predicted again, or dropped.
+        """
+        level, i, j = key
+        for child in [c for c in self._tiles if 0 < c[0] < level and _ancestor(c, level) == key]:
+            k, ci, cj = child
+            own, side, s = self._shown[k][_cells(child)], TILE >> k, level - k
+            outdated = own != tile.model_version
+            if side == 0 or not outdated.any():
+                continue
+            y, x, size = (ci * TILE >> s) - i * TILE, (cj * TILE >> s) - j * TILE, TILE >> s
+            coarse = tile.data[:, y : y + size, x : x + size].repeat(1 << s, 1).repeat(1 << s, 2)
+            mask = outdated.repeat(side, 0).repeat(side, 1)
+            h, w = mask.shape
+            merged = self._tiles[child].data.copy()
+            np.copyto(merged[:, :h, :w], coarse[:, :h, :w], where=mask)
+            # replaced in place: it keeps its age; -1, as it is not a prediction at its own resolution any more
+            self._tiles[child] = Tile(merged, -1, tile.annotation_version)
+            own[outdated] = tile.model_version
+
     def _ancestor_data(self, key: TileKey) -> np.ndarray:
         level, i, j = key
         full = Box(i * TILE, j * TILE, TILE, TILE)
@@ -222,6 +246,12 @@ class TileStore:
                 del self._tiles[key]
                 self._shown[key[0]][_cells(key)] = NO_TILE
                 excess -= 1
+
+
+def _ancestor(key: TileKey, level: int) -> TileKey:
+    """The tile of a coarser level over a tile."""
+    k, i, j = key
+    return level, i >> (level - k), j >> (level - k)
 
 
 def _cells(key: TileKey) -> tuple[slice, slice]:
