@@ -27,6 +27,7 @@ from tests.helpers.panel import (
 )
 from tests.helpers.slide_files import texture, write_zarr
 from tests.helpers.smooth_model import CLASSES, SmoothModel
+from tests.helpers.vendor_files import scn
 from tests.helpers.waiting import wait_until
 from tests.helpers.windows import opened_viewer
 
@@ -398,3 +399,22 @@ def test_the_log_is_saved_from_the_menu(panel, tmp_path):
     assert text.startswith("napari-sparseseg ")
     assert "SlideOpenError" in text
     assert "notes.svs" in text
+
+
+def test_another_image_of_the_file_is_chosen_in_the_panel(viewer, tmp_path):
+    path = tmp_path / "two.scn"
+    scn(path, ((64, 64, 256, 320), (384, 512, 128, 192)))
+    panel = open_from_menu(viewer)
+    open_slide(panel, path)
+    box = panel.slide.images
+    assert box.isVisible()
+    assert box.count() == 2
+    assert panel.session.slide.shape == (256, 320)
+    other = next(i for i in range(2) if i != panel.session.slide.image)
+    box.setFocus()
+    QTest.keyClick(box, Qt.Key.Key_Down if other == 1 else Qt.Key.Key_Up)
+    wait_until(lambda: panel.slide.slides.count() == 2, 30)
+    assert panel.session.slide.shape == (128, 192)
+    assert box.currentIndex() == panel.session.slide.image == other
+    assert len({panel.slide.slides.itemText(i) for i in range(2)}) == 2
+    panel.shut_down()

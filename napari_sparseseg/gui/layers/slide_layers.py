@@ -62,7 +62,8 @@ class _Placement(NamedTuple):
 
 def slide_name(slide: Slide) -> str:
     """Name of a slide in lists and layers: its file name."""
-    return Path(slide.path).name or str(slide.path)
+    name = Path(slide.path).name or str(slide.path)
+    return f"{name}, image {slide.image}" if slide.image else name
 
 
 def add_images(viewer: napari.Viewer, slide: Slide) -> list[Layer]:

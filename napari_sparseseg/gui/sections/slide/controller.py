@@ -65,6 +65,7 @@ class SlideActions(QObject):
         panel.close_requested.connect(self._on_close)
         panel.layer_chosen.connect(self._on_use_layer)
         panel.slide_chosen.connect(self._on_slide_chosen)
+        panel.image_chosen.connect(self._on_image)
         panel.role_chosen.connect(self._on_role)
         panel.mpp_entered.connect(self._on_mpp)
         header.recovery.restore_requested.connect(self._on_restore)
@@ -235,6 +236,12 @@ class SlideActions(QObject):
         session = self._context.session
         session.activate(session.entries[index].slide)
         self.sync()
+
+    def _on_image(self, number: int) -> None:
+        entry, session = self._context.entry, self._context.session
+        if entry is not None and number != entry.slide.image:
+            path = entry.slide.path
+            self._load(lambda: session.open(path, image=number), f"Opening image {number} of {Path(path).name}")
 
     def _on_role(self, role: Any) -> None:
         entry = self._context.entry

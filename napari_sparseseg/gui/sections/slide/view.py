@@ -31,6 +31,8 @@ class SlidePanel(QWidget):
         Signals ().
     layer_chosen, slide_chosen
         Signals (index) into what `show_layers` and `show_slides` were given.
+    image_chosen
+        Signal (number) of an image in the file of the active slide.
     role_chosen
         Signal (role).
     mpp_entered
@@ -45,6 +47,7 @@ class SlidePanel(QWidget):
     close_requested = Signal()
     layer_chosen = Signal(int)
     slide_chosen = Signal(int)
+    image_chosen = Signal(int)
     role_chosen = Signal(str)
     mpp_entered = Signal(float)
     recent_chosen = Signal(str)
@@ -65,6 +68,8 @@ class SlidePanel(QWidget):
         self.slides.activated.connect(self.slide_chosen.emit)
         self.close_slide = button("Close", "Close this slide; its annotations stay on disk", self.close_requested.emit)
         self.facts = note()
+        self.images = NameBox("The images in this file; each is a slide of its own")
+        self.images.activated.connect(self.image_chosen.emit)
         self.role = QComboBox()
         for key, text in ROLES.items():
             self.role.addItem(text, key)
@@ -93,6 +98,7 @@ class SlidePanel(QWidget):
         layout.addLayout(row(self.open, self.recent, self.sample, stretch=0))
         layout.addLayout(row(self.layers, self.use_layer, stretch=0))
         layout.addLayout(row(self.slides, self.close_slide, stretch=0))
+        layout.addWidget(self.images)
         layout.addWidget(self.facts)
         layout.addLayout(row(self.mpp_label, self.mpp, stretch=1))
         layout.addLayout(row(self.role, self.import_button, stretch=0))
@@ -131,13 +137,17 @@ class SlidePanel(QWidget):
         for widget in (self.slides, self.close_slide, self.facts, self.role, self.import_button):
             widget.setVisible(bool(names))
         if not names:
-            for widget in (self.mpp, self.mpp_label):
+            for widget in (self.mpp, self.mpp_label, self.images):
                 widget.hide()
 
     def show_slide(self, slide: Slide, role: str, facts: str) -> None:
         """Show the active slide; the mpp can be entered when the file lacks it."""
         self.facts.setText(facts)
         self.role.setCurrentIndex(self.role.findData(role))
+        self.images.clear()
+        self.images.addItems([f"{k}: {i.name} ({i.width} × {i.height} px)" for k, i in enumerate(slide.images)])
+        self.images.setCurrentIndex(-1 if slide.image is None else slide.image)
+        self.images.setVisible(bool(slide.images))
         unknown = not slide.contents.mpp
         for widget in (self.mpp, self.mpp_label):
             widget.setVisible(unknown)
