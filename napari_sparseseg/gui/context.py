@@ -208,13 +208,13 @@ class Job(QObject):
         try:
             result = self._work()
         except Exception as error:  # noqa: BLE001 - shown by the GUI thread
-            self._emit(self.failed, error)
+            self._emit("failed", error)
         else:
-            self._emit(self.done, result)
+            self._emit("done", result)
 
-    def _emit(self, signal: Any, value: object) -> None:
+    def _emit(self, signal: str, value: object) -> None:
         try:
-            signal.emit(self, value)
+            getattr(self, signal).emit(self, value)
         except RuntimeError:  # the panel was closed meanwhile and Qt has deleted this object
             _log.info("a background call ended after its panel was closed")
 
