@@ -278,13 +278,13 @@ class ProjectKeeper:
         return mine.draw(shapes_of(loaded.snapshot()))
 
     @_one_at_a_time
-    def save_as(self, path: Path, exists: Exists) -> Project:
-        """Save everything as the project at `path`, or change nothing; see `Session.save`."""
+    def save_as(self, path: Path, exists: Exists) -> tuple[Project, Project | None]:
+        """Save all but the model at `path`, or change nothing; returns the project, and the one to `discard` then."""
         path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
         before = self.project
         if before is not None and before.path == path.resolve():
             self._save_in_place(before)
-            return before
+            return before, None
         taken = (path / "project.json").exists()
         merges = taken and exists == "merge"
         if merges and self._shelf:
@@ -309,12 +309,14 @@ class ProjectKeeper:
         self.write()
         if before is not None and (names_left := ", ".join(Path(r.path).name for r in left_out)):
             self._training.note(f"not saved here, because they are not open: {names_left}; still in {before.path}")
-        if before is not None and moves:
-            with suppress(ProjectError):  # links: no session of ours made it
-                if self._training.model is not None or not before.checkpoint.exists():
-                    recovery.discard(before)
         _log.info("saved project %s", project.path)
-        return project
+        return project, before if moves else None
+
+    def discard(self, replaced: Project | None) -> None:
+        """Delete the recovery folder that a saved project replaces, unless it has a model that could not be loaded."""
+        with suppress(ProjectError):  # links: no session of ours made it
+            if replaced is not None and (self._training.model is not None or not replaced.checkpoint.exists()):
+                recovery.discard(replaced)
 
     def _save_in_place(self, project: Project) -> None:
         """Write again what could not be written when it was drawn or set."""

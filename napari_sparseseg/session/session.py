@@ -433,9 +433,10 @@ class Session:
         In its own project this writes what failed before. Another one is an error unless `exists` is ``replace``, which
         moves it aside, or ``merge``, which adds to it and leaves its annotation files beside.
         """
-        saved = self._keeper.save_as(Path(project), exists)
+        saved, replaced = self._keeper.save_as(Path(project), exists)
         if self.model is not None:
             self.save_model(saved.checkpoint)
+        self._keeper.discard(replaced)
 
     @classmethod
     def load(cls, project: str | os.PathLike[str], *, autosave: bool = False, read_only: bool = False) -> Session:

@@ -10,9 +10,10 @@ import time
 import pytest
 
 from napari_sparseseg import Session, save_annotations
-from napari_sparseseg.errors import AnnotationError, ProjectError
+from napari_sparseseg.errors import AnnotationError, ProjectError, SparseSegError
 from napari_sparseseg.session.recovery import delete_unsaved, recoverable, recovery_folder, unsaved_work
 from tests.helpers.data import ROOT, two_textures, write_slide
+from tests.helpers.limits import file_size_limited
 
 CLASSES = ["stripes", "dots"]
 
@@ -297,6 +298,22 @@ def test_saving_as_a_project_keeps_a_model_that_could_not_be_loaded(slides, tmp_
     with Session.load(folder, autosave=True) as session:
         session.save(tmp_path / "p")
     assert (folder / "models" / "model.safetensors").read_bytes() == b"of a newer version"
+
+
+@pytest.mark.fault("disk full before the model is in the saved project")
+def test_the_unsaved_folder_goes_only_after_the_model_is_in_the_project(slides, tmp_path):
+    with Session(CLASSES, autosave=True) as session:
+        session.open(slides[0])
+        draw(session, [50, 100])
+        draw(session, [150, 200], 2)
+        session.train(steps=1, wait=True)
+        model = session.checkpoint
+        whole = model.read_bytes()
+        with file_size_limited(len(whole) // 2), pytest.raises((SparseSegError, OSError)):
+            session.save(tmp_path / "p")
+        assert model.read_bytes() == whole
+        session.save(tmp_path / "p")
+    assert (tmp_path / "p.sparseseg" / "models" / "model.safetensors").stat().st_size > len(whole) // 2
 
 
 @pytest.mark.fault("saved under another name while a slide is missing")
