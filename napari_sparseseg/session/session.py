@@ -330,7 +330,7 @@ class Session:
     def review(self) -> list[Mistake]:
         """Held-out strokes of all open slides that the model gets wrong, worst first.
 
-        The list changes in training. `PredictionError` without a model or held-out strokes. Call it off the GUI thread.
+        It changes during training. `PredictionError` without a model or held-out strokes. Call it off the GUI thread.
         """
         return self._predictor.review()
 
