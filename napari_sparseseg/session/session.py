@@ -449,11 +449,10 @@ class Session:
         session = cls(autosave=autosave)
         try:
             notes = session._keeper.open_project(project, read_only=read_only)
-            notes += session._keeper.load_checkpoint(session.load_model)
+            session._training.note("; ".join(notes + session._keeper.load_checkpoint(session.load_model)))
         except BaseException:
             session.close()
             raise
-        session._training.note("; ".join(notes))
         return session
 
     def close(self) -> None:
