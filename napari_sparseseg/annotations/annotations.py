@@ -328,7 +328,7 @@ class Annotations:
         table = make_classes(classes)
         gone = {c.id for c in self.classes} - {c.id for c in table}
         if gone:
-            self._finish(lambda: self._editor.remove_classes(gone))
+            self._finish(lambda: self._editor.remove_classes(gone, table))
         if table == self.classes:
             return
         with self._document.lock:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.annotations.document import AnnotationDocument
     from napari_sparseseg.annotations.packing import Keep
     from napari_sparseseg.annotations.quadtree import Change, LabelQuadtree
+    from napari_sparseseg.config import ClassDef
 
     Mask = NDArray[np.bool_]
     Rings = Sequence[NDArray[np.float64]]  # (N, 2) each
@@ -262,8 +263,11 @@ class Editor:
             box = _around(region.box for region in (*added, *removed)) or NOWHERE
             return self._document.record(Edit(box, dense=change, added=added, removed=tuple(removed)))
 
-    def remove_classes(self, gone: set[int]) -> Edit:
-        """Remove classes from the table with their labels, strokes and dense regions."""
+    def remove_classes(self, gone: set[int], table: tuple[ClassDef, ...]) -> Edit:
+        """Remove classes with their labels, strokes and dense regions; `table` has those that stay, as they shall be.
+
+        One edit, so that no file ever has the old table without the classes that are gone.
+        """
         document = self._document
         with document.lock:
             document.scribbles.begin()
@@ -275,7 +279,9 @@ class Editor:
             dense = self._draw_regions((), regions)[1] if regions else None
             dropped = tuple((i, c) for i, c in enumerate(document.classes) if c.id in gone)
             whole = Box(0, 0, *document.shape)
-            return document.record(Edit(whole, scribbles, dense, (), (*strokes, *regions), dropped))
+            edit = document.record(Edit(whole, scribbles, dense, (), (*strokes, *regions), dropped))
+            document.set_class_table(table)
+            return edit
 
     def _draw_regions(
         self, new: Sequence[tuple[int, Rings]], removed: Sequence[Stroke]

@@ -303,9 +303,13 @@ class SlideCollection:
         return taking_part
 
     def _join_classes(self, entry: SlideEntry, *, reconcile: bool) -> None:
-        theirs = entry.annotations.classes
-        labelled = any(any(e.annotations.counts().values()) for e in self.entries if e is not entry)
-        self.set_classes(_joined(self._classes, theirs, reconcile=reconcile) if labelled else theirs)
+        drawn, theirs = entry.annotations, entry.annotations.classes
+        if any(any(e.annotations.counts().values()) for e in self.entries if e is not entry):
+            if reconcile:  # a class that is not in our table was removed; it comes back only where it has labels
+                used = {s.class_id for s in (*drawn.strokes, *drawn.dense_regions)}
+                theirs = tuple(c for c in theirs if c.id in used or drawn.counts()[c.id])
+            theirs = tuple(_joined(self._classes, theirs, reconcile=reconcile))
+        self.set_classes(theirs)
 
     def _activate(self, index: int) -> None:
         self._active = index
