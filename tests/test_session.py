@@ -176,6 +176,7 @@ def test_loaded_model_goes_on_learning(session, model_file):
     scribble(session, shift=60)
     session.train(steps=3, wait=True)
     assert session.status.step == 2 + 3  # those of the model, and the budget of this run
+    assert session.model.metadata.step == 2 + 3, "what predicts now is what was written when the run ended"
     assert session.status.model_version > 1
 
 

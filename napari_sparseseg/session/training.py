@@ -293,6 +293,7 @@ class Training:
         """Write the present model and, where there is one, the learner's state (engine thread)."""
         if self._learner is not None and self._learner.model is not None:
             self._learner.checkpoint(path)
+            self._take_model()  # what is on disk is what predicts from now on
         elif self.model is not None:
             self.model.save(path)
 
