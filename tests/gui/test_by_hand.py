@@ -12,6 +12,7 @@ from napari_sparseseg import Annotations, Session
 from napari_sparseseg.gui.sections.predict.guidance import FRAME
 from tests.helpers.answers import answer, answer_file, choose_entry
 from tests.helpers.data import two_textures, write_slide
+from tests.helpers.geojson import qupath
 from tests.helpers.mouse import camera, pump
 from tests.helpers.panel import (
     click,
@@ -282,6 +283,24 @@ def test_an_import_adds_to_what_is_drawn_and_one_undo_takes_it_back(viewer, pane
     over_slide(mouse)
     mouse.key("Z", ctrl=True)
     np.testing.assert_array_equal(panel.session.annotations.read((0, 0, 1024, 1024)), before)
+
+
+def test_objects_without_a_class_are_shown_and_label_nothing(viewer, panel, mouse, tmp_path):
+    """QuPath writes annotations that were not classified yet, and ``Region*``: outlines to see, not to train on."""
+    path = qupath(tmp_path / "q.geojson", [("Region*", (100, 60, 300, 200)), ("stroma", (10, 20, 30, 40))])
+    assert panel.session.import_annotations(path) == 1
+    wait_until(lambda: panel.slides.binding.others is not None, 20)
+    layer = panel.slides.binding.others
+    assert layer in viewer.layers and not layer.editable
+    assert list(viewer.layers).index(layer) < list(viewer.layers).index(panel.slides.binding.scribbles.layer)
+    assert list(layer.features["class"]) == ["Region*"]
+    corners = {(y + 0.5, x + 0.5) for y, x in layer.data[0]}
+    assert corners == {(60, 100), (60, 400), (260, 400), (260, 100)}
+    assert sum(panel.session.annotations.counts().values()) == 30 * 40
+    bin_layer(viewer, layer)
+    assert layer not in viewer.layers
+    panel.session.remove()
+    wait_until(lambda: not viewer.layers, 20)
 
 
 def test_an_import_for_another_slide_says_so(viewer, panel, mouse, tmp_path):

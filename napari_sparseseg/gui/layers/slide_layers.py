@@ -13,6 +13,7 @@ from qtpy.QtCore import QTimer
 
 from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
 from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, require_editing, show_whole
+from napari_sparseseg.gui.layers.other_objects import other_objects_layer
 from napari_sparseseg.gui.layers.prediction import class_colours
 from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer
 
@@ -98,14 +99,19 @@ class SlideBinding:
         self.images = list(images) if images else add_images(viewer, entry.slide)
         for layer in self.images:
             self.attach(layer)
+        self.others: Layer | None = None
+        """Outlines of objects that label nothing."""
+        self._others_of: Sequence[Any] = ()
         self.scribbles = self._draw_on(entry.annotations)
+        self.show_others()
         self.opened_version = entry.annotations.version
         """Version of the annotations when the slide was opened."""
 
     @property
     def layers(self) -> list[Any]:
         """All layers, bottom first."""
-        return [*self.images, self.scribbles.dense_layer, self.scribbles.layer]
+        others = [self.others] if self.others is not None and self.others in self.viewer.layers else []
+        return [*self.images, *others, self.scribbles.dense_layer, self.scribbles.layer]
 
     @property
     def below_scribbles(self) -> int:
@@ -189,6 +195,7 @@ class SlideBinding:
 
     def follow_annotations(self) -> bool:
         """Show the current annotations if they were replaced, or if their layer was deleted; return whether."""
+        self.show_others()
         if self.scribbles.annotations is self.entry.annotations and not self.scribbles.closed:
             return False
         visible = self.scribbles.layer.visible
@@ -198,6 +205,28 @@ class SlideBinding:
         self.scribbles = self._draw_on(self.entry.annotations)
         self.scribbles.layer.visible = visible
         return True
+
+    def show_others(self) -> None:
+        """Show the objects that label nothing, if they have changed."""
+        found = self.entry.annotations.others
+        if found is self._others_of or found == self._others_of:
+            return
+        self._others_of = found
+        self._take_others_out()
+        name = f"objects without labels on {slide_name(self.entry.slide)}"
+        self.others = other_objects_layer(found, name)
+        if self.others is not None:
+            active = self.viewer.layers.selection.active
+            self.viewer.layers.insert(self.below_scribbles, self.others)
+            self.others.editable = False  # napari makes every layer that is added editable
+            self.viewer.layers.selection.active = active
+            self.attach(self.others)
+
+    def _take_others_out(self) -> None:
+        if self.others is not None:
+            self.detach(self.others)
+            if self.others in self.viewer.layers:
+                self.viewer.layers.remove(self.others)
 
     @property
     def _camera(self) -> tuple[Any, float]:
@@ -227,6 +256,8 @@ class SlideBinding:
 
     def close(self, *, take_out: bool = True) -> None:
         """Disconnect; with `take_out`, remove all layers from the viewer."""
+        if take_out:
+            self._take_others_out()
         for layer in list(self._guests):
             self.detach(layer)
         self.scribbles.close(take_out=take_out)

@@ -195,8 +195,12 @@ class SlideActions(QObject):
 
     def _on_annotated(self) -> None:
         entry, binding = self._context.entry, self.binding
-        if entry is not None and binding is not None and binding.scribbles.annotations is not entry.annotations:
+        if entry is None or binding is None:
+            return
+        if binding.scribbles.annotations is not entry.annotations:
             self.sync()
+        else:
+            binding.show_others()
 
     # Actions of the user
 
