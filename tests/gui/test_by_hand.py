@@ -291,7 +291,8 @@ def test_objects_without_a_class_are_shown_and_label_nothing(viewer, panel, mous
     assert panel.session.import_annotations(path) == 1
     wait_until(lambda: panel.slides.binding.others is not None, 20)
     layer = panel.slides.binding.others
-    assert layer in viewer.layers and not layer.editable
+    assert layer in viewer.layers
+    assert not layer.editable
     assert list(viewer.layers).index(layer) < list(viewer.layers).index(panel.slides.binding.scribbles.layer)
     assert list(layer.features["class"]) == ["Region*"]
     corners = {(y + 0.5, x + 0.5) for y, x in layer.data[0]}
