@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from qtpy.QtWidgets import QAbstractButton
 
+    from napari_sparseseg.gui.panel import Panel
     from napari_sparseseg.gui.widget import SparseSegWidget
 
 PLUGIN = "napari-sparseseg"
 WHY = "why"
 """Property of a button: its tooltip without the shortcut."""
-BUTTONS: dict[str, Callable[[SparseSegWidget], QAbstractButton]] = {
+BUTTONS: dict[str, Callable[[SparseSegWidget | Panel], QAbstractButton]] = {
     "train": lambda p: p.train.train,
     "stop": lambda p: p.train.stop,
     "next_region": lambda p: p.predict.next,
@@ -148,7 +149,7 @@ def register_shortcuts() -> None:
             action_manager.bind_shortcut(action, chosen_key)
 
 
-def show_keys(panel: SparseSegWidget) -> None:
+def show_keys(panel: SparseSegWidget | Panel) -> None:
     """Add the current shortcuts to the tooltips of the buttons."""
     chosen = get_settings().shortcuts.shortcuts
     for name, (_, _, key) in SHORTCUTS.items():
@@ -168,6 +169,10 @@ def _on_key(command: Callable[[], None]) -> Callable[[Any], None]:
 
 def _press(name: str) -> None:
     opened = panel()
+    opened.when_complete(lambda: _click(opened, name))
+
+
+def _click(opened: SparseSegWidget, name: str) -> None:
     button = BUTTONS[name](opened)
     if button.isEnabled():
         button.click()
@@ -177,4 +182,5 @@ def _press(name: str) -> None:
 
 
 def _choose(text: str) -> None:
-    next(a for a in panel().header.menu.actions() if a.text() == text).trigger()
+    opened = panel()
+    opened.when_complete(lambda: next(a for a in opened.header.menu.actions() if a.text() == text).trigger())

@@ -76,11 +76,15 @@ def mouse(viewer):
 
 @pytest.fixture
 def open_panel(viewer):
-    """Opens the panel as napari's Plugins menu does; shut down just before the viewer closes."""
+    """Opens the panel by its name, complete; shut down just before the viewer closes."""
+    from tests.helpers.mouse import pump
+
     opened: list[SparseSegWidget] = []
 
     def make() -> SparseSegWidget:
         opened.append(viewer.window.add_plugin_dock_widget("napari-sparseseg")[1])
+        assert opened[-1].sections  # whoever asks for a part waits for all of them
+        pump(0.05)
         return opened[-1]
 
     yield make

@@ -115,4 +115,5 @@ def open_from_menu(viewer) -> SparseSegWidget:
     """Plugins > Scribbles (napari-sparseseg)."""
     menu_entry(viewer.window.plugins_menu, "Scribbles (napari-sparseseg)").trigger()
     wait_until(lambda: bool(panels()), 20)
+    assert panels()[0].sections  # whoever asks for a part waits for all of them
     return panels()[0]

@@ -1,0 +1,248 @@
+"""What is in the dock panel: four sections in the order of the work, over one `Session`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from napari.settings import get_settings
+from qtpy.QtCore import QObject
+from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+from napari_sparseseg.gui.commands import register_shortcuts, show_keys
+from napari_sparseseg.gui.context import Context
+from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail
+from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
+from napari_sparseseg.gui.sections.classes.controller import ClassActions
+from napari_sparseseg.gui.sections.classes.view import ClassesPanel
+from napari_sparseseg.gui.sections.header.controller import ProjectActions
+from napari_sparseseg.gui.sections.header.view import Header, next_step, state_line
+from napari_sparseseg.gui.sections.predict.controller import PredictActions
+from napari_sparseseg.gui.sections.predict.guidance import GuidanceActions
+from napari_sparseseg.gui.sections.predict.view import PredictPanel
+from napari_sparseseg.gui.sections.slide.controller import RecentActions, SlideActions
+from napari_sparseseg.gui.sections.slide.view import SlidePanel
+from napari_sparseseg.gui.sections.train.charts import import_plots
+from napari_sparseseg.gui.sections.train.controller import TrainActions
+from napari_sparseseg.gui.sections.train.view import TrainPanel
+from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, palette, plain_tip
+from napari_sparseseg.session.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import napari
+
+    from napari_sparseseg.gui.sections.train.controller import LabelStatistics
+
+HINTED_STROKES = 6
+"""The hint about keys is hidden after this many strokes."""
+
+
+class Panel(QObject):
+    """The contents of the dock panel: header and sections, each a view and a controller, and what joins them.
+
+    `assemble` makes them in steps of less than a tenth of a second, so that the window goes on living meanwhile.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer to annotate in.
+    widget
+        The empty dock panel.
+    """
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer, widget: QWidget) -> None:
+        super().__init__(widget)
+        register_shortcuts()
+        self.viewer, self._widget = napari_viewer, widget
+        self._context = Context(napari_viewer, Session(autosave=True), self)
+
+    def assemble(self) -> Iterator[None]:
+        """Make the parts; every step ends with a ``yield``."""
+        yield from self._make_views()
+        yield from self._make_controllers()
+        if self._context.attempt(require_editing):
+            self.slides.adopt_ours()
+        else:
+            for section in self.sections:
+                section.setEnabled(False)
+        broken = qt_problem()
+        if broken:
+            self.header.error.report(broken, "")
+
+    def _make_views(self) -> Iterator[None]:
+        self.header: Header = Header()
+        self._column = self._lay_out()
+        self._paint_frame()
+        yield
+        self.slide: SlidePanel = SlidePanel()
+        self._add("Slide", self.slide, "Open and close slides")
+        yield
+        self.classes: ClassesPanel = ClassesPanel()
+        self._add("Classes", self.classes, "The classes that the network learns; the brush draws the selected one")
+        yield
+        self.train: TrainPanel = TrainPanel()
+        self._add("Train", self.train, "Train the network on the annotations; the defaults are fine to start")
+        yield
+        self.predict: PredictPanel = PredictPanel()
+        self._add("Predict", self.predict, "Check and correct the prediction, then measure and export it")
+        yield
+
+    def _make_controllers(self) -> Iterator[None]:
+        context = self._context
+        self.slides = SlideActions(context, self.slide, self.header)
+        self._recent = RecentActions(context, self.slide, self.slides, lambda path: self._project.open(path))
+        self.class_actions = ClassActions(context, self.classes, self.slides)
+        yield
+        self.training = TrainActions(context, self.train)
+        self.prediction = PredictActions(context, self.predict, self.slides, self.class_actions)
+        self._guidance = GuidanceActions(context, self.predict, self.slides, self.prediction.display)
+        self._log = LogTrail()
+        self._project = ProjectActions(context, self.header, self.train, self._log, self.prediction.predict_all)
+        yield
+        self._closing = CloseGuard(self._widget, context, self.shut_down)
+        self._focus = CanvasFocus(self._widget)
+        self._connect()
+        self._paint()
+        show_keys(self)
+        self._on_session()
+        yield
+
+    def _lay_out(self) -> QVBoxLayout:
+        self.sections: tuple[Section, ...] = ()
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.setContentsMargins(4, 0, 4, 6)
+        column.setSpacing(8)
+        column.addStretch(1)
+        layout = self._widget.layout()
+        layout.addWidget(self.header)
+        layout.addWidget(SteadyScroll(inner))
+        return column
+
+    def _add(self, title: str, view: QWidget, tip: str) -> None:
+        section = Section(title, view, tip=tip)
+        WheelGuard(section)
+        for control in section.findChildren(QWidget):
+            control.setToolTip(plain_tip(control.toolTip()))
+        self.sections = (*self.sections, section)
+        self._column.insertWidget(self._column.count() - 1, section)
+
+    def _connect(self) -> None:
+        context = self._context
+        context.problem.connect(self.header.error.report)
+        context.succeeded.connect(self.header.error.hide)
+        self.training.counted.connect(self._on_counted)
+        for signal in (context.status_changed, context.slides_changed, context.jobs.changed):
+            signal.connect(self._show_state)
+        context.session_replaced.connect(self._on_session)
+        self.viewer.events.theme.connect(self._paint)
+        get_settings().shortcuts.events.shortcuts.connect(self._show_keys)
+
+    @property
+    def session(self) -> Session:
+        """The current session; opening a project replaces it."""
+        return self._context.session
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Names of the running background jobs ("Opening slide.svs")."""
+        return self._context.jobs.names
+
+    def start_training(self) -> None:
+        """Press Train."""
+        self.training.train()
+
+    def attempt(self, action: Callable[[], Any]) -> bool:
+        """Call a quick action and show its error, if any, in the panel; return whether it succeeded."""
+        return self._context.attempt(action)
+
+    def in_background(self, work: Callable[[], Any], then: Callable[[Any], object] | None = None, *, name: str) -> None:
+        """Run a slow action off the GUI thread, then call `then(result)` on it, or show the error in the panel."""
+        self._context.in_background(work, then, name=name)
+
+    def shut_down(self) -> None:
+        """End training with a checkpoint, remove the layers and close all files. Safe to call twice."""
+        if self._context.closed:
+            return
+        self._closing.release()
+        self._focus.release()
+        self.viewer.events.theme.disconnect(self._paint)
+        get_settings().shortcuts.events.shortcuts.disconnect(self._show_keys)
+        self.training.stop_timers()
+        self._guidance.close()
+        self.prediction.close()
+        self.slides.close()
+        self._log.detach()
+        self._context.close()
+
+    def watch(self) -> None:
+        """Watch the window that the panel is docked in now."""
+        if not self._context.closed:
+            self._closing.watch()
+            self._focus.watch()
+
+    def _on_session(self) -> None:
+        # torch and pyqtgraph are imported while the user opens a slide and draws the first strokes
+        self.session.warm_up()
+        self._context.jobs.run(import_plots, lambda _: self.train.curves.prepare())
+        self.viewer.update_console({"session": self._context.session})
+        self._show_state()
+
+    def _on_counted(self, statistics: LabelStatistics) -> None:
+        self.class_actions.show_statistics(statistics)
+        self.classes.hint.setVisible(sum(statistics.strokes.values()) < HINTED_STROKES)
+        self._show_state()
+
+    def _show_state(self) -> None:
+        status, jobs, model = self.session.status, self._context.jobs.names, self.session.model
+        has_slide = self.session.entry is not None
+        text = state_line(status, jobs, has_slide=has_slide)
+        active = bool(jobs) or status.state in ("training", "predicting")
+        summaries = (
+            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.numbers.text(),
+            f"live prediction {'on' if self.predict.live.isChecked() else 'off'}",
+        )  # fmt: skip
+        for section, summary in zip(self.sections, summaries, strict=True):
+            section.summary.setText(summary)
+        self.header.show_state(text, active=active, failed=status.state == "failed")
+        self.header.show_next_step(
+            next_step(
+                status,
+                self.session.classes,
+                self.training.statistics,
+                has_slide=has_slide,
+                live=self.predict.live.isChecked(),
+                unlearned=self._has_unlearned_strokes(),
+                known=() if model is None else model.metadata.classes,
+            )
+        )
+
+    def _has_unlearned_strokes(self) -> bool:
+        """Strokes are learned at once only after training in this session."""
+        status, binding = self.session.status, self.slides.binding
+        if binding is None or binding.entry.role != "train" or status.state != "idle" or status.live_annotation_version:
+            return False
+        return binding.entry.annotations.version > binding.opened_version
+
+    def _show_keys(self) -> None:
+        show_keys(self)
+
+    def _paint(self) -> None:
+        colours = palette(self.viewer)
+        self._paint_frame()
+        self.header.paint(colours)
+        self.train.curves.paint(colours)
+        self.classes.table.paint(colours)
+
+    def _paint_frame(self) -> None:
+        colours = palette(self.viewer)
+        sheet = (
+            f'QLabel[muted="true"] {{ color: {colours.muted}; }}'
+            f"QHeaderView::section {{ background: {colours.background}; color: {colours.muted}; border: none;"
+            f" border-bottom: 1px solid {colours.foreground}; padding: 2px 4px; }}"
+            f"QTableWidget, QPlainTextEdit {{ border: 1px solid {colours.foreground}; border-radius: 2px; }}"
+            "QPushButton { padding: 4px 7px; }"
+        )
+        if sheet != self._widget.styleSheet():  # Qt styles every widget of the panel anew
+            self._widget.setStyleSheet(sheet)
