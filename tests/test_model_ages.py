@@ -91,7 +91,7 @@ def test_a_whole_slide_is_predicted_as_the_region_is(old, tmp_path):
 def test_a_model_saved_now_records_its_rules(tmp_path):
     model = model_of(two_speed())
     model.save(tmp_path / "m.safetensors")
-    assert load_model(tmp_path / "m.safetensors", device="cpu").metadata.rules == PredictionRules("mirrored", 1, 1)
+    assert load_model(tmp_path / "m.safetensors", device="cpu").metadata.rules == PredictionRules("mirrored", 1, 2)
     other = model.with_rules(PredictionRules(edges="background"))
     other.save(tmp_path / "o.safetensors")
     assert read_metadata(tmp_path / "o.safetensors").rules.edges == "background"

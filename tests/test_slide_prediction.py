@@ -112,12 +112,12 @@ def test_the_result_does_not_depend_on_tiles_or_workers(cmu_svs, tmp_path):
 def test_glass_is_skipped_unless_asked_for_and_has_the_label_of_a_class_so_called(cmu_svs, tmp_path):
     model = SmoothModel(classes=make_classes("abc"))
     with open_slide(cmu_svs) as slide:
-        run_prediction(slide, model, tmp_path / "all.ome.zarr", mpp=2, tile=64, tissue_only=False)
+        run_prediction(slide, model, tmp_path / "all.ome.zarr", tile=256, tissue_only=False)
         everywhere = model.calls
-        result = run_prediction(slide, model, tmp_path / "tissue.ome.zarr", mpp=2, tile=64)
+        result = run_prediction(slide, model, tmp_path / "tissue.ome.zarr", tile=256)
         assert model.calls - everywhere < everywhere
         named = SmoothModel(classes=make_classes(["a", "b", "Glass"]))
-        other = run_prediction(slide, named, tmp_path / "named.ome.zarr", mpp=2, tile=64)
+        other = run_prediction(slide, named, tmp_path / "named.ome.zarr", tile=256)
     whole, tissue = level0(tmp_path / "all.ome.zarr"), level0(tmp_path / "tissue.ome.zarr")
     assert (whole > 0).all()
     np.testing.assert_array_equal(tissue[tissue > 0], whole[tissue > 0])

@@ -113,7 +113,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         except KeyboardInterrupt:
             print("finished parts are kept; run the same command with --resume to continue", file=sys.stderr)
             raise
-    say(args, f"wrote {out}")
+    say(args, "; ".join(filter(None, [f"wrote {out}", result.skipped])))
     return result.to_json()
 
 
@@ -137,7 +137,7 @@ def _predict_batch(
         raise SparseSegError("; ".join(["none of the slides can be opened", *(why for _, why in unreadable)]) + ".")
     batch = session.predict_project(args.output, progress=ProgressLine(f"{len(session.slides)} slides"), **options)
     for result in batch.results:
-        say(args, f"wrote {result.output}")
+        say(args, "; ".join(filter(None, [f"wrote {result.output}", result.skipped])))
     say(args, f"wrote {batch.summary}")
     failed = [*unreadable, *batch.failed]
     if failed:

@@ -33,7 +33,7 @@ UNKNOWN_EDGES = (
     "the model was saved by an earlier version, which did not record how it reads beyond a slide's edges: near them it "
     "may predict differently from then. Training it on records it."
 )
-_RULES: dict[str, tuple[object, ...]] = {"edges": (*get_args(Edges), None), "normalisation": (1,), "tissue": (1,)}
+_RULES: dict[str, tuple[object, ...]] = {"edges": (*get_args(Edges), None), "normalisation": (1,), "tissue": (1, 2)}
 """The rules that this version predicts by."""
 _MAX_STEPS = 1 << 53
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -56,8 +56,9 @@ class PredictionRules:
     were in use; see `legacy`."""
     normalisation: int = 1
     """1: linear from the input scale's low and high to 0..1, cut at -0.5 and 1.5; NaN is 0."""
-    tissue: int = 1
-    """Version of `prediction.tissue.detect_tissue`, by which whole slides leave out glass."""
+    tissue: int = 2
+    """Version of `prediction.tissue.where_to_predict`, by which whole slides leave out glass. 1: a lumen may be glass;
+    models saved before this was recorded are of 1."""
 
     @property
     def note(self) -> str:
@@ -145,7 +146,7 @@ class ModelMetadata:
             values["config"] = TrainConfig(**config)
             values["channels"] = tuple(data.get("channels", ("R", "G", "B")))
             values["sources"] = tuple(data.get("sources", ()))
-            values["rules"] = PredictionRules(**data["rules"]) if "rules" in data else PredictionRules(edges=None)
+            values["rules"] = PredictionRules(**data["rules"]) if "rules" in data else PredictionRules(None, 1, 1)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise SparseSegError(f"the model's metadata cannot be read: {type(error).__name__} {error}.") from error

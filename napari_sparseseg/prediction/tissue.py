@@ -26,8 +26,15 @@ _LEAST_CONTRAST = 8.0
 """With fewer grey values (of 255) between glass and the rest, the whole slide counts as tissue."""
 _FAINTEST = 10.0
 """Pixels this many grey values from the colour of glass are tissue, however dark the rest is. See D34."""
-_MARGIN_UM = 20.0
-_DARKEST_GLASS, _PINK = 200.0, 6.0
+_MARGIN_UM, _GAP_UM = 20.0, 100.0
+_DARKEST_GLASS, _PINK, _BLUE = 200.0, 6.0, 12.0
+TISSUE_RULE = 2
+"""The version of the rule by which new models leave out glass; `PredictionRules.tissue`."""
+SMALL = 2048 * 2048
+"""A slide of up to this many pixels is predicted whole: a field of view, a core, a few seconds."""
+_NEARLY_ALL = 0.9
+_LARGEST_HOLE = 2.0
+"""Of the area of the tissue around it. What a larger one is in is no tissue, but the line around a cover slip."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,33 @@ def glass_label(classes: Sequence[ClassDef]) -> int:
     return next((c.id for c in classes if c.name.strip().casefold() in GLASS_NAMES), UNLABELLED)
 
 
-def detect_tissue(slide: Slide, margin_px: int | None = None) -> TissueMask:
+def where_to_predict(slide: Slide, shape: tuple[int, int], rule: int = TISSUE_RULE) -> TissueMask | None:
+    """The tissue that a whole-slide run predicts; None: everything.
+
+    Parameters
+    ----------
+    slide
+        An open slide.
+    shape
+        (h, w) of the slide as the model sees it.
+    rule
+        By which a model leaves out glass, `PredictionRules.tissue`. From 2 on, slides of up to `SMALL` pixels and
+        slides that are nearly all tissue are predicted whole.
+    """
+    if rule > 1 and shape[0] * shape[1] <= SMALL:
+        return None
+    found = detect_tissue(slide, rule=rule)
+    return None if rule > 1 and found.share >= _NEARLY_ALL else found
+
+
+def detect_tissue(slide: Slide, margin_px: int | None = None, *, rule: int = TISSUE_RULE) -> TissueMask:
     """Find tissue by how much a smoothed thumbnail differs from the background; in doubt it is tissue.
 
     A pixel's difference is that of its most different channel, so pale pink (which is bright) and unsaturated dark
     (which is grey) both count. Otsu's threshold decides whether there are two groups of pixels at all; if not,
     everything is tissue. The border is lower than Otsu's threshold, which may separate pale tissue from dark tissue: on
-    brightfield ten grey values from glass, elsewhere six standard deviations of the dark pixels. See D34.
+    brightfield ten grey values from glass, elsewhere six standard deviations of the dark pixels. See D34. What tissue
+    encloses is tissue: lumens, fat cells, vessels, also where the ring around them has gaps of up to 100 um. See D103.
 
     Parameters
     ----------
@@ -92,6 +119,8 @@ def detect_tissue(slide: Slide, margin_px: int | None = None) -> TissueMask:
         An open slide.
     margin_px
         The mask is widened by this many thumbnail pixels (2,048 on the longer side); None: 20 um, at least four.
+    rule
+        Version of this rule, `PredictionRules.tissue`. 1: what tissue encloses may be glass.
 
     Examples
     --------
@@ -104,7 +133,7 @@ def detect_tissue(slide: Slide, margin_px: int | None = None) -> TissueMask:
     """
     image, frame = slide.thumbnail(_THUMBNAIL)
     pixels = np.nan_to_num(image.astype(np.float32))
-    background = _background(pixels, slide)
+    background = _background(pixels, slide, rule)
     difference = np.abs(pixels - background)
     if not slide.is_rgb:
         difference *= 255 / max(float(difference.max()), 1.0)
@@ -114,12 +143,41 @@ def detect_tissue(slide: Slide, margin_px: int | None = None) -> TissueMask:
     if not mask.any() or mask.all() or strength[mask].mean() - strength[~mask].mean() < _LEAST_CONTRAST:
         return TissueMask(np.ones(strength.shape, bool), frame)
     mask = strength > min(threshold, _FAINTEST if slide.is_rgb else _above_noise(strength[~mask]))
+    pixel_um = 0.0 if slide.mpp is None else min(a * b for a, b in zip(frame.downsample, slide.mpp, strict=True))
     if margin_px is None:
-        pixel_um = 0.0 if slide.mpp is None else min(a * b for a, b in zip(frame.downsample, slide.mpp, strict=True))
         margin_px = max(4, int(np.ceil(_MARGIN_UM / pixel_um)) if pixel_um else 0)
+    distance = ndimage.distance_transform_edt(~mask)
     if margin_px > 0:
-        mask = ndimage.distance_transform_edt(~mask) <= margin_px
+        mask = distance <= margin_px
+    if rule > 1:
+        mask |= _enclosed(distance, max(margin_px, _GAP_UM / 2 / pixel_um if pixel_um else 0.0))
     return TissueMask(mask, frame)
+
+
+def _enclosed(distance: np.ndarray, reach: float) -> np.ndarray:
+    """What tissue encloses, given the distance from it; a ring with gaps of up to twice `reach` encloses too."""
+    filled = _without_holes(distance <= reach)
+    found: np.ndarray = filled & ((distance == 0) | (ndimage.distance_transform_edt(filled) > reach))
+    return found
+
+
+def _without_holes(mask: np.ndarray) -> np.ndarray:
+    """The mask with its holes filled, but for those far larger than the tissue around them."""
+    holes, count = ndimage.label(~mask)
+    border = np.unique(np.concatenate([holes[0], holes[-1], holes[:, 0], holes[:, -1]]))
+    enclosed = np.setdiff1d(np.arange(1, count + 1), border)
+    parts, _ = ndimage.label(mask, np.ones((3, 3)))
+    area, hole_area = np.bincount(parts.ravel()), np.bincount(holes.ravel())
+    filled = mask.copy()
+    for hole, where in zip(range(1, count + 1), ndimage.find_objects(holes), strict=True):
+        if hole not in enclosed or where is None:
+            continue
+        y, x = (slice(side.start - 1, side.stop + 1) for side in where)
+        inside = holes[y, x] == hole
+        around = parts[y, x][ndimage.binary_dilation(inside) & ~inside]
+        if hole_area[hole] <= _LARGEST_HOLE * area[np.unique(around)].sum():
+            filled[y, x] |= inside
+    return filled
 
 
 def _above_noise(values: np.ndarray) -> float:
@@ -127,11 +185,11 @@ def _above_noise(values: np.ndarray) -> float:
     return middle + 6 * 1.4826 * float(np.median(np.abs(values - middle)))
 
 
-def _background(pixels: np.ndarray, slide: Slide) -> np.ndarray:
+def _background(pixels: np.ndarray, slide: Slide, rule: int) -> np.ndarray:
     """Colour of empty glass: that of the brightest pixels of a brightfield slide, else the slide's background.
 
-    On a slide without glass the brightest pixels are pale tissue: too dark for glass, or pinkish like eosin. Then glass
-    is assumed to be white, so that the whole slide is tissue.
+    On a slide without glass the brightest pixels are pale tissue: too dark for glass, pinkish like eosin or bluish like
+    haematoxylin alone. Then glass is assumed to be white, so that the whole slide is tissue.
     """
     if not slide.is_rgb:
         return np.asarray(slide.background, np.float32)
@@ -140,7 +198,8 @@ def _background(pixels: np.ndarray, slide: Slide) -> np.ndarray:
     brightest = float(np.percentile(darkest_channel, 99))
     colour: np.ndarray = np.median(flat[darkest_channel >= brightest - _LEAST_CONTRAST], axis=0).astype(np.float32)
     red, green, blue = colour[:3]
-    if brightest < _DARKEST_GLASS or min(red, blue) - green > _PINK:
+    bluish = rule > 1 and blue - red > _BLUE
+    if brightest < _DARKEST_GLASS or min(red, blue) - green > _PINK or bluish:
         return np.full(pixels.shape[-1], 255, np.float32)
     return colour
 

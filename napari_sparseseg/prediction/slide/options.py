@@ -71,8 +71,8 @@ class PredictOptions:
     """Save the entropy (0 certain .. 255) as a second image."""
     tissue_only: bool = True
     """Predict only where a thumbnail shows tissue. Glass gets the class named ``background``, ``glass`` or similar
-    (`tissue.GLASS_NAMES`); without such a class it is 0, unlabelled, and has its own row in the table. Where glass and
-    tissue cannot be told apart, everything is predicted."""
+    (`tissue.GLASS_NAMES`); without such a class it is 0, unlabelled, and has its own row in the table. Small slides,
+    and those where glass and tissue cannot be told apart, are predicted whole."""
     resume: bool = False
     """Continue an interrupted run of the same slide, model and settings; any other unfinished run is discarded. Where
     the output is complete, only missing tables are written."""
@@ -161,6 +161,12 @@ class SlideResult:
     tissue_share: float | None = None
     """Share of the slide found to be tissue, where only tissue was predicted."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> str:
+        """For the user: how much was taken for glass and not predicted; empty where everything was predicted."""
+        glass = 1.0 - (1.0 if self.tissue_share is None else self.tissue_share)
+        return f"{glass:.0%} of the slide is glass and was not predicted" if glass >= 0.005 else ""
 
     def to_json(self) -> dict[str, Any]:
         """Values that JSON can hold; paths become strings."""

@@ -27,7 +27,7 @@ from napari_sparseseg.prediction.slide.shards import (
 )
 from napari_sparseseg.prediction.slide.workspace import Workspace
 from napari_sparseseg.prediction.tiles import PredictionStopped, model_frame
-from napari_sparseseg.prediction.tissue import TissueMask, detect_tissue
+from napari_sparseseg.prediction.tissue import TissueMask, where_to_predict
 from napari_sparseseg.slides.cache import TILES
 
 if TYPE_CHECKING:
@@ -215,6 +215,7 @@ class SlideRun:
             "mpp": None if self._slide.mpp is None else list(self._slide.mpp),
             "tile": plan.side,
             "tissue_only": options.tissue_only,
+            **({"tissue": rule} if (rule := self._model.metadata.rules.tissue) > 1 else {}),
             "uncertainty": options.uncertainty,
             "flips": options.flips,
             "ome_zarr": options.ome_zarr,
@@ -235,7 +236,9 @@ class SlideRun:
     def _predict(self, files: Workspace) -> None:
         """Predict the shards that are missing."""
         if self._options.tissue_only:
-            self._tissue = detect_tissue(self._slide)
+            seen = self._plan.read_frame.shape(self._slide.shape)
+            self._tissue = where_to_predict(self._slide, seen, self._model.metadata.rules.tissue)
+        if self._tissue is not None:
             self._tissue.save(files.tissue)
         todo = [(i, box) for i, box in enumerate(self._shards) if i not in files.journal.done]
         if not todo:

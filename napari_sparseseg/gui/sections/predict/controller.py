@@ -223,7 +223,7 @@ class PredictActions(QObject):
     def _on_predicted(self, slide: Slide, predicted: _Predicted, path: str) -> None:
         self._results[slide] = predicted
         self._measure()
-        self._panel.show_result(f"Saved {path}")
+        self._panel.show_result(". ".join(filter(None, [f"Saved {path}", predicted.result.skipped])))
 
     def _on_predicted_all(self, batch: BatchResult) -> None:
         self._panel.show_result(f"Saved {batch.summary}")
