@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.annotations.sqlite_file import DamagedFileError, atomic, connect, is_blank
+from napari_sparseseg.config import ClassDef
+from napari_sparseseg.errors import SparseSegError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +54,31 @@ def summary(path: Path) -> FileSummary:
             meta = {key: json.loads(value) for key, value in rows}
             return FileSummary(int(strokes), int(meta.get("version", 0)), has_log or not meta.get("open", False))
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
+            raise DamagedFileError(path, str(error).rstrip(".")) from error
+
+
+def classes_in(path: Path) -> tuple[ClassDef, ...]:
+    """The classes that an annotation file uses, without reading its labels; none where it is missing or empty.
+
+    Raises
+    ------
+    AnnotationError
+        Where it is not an annotation file, or is damaged.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return ()
+    with closing(connect(path)) as connection:
+        try:
+            if is_blank(connection):
+                return ()
+            used = {row[0] for row in connection.execute("SELECT DISTINCT class_id FROM strokes")}
+            row = connection.execute("SELECT value FROM meta WHERE key = 'counts'").fetchone()
+            counted = None if row is None else json.loads(row[0])
+            rows = connection.execute("SELECT id, name, colour FROM classes ORDER BY position").fetchall()
+            if counted is not None:
+                used |= {int(label) for layer in counted for label, n in layer if n}
+            return tuple(c for c in (ClassDef(*row) for row in rows) if counted is None or c.id in used)
+        except (sqlite3.Error, ValueError, TypeError, RecursionError, SparseSegError) as error:
             raise DamagedFileError(path, str(error).rstrip(".")) from error
 
 

@@ -7,14 +7,38 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.annotations.file_state import summary
-from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.errors import AnnotationError, ProjectError, SlideError, SparseSegError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.session.project import SUFFIX
+from napari_sparseseg.session.project import SUFFIX, is_remote
+from napari_sparseseg.slides import open_slide
 
 if TYPE_CHECKING:
-    from napari_sparseseg.annotations import Annotations
-    from napari_sparseseg.session.project import SlideRecord
+    from napari_sparseseg.session.project import Project, SlideRecord
+    from napari_sparseseg.slides import Slide
+
+
+def listed_slide(project: Project, record: SlideRecord) -> tuple[Slide | None, str]:
+    """A slide of a project, opened; or None and why it cannot be."""
+    name = Path(record.path).name
+    if is_remote(record.path):
+        why = f"remote slides are not opened automatically ({record.path}); open it to continue"
+        return None, f"{name} is left out: {why}"
+    found = project.locate(record)
+    if found is None:
+        return None, f"{name} was not found and is left out; open it to relink it"
+    try:
+        slide = open_slide(found, image=record.image, crop=record.crop)
+    except SlideError as error:
+        return None, f"{name} is left out: {error}"
+    if slide.fingerprint == record.fingerprint:
+        return slide, ""
+    slide.close()
+    return None, (
+        f"{found} is not the slide that was annotated and is left out; its strokes stay in "
+        f"{project.path / 'annotations' / record.annotations}. Put the slide back, or open it from where it is now"
+    )
 
 
 def what_is_missing(path: Path, record: SlideRecord) -> str:
@@ -54,8 +78,18 @@ def bind_to(annotations: Annotations, path: Path) -> None:
             return
 
 
+class RebindingError(ProjectError):
+    """Some slides stay bound to a project that could not be completed: where they were cannot be written any more."""
+
+
 def bind_all(files: list[tuple[Annotations, Path]]) -> None:
-    """Bind all annotations to the files they were saved to, or, if one cannot be, all to where they were."""
+    """Bind all annotations to the files they were saved to, or, if one cannot be, all to where they were.
+
+    Raises
+    ------
+    RebindingError
+        Where one can be bound neither to the new file nor, afterwards, to the old one.
+    """
     before = [(annotations, annotations.path) for annotations, _ in files]
     try:
         for annotations, path in files:
@@ -63,12 +97,18 @@ def bind_all(files: list[tuple[Annotations, Path]]) -> None:
                 annotations.attach(path)
             except AnnotationError:  # a stroke was drawn since
                 bind_to(annotations, path)
-    except BaseException:
+    except BaseException as error:
+        stuck = []
         for annotations, old in before:
-            if old is None:
-                annotations.close()
-            elif annotations.path != old:
-                bind_to(annotations, old)
+            try:
+                if old is None:
+                    annotations.close()
+                elif annotations.path != old:
+                    bind_to(annotations, old)
+            except SparseSegError as failed:
+                stuck.append(str(failed))
+        if stuck:
+            raise RebindingError(f"{error} The slides are saved in both places now: {' '.join(stuck)}") from error
         raise
 
 
@@ -77,6 +117,17 @@ def aside(path: Path) -> Path:
     name = f"{path.stem}-before-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (name, *(f"{name}-{k}" for k in range(2, 100)))
     return next(p for p in (path.with_name(n + SUFFIX) for n in names) if not p.exists())
+
+
+def copy_annotations(source: Path, target: Path) -> None:
+    """Copy an annotation file with what is in its log; one that cannot be read is copied as it is, with the log."""
+    try:
+        Annotations.load(source).save(target)
+    except AnnotationError:
+        for tail in ("", "-wal"):
+            part = source.with_name(source.name + tail)
+            if part.exists():
+                copy_file(part, target.with_name(target.name + tail))
 
 
 def copy_file(source: Path, target: Path) -> None:

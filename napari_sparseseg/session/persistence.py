@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import threading
 import time
 from contextlib import suppress
@@ -13,21 +11,26 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
 
-from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError, merged, renumbered
+from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError
+from napari_sparseseg.annotations.file_state import classes_in
 from napari_sparseseg.annotations.sqlite_file import require_unlocked
-from napari_sparseseg.config import match_classes
-from napari_sparseseg.errors import ProjectError, SlideError, SparseSegError
-from napari_sparseseg.files import sync_folder
+from napari_sparseseg.config import make_classes
+from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.session import recovery
-from napari_sparseseg.session.binding import aside, bind_all, bind_to, copy_file, what_is_missing
-from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, is_remote
+from napari_sparseseg.session.absent import AbsentSlides
+from napari_sparseseg.session.binding import bind_to, listed_slide, what_is_missing
+from napari_sparseseg.session.class_tables import meant
+from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name
+from napari_sparseseg.session.saving import merge_into, write_new
 from napari_sparseseg.session.slides import checked_role
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    import os
+    from collections.abc import Callable, Iterable
 
+    from napari_sparseseg.config import ClassDef
     from napari_sparseseg.session.project import Role
     from napari_sparseseg.session.slides import SlideCollection, SlideEntry
     from napari_sparseseg.session.training import Training
@@ -73,14 +76,15 @@ class ProjectKeeper:
         self._binding = threading.RLock()  # never taken by the engine thread: signals are sent while it is held
         self._written: tuple[object, ...] = ()
         self._written_at = 0.0
-        self._shelf: dict[str, SlideEntry] = {}
-        """Slides that were closed while nothing was saved on disk, by fingerprint."""
-        self._closed: tuple[SlideRecord, ...] = ()
+        self._absent = AbsentSlides()
+        self._replaced: Project | None = None
+        """The folder of unsaved work whose contents were saved as a project, until the model is there too."""
         self.project: Project | None = None
         self.notes: list[str] = []
         """What was missing or incomplete when slides were opened."""
-        self.left_out: list[SlideRecord] = []
-        """Slides of the project that are not open because they could not be; they stay listed."""
+        self._upcoming: tuple[ClassDef, ...] = ()
+        """The class table that the annotation files are getting just now."""
+        slides.reclassed.connect(self._absent.follow)
         self.read_only = ""
         """Why nothing can be written, or empty: what is drawn here stays in memory until it is saved elsewhere."""
 
@@ -112,33 +116,51 @@ class ProjectKeeper:
         entry = self._slides.open(path, checked_role(role or "train"), image)
         if entry in known:
             return entry
-        missed = [r for r in (*self.left_out, *self._closed) if r.fingerprint == entry.slide.fingerprint]
-        shelved = self._shelf.pop(entry.slide.fingerprint, None)
-        crop = shelved.slide.contents.crop if shelved else not missed or missed[0].crop
-        if not crop and entry.slide.canvas != entry.slide.bounds:  # its strokes are in the frame of the whole canvas
-            self._slides.remove(entry)
+        before = self._absent.waiting(entry.slide)
+        if before is not None and not before.crop and entry.slide.canvas != entry.slide.bounds:
+            self._slides.remove(entry)  # its strokes are in the frame of the whole canvas
             entry = self._slides.add(open_slide(entry.slide.path, crop=False), entry.role)
-        if missed or shelved:
-            before, mpp = (shelved, _mpp_by_user(shelved.slide)) if shelved else (missed[0], missed[0].mpp)
+        if before is not None:
             entry.role = role or before.role
-            entry.slide.mpp = mpp or entry.slide.mpp
-        if shelved is not None:
-            self._slides.replace_annotations(entry, shelved.annotations, reconcile=True)
+            entry.slide.mpp = before.mpp or entry.slide.mpp
+        if before is not None and (shelved := self._absent.shelved(before)) is not None:
+            drawn = self._slides.translated(shelved, before.classes)
+            self._slides.replace_annotations(entry, drawn, reconcile=True)
+            self._absent.unshelve(before)
         else:
             self._bind(entry)
-        if missed or shelved:
+        if before is not None:
             self._slides.changed.emit()
         return entry
 
     @_one_at_a_time
+    def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
+        """Change the class table of all slides.
+
+        ``project.json`` says so before the first annotation file is written: what a kill leaves undone is done when
+        the project is opened.
+        """
+        table = make_classes(classes)
+        if len(self._slides.entries) > 1 and table != self._slides.classes:
+            self._upcoming = table
+            with suppress(ProjectError):  # a full disk: said below
+                self.write()
+        try:
+            self._slides.set_classes(table)
+        finally:
+            self._upcoming = ()
+        self.write_changes()
+
+    @_one_at_a_time
     def remove(self, entry: SlideEntry) -> None:
         """Close a slide; `open` restores its strokes, role and mpp."""
-        if self.project is not None and not self.read_only:
-            self._save_in_place(self.project)
-        if self.project is None or self.read_only:
-            self._shelf[entry.slide.fingerprint] = entry
+        project, classes = self.project, self._slides.classes
+        if project is None or self.read_only:
+            nowhere = project or Project(Path(), ProjectState())
+            self._absent.shelve(entry.annotations, replace(self._records(nowhere)[entry.key], classes=classes))
         else:
-            self._closed = (*self._closed, self._records(self.project)[entry.key])
+            self._save_entry(project, entry)
+            self._absent.closed += (replace(self._records(project)[entry.key], classes=classes),)
         self._slides.remove(entry)
         self.write()
 
@@ -150,15 +172,23 @@ class ProjectKeeper:
         """Open a project's slides, classes and settings; returns what the user must know about it, one clause each."""
         project = Project.open(path)
         self._training.recall(project.state.config)
-        self._slides.set_classes(project.state.classes)
-        self.project, self.left_out = project, list(project.state.slides)
+        self._slides.replace_classes(project.state.classes)
+        self.project = project
+        self._absent.restart(project.state)
         if read_only:
             self.read_only = "is open read-only"
-        self._closed, self.notes = project.state.closed, list(project.problems)
+        self.notes = list(project.problems)
+        listed, upcoming = project.state.classes, project.state.next_classes
+        self._upcoming = upcoming
         for record in project.state.slides:
             note = self._open_record(project, record)
             if note:
                 self.notes.append(note)
+        self._absent.remember(listed)
+        if upcoming:  # killed meanwhile
+            self._slides.set_classes(upcoming)
+            self._upcoming = ()
+            self.write()
         self._written, self._written_at = self._to_write(), time.monotonic()  # also where no slide was opened
         if self.read_only and not read_only:
             self.notes.append(f"the project {self.read_only}: changes here will not be saved; save under another name")
@@ -178,30 +208,15 @@ class ProjectKeeper:
 
     def _open_record(self, project: Project, record: SlideRecord) -> str:
         """Open a slide of a project; returns what is wrong with it, or nothing. It stays listed in any case."""
-        name = Path(record.path).name
-        if is_remote(record.path):
-            return (
-                f"{name} is left out: remote slides are not opened automatically ({record.path}); open it to continue"
-            )
-        found = project.locate(record)
-        if found is None:
-            return f"{name} was not found and is left out; open it to relink it"
-        try:
-            slide = open_slide(found, image=record.image, crop=record.crop)
-        except SlideError as error:
-            return f"{name} is left out: {error}"
-        if slide.fingerprint != record.fingerprint:
-            slide.close()
-            return (
-                f"{found} is not the slide that was annotated and is left out; its strokes stay in "
-                f"{project.annotations_path(record)}. Put the slide back, or open it from where it is now"
-            )
+        slide, why = listed_slide(project, record)
+        if slide is None:
+            return why
         if record.mpp is not None:
             slide.mpp = record.mpp
         try:
             self.add(slide, record.role)
         except SparseSegError as error:
-            return f"{name} is left out: {error}"
+            return f"{Path(record.path).name} is left out: {error}"
         return ""
 
     def _bind(self, entry: SlideEntry) -> None:
@@ -220,24 +235,54 @@ class ProjectKeeper:
         project = self._any_project()
         record = self._records(project)[entry.key]
         path = project.annotations_path(record)
-        listed = (*project.state.slides, *project.state.closed)
-        note = what_is_missing(path, next((r for r in listed if r.annotations == record.annotations), record))
+        waiting = self._absent.listed(record.annotations) or record
+        note = what_is_missing(path, waiting)
+        translated = None
+        if waiting.classes or waiting in self._absent.closed:
+            translated = self._translated(path, waiting)
+        used = path
         if not self.read_only:
             try:
-                self._slides.attach(entry, path)
+                used = self._attach(entry, path, translated, listed=bool(project.state.classes))
             except FileInUseError:
                 self.read_only = "is open in another window"
             except NotWritableError:
                 self.read_only = "cannot be written to"
         if self.read_only and path.exists() and path.stat().st_size:
-            self._slides.replace_annotations(entry, Annotations.load(path), reconcile=True)
+            self._slides.replace_annotations(entry, translated or Annotations.load(path), reconcile=True)
         if note:
             _log.warning(note)
             self.notes.append(note)
             self._training.note(note)
-        self.left_out = [r for r in self.left_out if r.annotations != record.annotations]
-        self._closed = tuple(r for r in self._closed if r.annotations != record.annotations)
+        self._absent.forget(record.annotations)
         self.write()
+        if used != path:  # project.json lists the new file now
+            path.unlink(missing_ok=True)
+
+    def _attach(self, entry: SlideEntry, path: Path, translated: Annotations | None, *, listed: bool) -> Path:
+        """Bind a slide to its file; annotations with other ids go to a new one, which is returned."""
+        if translated is None:
+            self._slides.attach(entry, path, listed=listed)
+            return path
+        require_unlocked(path)
+        new = path.with_name(free_name(path.name, {p.name for p in path.parent.iterdir()}))
+        try:
+            translated.save(new)
+            self._slides.replace_annotations(entry, translated, reconcile=True)
+            self._slides.attach(entry, new, listed=listed)
+        except SparseSegError:
+            new.unlink(missing_ok=True)
+            raise
+        return new
+
+    def _translated(self, path: Path, record: SlideRecord) -> Annotations | None:
+        """Annotations of a slide that was not open while the classes changed; None where its ids mean the same."""
+        if not path.exists() or not path.stat().st_size:
+            return None
+        used = classes_in(path)
+        if self._slides.agrees(used, meant(used, record.classes)):
+            return None
+        return self._slides.translated(Annotations.load(path), record.classes)
 
     @_one_at_a_time
     def replace_annotations(self, entry: SlideEntry, annotations: Annotations) -> None:
@@ -278,154 +323,82 @@ class ProjectKeeper:
         return mine.draw(shapes_of(loaded.snapshot()))
 
     @_one_at_a_time
-    def save_as(self, path: Path, exists: Exists) -> tuple[Project, Project | None]:
-        """Save all but the model at `path`, or change nothing; returns the project, and the one to `discard` then."""
+    def save_as(self, path: Path, exists: Exists) -> Project:
+        """Save all but the model at `path`, or change nothing; call `discard` when the model is there too."""
         path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
         before = self.project
         if before is not None and before.path == path.resolve():
             self._save_in_place(before)
-            return before, None
+            return before
         taken = (path / "project.json").exists()
-        merges = taken and exists == "merge"
-        if merges and self._shelf:
-            raise ProjectError("slides that were closed would be lost by a merge; open them again, or save elsewhere.")
         if taken and exists == "refuse":
             raise ProjectError(
                 f"{path} exists already. Open it to continue it, or choose another name; a script can also save with "
                 'exists="merge", which adds to it, or exists="replace", which moves it aside.'
             )
         try:
-            project = self._merge_into(path) if merges else self._write_new(path)
+            contents, made = self._absent.contents(before, self._slides, self._training), None
+            if taken and exists == "merge":
+                project, made = merge_into(path, contents, self._records)
+            else:
+                project = write_new(path, contents, self._records)
         except OSError as error:
             raise ProjectError(
                 f"cannot save project {path}: {error.strerror or error}. Nothing was changed."
             ) from error
-        left_out = self.left_out
-        stays = left_out or (merges and self._closed) or (before is not None and before.state.unreadable)
-        moves = before is not None and not self.read_only and not stays
-        self.project, self.read_only, self._shelf, self._closed = project, "", {}, project.state.closed
-        names = {r.annotations for r in self._records(project).values()}
-        self.left_out = [r for r in project.state.slides if r.annotations not in names]
+        if before is not None and not self.read_only and _is_all_listed(before):
+            self._replaced = before
+        self.project, self.read_only = project, ""
+        self._absent.restart(project.state)
+        if made is not None:
+            self._adopt(project, made)
+        for record in self._records(project).values():
+            self._absent.forget(record.annotations)
+        self._absent.remember(project.state.classes)
         self.write()
-        if before is not None and (names_left := ", ".join(Path(r.path).name for r in left_out)):
-            self._training.note(f"not saved here, because they are not open: {names_left}; still in {before.path}")
         _log.info("saved project %s", project.path)
-        return project, before if moves else None
+        return project
 
-    def discard(self, replaced: Project | None) -> None:
+    def _adopt(self, project: Project, made: dict[str, Annotations]) -> None:
+        """Go on with what a merge made of the open slides: roles and resolutions are the project's."""
+        records = {r.annotations: r for r in project.state.slides}
+        for entry in self._slides.entries:
+            path = made[entry.key].path
+            if path is not None and (record := records.get(path.name)) is not None:
+                entry.role = record.role
+                entry.slide.restore_mpp()
+                if record.mpp is not None:
+                    entry.slide.mpp = record.mpp
+        self._slides.replace_all(made, project.state.classes)
+
+    def discard(self) -> None:
         """Delete the recovery folder that a saved project replaces, unless it has a model that could not be loaded."""
+        replaced, self._replaced = self._replaced, None
         with suppress(ProjectError):  # links: no session of ours made it
             if replaced is not None and (self._training.model is not None or not replaced.checkpoint.exists()):
                 recovery.discard(replaced)
+
+    def _save_entry(self, project: Project, entry: SlideEntry) -> None:
+        """Write again what could not be written of a slide when it was drawn."""
+        path = project.annotations_path(self._records(project)[entry.key])
+        if entry.annotations.path != path.resolve():
+            bind_to(entry.annotations, path)
+        elif not entry.annotations.saved:
+            entry.annotations.save(path)
 
     def _save_in_place(self, project: Project) -> None:
         """Write again what could not be written when it was drawn or set."""
         if self.read_only:
             raise ProjectError(f"{project.path} {self.read_only}; save under another name.")
         failed: list[SparseSegError] = []
-        for key, record in self._records(project).items():
-            annotations = next(e.annotations for e in self._slides.entries if e.key == key)
-            path = project.annotations_path(record)
+        for entry in self._slides.entries:
             try:
-                if annotations.path != path.resolve():
-                    bind_to(annotations, path)
-                elif not annotations.saved:
-                    annotations.save(path)
+                self._save_entry(project, entry)
             except SparseSegError as error:
                 failed.append(error)
         self.write()
         if failed:
             raise failed[0]
-
-    def _write_new(self, path: Path) -> Project:
-        """A new project; it is written beside `path` and renamed, and a project that is there is moved aside."""
-        if path.exists() and not (path / "project.json").exists():
-            Project.create(path)  # refuses what is not a project, and completes one whose creation was interrupted
-        part = path.with_name(f".{path.stem}-{os.getpid()}.partial{SUFFIX}")
-        shutil.rmtree(part, ignore_errors=True)
-        old = aside(path)
-        try:
-            project = Project.create(part)
-            for key, record in self._records(project).items():
-                self._annotations(key).save(project.annotations_path(record))
-            project.write(self._state(project, (), self._carried(project)))
-            if path.exists():
-                for file in (path / "annotations").glob("*.sqlite"):
-                    require_unlocked(file)
-                path.rename(old)
-            part.rename(path)
-            sync_folder(path.parent)
-            project = Project(path.resolve(), project.state)
-            files = [(self._annotations(k), project.annotations_path(r)) for k, r in self._records(project).items()]
-            bind_all(files)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            if old.exists():
-                shutil.rmtree(path, ignore_errors=True)
-                old.rename(path)
-            raise
-        return project
-
-    def _merge_into(self, path: Path) -> Project:
-        """Add our slides and strokes to a project; each slide gets a new file, the old ones stay beside it."""
-        project = Project.open(path)
-        ours = self._slides.classes if self._slides.labelled else ()
-        table, channels = match_classes(project.state.classes, ours)
-        ids = {old.id: new.id for old, new in zip(ours, channels, strict=True)}
-        made: dict[str, Annotations] = {}
-        records = self._records(project)
-        before = {r.annotations for r in records.values()}
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        try:
-            for key, record in records.items():
-                old = project.annotations_path(record)
-                mine = renumbered(self._annotations(key), ids, table)
-                if old.exists():
-                    require_unlocked(old)
-                    mine = merged(Annotations.load(old), mine)
-                    mine.set_classes(table)
-                    records[key] = replace(record, annotations=f"{Path(record.annotations).stem}-{stamp}.sqlite")
-                mine.attach(project.annotations_path(records[key]))
-                made[key] = mine
-            others = [r for r in project.state.slides if r.annotations not in before]
-            state = ProjectState(
-                (*records.values(), *others),
-                table,
-                project.state.config,
-                project.state.closed,
-                project.state.unreadable,
-            )
-            if self._training.model is not None and project.checkpoint.exists():
-                shutil.copyfile(project.checkpoint, project.checkpoint.with_name(f"model-{stamp}.safetensors"))
-            project.write(state)
-        except BaseException:
-            for annotations in made.values():
-                file = annotations.path
-                annotations.close()
-                if file is not None:
-                    file.unlink(missing_ok=True)
-            raise
-        self._slides.replace_all(made, table)
-        return project
-
-    def _annotations(self, key: str) -> Annotations:
-        return next(e.annotations for e in self._slides.entries if e.key == key)
-
-    def _carried(self, project: Project) -> tuple[SlideRecord, ...]:
-        """Records of slides that were closed; their strokes are copied into the project."""
-        carried: list[SlideRecord] = []
-        for entry in self._shelf.values():
-            record = project.record_for(entry.slide.path, entry.slide.fingerprint, entry.role, carried)
-            entry.annotations.save(project.annotations_path(record))
-            carried.append(replace(record, mpp=_mpp_by_user(entry.slide), version=entry.annotations.version))
-        before = self.project
-        for record in self._closed if before is not None else ():
-            source = before.annotations_path(record)  # type: ignore[union-attr]
-            target = project.annotations_path(record)
-            if source.exists() and not target.exists():
-                copy_file(source, target)
-                carried.append(record)
-        return tuple(carried)
 
     def write(self) -> None:
         """Write ``project.json``; slides that could not be opened stay listed."""
@@ -434,29 +407,36 @@ class ProjectKeeper:
             if project is None or self.read_only:
                 return
             now = self._to_write()
-            names = {r.annotations for r in (*self._records(project).values(), *self.left_out)}
-            self.left_out += [r for r in project.listed_by_others() if r.annotations not in names]
-            state = self._state(project, self.left_out, self._closed)
-            if state != project.state or not (project.path / "project.json").exists():
+            others, opened = project.listed_by_others(), tuple(self._records(project).values())
+            self._absent.add(others, opened)
+            known = project.state
+            state = ProjectState(
+                (*opened, *self._absent.left_out),
+                known.classes if self._upcoming else self._slides.classes,
+                self._training.settings,
+                self._absent.closed,
+                (*known.unreadable, *others.unreadable),
+                (*known.unreadable_closed, *others.unreadable_closed),
+                self._upcoming,
+            )
+            if state != known or not (project.path / "project.json").exists():
                 project.write(state)
             self._written, self._written_at = now, time.monotonic()
 
     def write_changes(self) -> None:
         """Write ``project.json`` if roles, mpp, classes or settings have changed; stroke counts every few seconds."""
         now = self._to_write()
-        if self._written and (now[1:] != self._written[1:] or time.monotonic() > self._written_at + _WRITE_S):
+        if (
+            self._written
+            and not self._upcoming
+            and (now[1:] != self._written[1:] or time.monotonic() > self._written_at + _WRITE_S)
+        ):
             self.write()
 
     def _to_write(self) -> tuple[object, ...]:
         entries = self._slides.entries
         slides = tuple((e.key, e.role, e.slide.mpp) for e in entries)
         return tuple(e.annotations.version for e in entries), slides, self._slides.classes, self._training.settings
-
-    def _state(
-        self, project: Project, left_out: Collection[SlideRecord], closed: tuple[SlideRecord, ...]
-    ) -> ProjectState:
-        records = (*self._records(project).values(), *left_out)
-        return ProjectState(records, self._slides.classes, self._training.settings, closed, project.state.unreadable)
 
     def close(self) -> None:
         """Close all slides; a recovery folder without strokes is removed, unless it has the only copy of a model."""
@@ -469,7 +449,7 @@ class ProjectKeeper:
         with suppress(ProjectError):  # the strokes are in their own files
             self.write()
         self._slides.close()
-        if self.project is None or self.read_only or self.left_out:
+        if self.project is None or self.read_only or self._absent.left_out:
             return
         with suppress(ProjectError):  # it contains links, so no session of ours made it
             if not recovery.strokes_in(self.project) and (self.checkpoint is None or self._training.exported):
@@ -485,14 +465,29 @@ class ProjectKeeper:
     def _records(self, project: Project) -> dict[str, SlideRecord]:
         """The record of each open slide by its key; two copies of one slide have two records."""
         records: dict[str, SlideRecord] = {}
+        folder = project.path / "annotations"
+        bound = {
+            e.key: SlideRecord("", "", e.annotations.path.name)
+            for e in self._slides.entries
+            if e.annotations.path is not None and e.annotations.path.parent == folder
+        }
         for e in self._slides.entries:
             drawn = e.annotations
-            record = project.record_for(e.slide.path, e.slide.fingerprint, e.role, records.values())
+            others = [*records.values(), *(r for key, r in bound.items() if key != e.key)]
+            record = project.record_for(e.slide.path, e.slide.fingerprint, e.role, others)
             strokes = len(drawn.strokes) + len(drawn.dense_regions)
             mpp = _mpp_by_user(e.slide)
-            record = replace(record, role=e.role, mpp=mpp, strokes=strokes, version=drawn.version)
+            record = replace(record, role=e.role, mpp=mpp, strokes=strokes, version=drawn.version, classes=())
+            if e.key in bound:
+                record = replace(record, annotations=bound[e.key].annotations)
             records[e.key] = replace(record, image=e.slide.image, crop=e.slide.contents.crop)
         return records
+
+
+def _is_all_listed(project: Project) -> bool:
+    """Whether a project has no strokes but those of the slides that it lists."""
+    listed = {r.annotations for r in (*project.state.slides, *project.state.closed)}
+    return not project.state.unreadable and not recovery.strokes_in(project, except_for=listed)
 
 
 def _mpp_by_user(slide: Slide) -> tuple[float, float] | None:

@@ -158,11 +158,17 @@ class Predictor:
         """Show a model; see `Session.use_model`."""
         metadata = model.metadata
         classes, channels = match_classes(self._slides.classes if self._slides.labelled else (), metadata.classes)
-        self._slides.set_classes(classes)
+        self._slides.replace_classes(classes)
         shown = model if channels == metadata.classes else model.with_classes(channels)
         self._engine.call(lambda: self._training.use_model(shown))
         if metadata.extra.get("net", {}).get("kind") == "pretrained":
             self._training.recall(self._training.settings.updated({"encoder": metadata.encoder}))
+
+    def follow_classes(self) -> None:
+        """Give the model's classes the ids that their names have after a merge."""
+        model, ids = self._training.model, {c.name: c.id for c in self._slides.classes}
+        if model is not None and any(ids.get(c.name, c.id) != c.id for c in model.metadata.classes):
+            self.use(model)
 
     def export(self, path: Path, *, overwrite: bool) -> None:
         """Write the model for other programs; see `Session.export_model`."""

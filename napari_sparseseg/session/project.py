@@ -52,6 +52,9 @@ class SlideRecord:
     """Number of the image in a file that contains several; None: the largest."""
     crop: bool = False
     """Whether the slide is cropped to its scanned area; projects written before that was done have the whole canvas."""
+    classes: tuple[ClassDef, ...] = ()
+    """Of a slide that is not open: what the ids in its annotation file mean, under the names that the classes have now.
+    Empty: what the project's class table says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,10 @@ class ProjectState:
     """Slides that were taken off the project; opening one restores its strokes, role and mpp."""
     unreadable: tuple[Any, ...] = ()
     """Entries of slides that this version cannot read, written back as they are."""
+    unreadable_closed: tuple[Any, ...] = ()
+    """The same of `closed`."""
+    next_classes: tuple[ClassDef, ...] = ()
+    """While the annotation files get another class table: that table; empty otherwise."""
 
 
 class Project:
@@ -132,19 +139,32 @@ class Project:
             ) from error
         return cls(folder.resolve(), state, problems)
 
-    def listed_by_others(self) -> tuple[SlideRecord, ...]:
-        """Slides that another program has put into ``project.json`` since it was read or written here."""
+    def listed_by_others(self) -> ProjectState:
+        """What another program has put into ``project.json`` since it was read or written here."""
         try:
             found, _ = _read_state(self.path / "project.json")
         except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError, ProjectError):
-            return ()  # missing or damaged: it is replaced by what is known here
-        known = {r.annotations for r in (*self.state.slides, *self.state.closed)}
-        return tuple(r for r in found.slides if r.annotations not in known)
+            return ProjectState()  # missing or damaged: it is replaced by what is known here
+        mine = self.state
+        known = {r.annotations for r in (*mine.slides, *mine.closed)}
+        slides, closed = (
+            tuple(replace(r, classes=r.classes or found.classes) for r in records if r.annotations not in known)
+            for records in (found.slides, found.closed)
+        )
+        others = (
+            tuple(item for item in theirs if item not in ours)
+            for theirs, ours in (
+                (found.unreadable, mine.unreadable),
+                (found.unreadable_closed, mine.unreadable_closed),
+            )
+        )
+        return ProjectState(slides, (), mine.config, closed, *others)
 
     def write(self, state: ProjectState) -> None:
         """Replace ``project.json`` atomically."""
         data = {"schema": SCHEMA, **asdict(state)}
-        data["slides"] = [*data["slides"], *data.pop("unreadable")]
+        for listed, unreadable in (("slides", "unreadable"), ("closed", "unreadable_closed")):
+            data[listed] = [*data[listed], *data.pop(unreadable)]
         text = json.dumps(data, indent=1)
         try:
             write_atomic(self.path / "project.json", lambda temporary: _write_text(temporary, text))
@@ -196,7 +216,7 @@ class Project:
         others
             Records of other slides that are open: a copy of one of them gets an annotation file of its own.
         """
-        absolute = path if is_remote(path) else str(Path(path).resolve())
+        absolute = full_path(path)
         taken = {r.annotations for r in others}
         listed = (*self.state.slides, *self.state.closed)
         same = [r for r in listed if r.fingerprint == fingerprint and r.annotations not in taken]
@@ -216,6 +236,27 @@ class Project:
         if record.relative:
             candidates.insert(0, self.path / record.relative)
         return next((c.resolve() for c in candidates if _exists(c)), None)
+
+
+def full_path(path: str) -> str:
+    """The path of a slide as a record has it; an address stays as it is."""
+    return path if is_remote(path) else str(Path(path).resolve())
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name of an annotation file, with a number where it is taken."""
+    stem = _SAFE_NAME.sub("_", Path(name).stem)[:150] or "slide"
+    return next(
+        n for n in (f"{stem}{tail}.sqlite" for tail in ("", *(f"-{k}" for k in range(2, 9999)))) if n not in taken
+    )
+
+
+def moved_record(record: SlideRecord, home: Path | None, folder: Path, taken: Collection[str]) -> SlideRecord:
+    """A record as it is in the project at `folder`, when it comes from the one at `home`."""
+    relative = record.relative
+    if home is not None and relative:
+        relative = _relative(os.path.normpath(home / relative), folder)
+    return replace(record, relative=relative, annotations=free_name(record.annotations, taken))
 
 
 def _read_state(file: Path) -> tuple[ProjectState, list[str]]:
@@ -266,15 +307,19 @@ def _state_from_json(data: dict[str, Any]) -> tuple[ProjectState, list[str]]:
     if not isinstance(schema, int) or schema > SCHEMA:
         raise ProjectError(f"the project was written by a newer version (schema {schema!r}); update napari-sparseseg.")
     problems: list[str] = []
-    slides, unreadable = [], []
-    for number, item in enumerate(data["slides"], 1):
-        record = _attempt(lambda item=item: _record(item), problems, f"slide {number} of project.json is left out")
-        slides.append(record) if record else unreadable.append(item)
-    closed = [_attempt(lambda item=item: _record(item), [], "") for item in data.get("closed", ())]
+    slides, unreadable = _records(data["slides"], problems, "slide {} of project.json is left out")
+    closed, unreadable_closed = _records(
+        data.get("closed", []), problems, "closed slide {} of project.json is left out"
+    )
     classes = _attempt(
         lambda: make_classes(ClassDef(**c) for c in data["classes"]),
         problems,
         "the class table of project.json was replaced by those of the annotations",
+    )
+    upcoming = _attempt(
+        lambda: make_classes(ClassDef(**c) for c in data.get("next_classes", ())),
+        problems,
+        "an interrupted change of the classes is left out",
     )
     config = TrainConfig()
     for name, value in data["config"].items():
@@ -285,8 +330,19 @@ def _state_from_json(data: dict[str, Any]) -> tuple[ProjectState, list[str]]:
                 f"the setting {name} has its default",
             )
             config = changed or config
-    state = ProjectState(tuple(slides), classes or (), config, tuple(r for r in closed if r), tuple(unreadable))
+    state = ProjectState(slides, classes or (), config, closed, unreadable, unreadable_closed, upcoming or ())
     return state, problems
+
+
+def _records(items: Any, problems: list[str], consequence: str) -> tuple[tuple[SlideRecord, ...], tuple[Any, ...]]:
+    """The entries that can be read, and the others."""
+    if not isinstance(items, list):
+        raise ValueError("its slides are no list")
+    records, unreadable = [], []
+    for number, item in enumerate(items, 1):
+        record = _attempt(lambda item=item: _record(item), problems, consequence.format(number))
+        records.append(record) if record else unreadable.append(item)
+    return tuple(records), tuple(unreadable)
 
 
 def _attempt(read: Callable[..., _T], problems: list[str], consequence: str) -> _T | None:
@@ -300,6 +356,10 @@ def _attempt(read: Callable[..., _T], problems: list[str], consequence: str) -> 
 def _record(item: dict[str, Any]) -> SlideRecord:
     names = {f.name for f in fields(SlideRecord)}
     record = SlideRecord(**{k: v for k, v in item.items() if k in names})
+    classes = tuple(ClassDef(**c) for c in item.get("classes", ()))
+    if len({c.id for c in classes}) < len(classes):
+        raise ValueError("its classes repeat an id")
+    record = replace(record, classes=classes)
     if record.mpp is not None:
         record = replace(record, mpp=(float(record.mpp[0]), float(record.mpp[1])))
         if not all(_MPP[0] <= v <= _MPP[1] for v in cast("tuple[float, float]", record.mpp)):

@@ -20,7 +20,7 @@ from napari_sparseseg.files import state_folder
 from napari_sparseseg.session.project import SUFFIX, Project
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 _count = itertools.count(1)
 _TIME = "%Y%m%d-%H%M%S"
@@ -114,9 +114,9 @@ def in_use(project: Project) -> bool:
     return False
 
 
-def strokes_in(project: Project) -> int:
-    """Strokes in all annotation files of a project; a damaged file counts as one."""
-    return sum(_strokes(file) for file in _annotation_files(project))
+def strokes_in(project: Project, *, except_for: Collection[str] = ()) -> int:
+    """Strokes in the annotation files of a project, without those of some names; a damaged file counts as one."""
+    return sum(_strokes(file) for file in _annotation_files(project) if file.name not in except_for)
 
 
 def recoverable(fingerprint: str) -> list[Path]:

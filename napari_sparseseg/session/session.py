@@ -177,8 +177,7 @@ class Session:
 
     @classes.setter
     def classes(self, classes: Sequence[ClassDef]) -> None:
-        self._slides.set_classes(classes)
-        self._keeper.write_changes()
+        self._keeper.set_classes(classes)
 
     def import_annotations(self, path: str | os.PathLike[str] | None = None) -> int:
         """Draw the annotations of a file over those of the active slide, as one undo step; returns how many.
@@ -433,10 +432,11 @@ class Session:
         In its own project this writes what failed before. Another one is an error unless `exists` is ``replace``, which
         moves it aside, or ``merge``, which adds to it and leaves its annotation files beside.
         """
-        saved, replaced = self._keeper.save_as(Path(project), exists)
+        saved = self._keeper.save_as(Path(project), exists)
+        self._predictor.follow_classes()
         if self.model is not None:
             self.save_model(saved.checkpoint)
-        self._keeper.discard(replaced)
+        self._keeper.discard()
 
     @classmethod
     def load(cls, project: str | os.PathLike[str], *, autosave: bool = False, read_only: bool = False) -> Session:

@@ -12,6 +12,7 @@ from psygnal import Signal
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import AnnotationError, SlideError, TrainingError
+from napari_sparseseg.session.class_tables import joined, meant, translated, used_in
 from napari_sparseseg.session.project import Role
 from napari_sparseseg.slides import Slide, open_slide
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from napari_sparseseg.learning.sources import Source
+    from napari_sparseseg.session.class_tables import Table
 
 _keys = itertools.count(1)
 DEFAULT_MPP = 1.0
@@ -58,10 +60,13 @@ class SlideCollection:
         Signal (): a slide was added, removed or activated, or its role or mpp was set.
     annotated
         Signal (): a stroke was committed, undone or redone on any slide, or the classes changed.
+    reclassed
+        Signal (before, after): the class table was edited; ids kept their meaning.
     """
 
     changed = Signal()
     annotated = Signal()
+    reclassed = Signal(tuple, tuple)
 
     def __init__(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         self._classes = make_classes(classes)
@@ -192,7 +197,7 @@ class SlideCollection:
         for entry in self.entries:
             if entry.key in annotations:
                 self._exchange(entry, annotations[entry.key])
-        self.set_classes(classes)
+        self.replace_classes(classes)
         self.changed.emit()
 
     def _exchange(self, entry: SlideEntry, annotations: Annotations) -> None:
@@ -201,10 +206,15 @@ class SlideCollection:
         entry.annotations = annotations
         self._follow(annotations)
 
-    def attach(self, entry: SlideEntry, path: Path) -> None:
+    def attach(self, entry: SlideEntry, path: Path, *, listed: bool = False) -> None:
         """Bind a slide's annotations to a file; the file's classes join the table of all.
 
         A class that has another name in the file, because the program was killed while it was renamed, gets ours.
+
+        Parameters
+        ----------
+        listed
+            The table is that of the project which the file belongs to: it is not replaced by the file's.
 
         Raises
         ------
@@ -217,10 +227,29 @@ class SlideCollection:
         finally:
             self._following = False
         if entry.annotations.classes != self._classes:
-            self._join_classes(entry, reconcile=True)
+            self._join_classes(entry, reconcile=True, listed=listed)
+
+    def agrees(self, stored: Table, names: Table) -> bool:
+        """Whether the ids of classes in a file, and the names that these have now, are right here as they are."""
+        ids, taken = {c.id: c.name.casefold() for c in self._classes}, {c.name.casefold() for c in self._classes}
+        return all(
+            ids[now.id] == now.name.casefold() if now.id in ids else was == now and now.name.casefold() not in taken
+            for was, now in zip(stored, names, strict=True)
+        )
+
+    def translated(self, annotations: Annotations, remembered: Table) -> Annotations:
+        """Annotations with the ids that their classes, under the names in a remembered table, have here."""
+        table, ids = joined(self._classes, meant(used_in(annotations), remembered))
+        return translated(annotations, ids, table)
 
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
-        """Set the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
+        """Edit the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
+        before = self._classes
+        self.replace_classes(classes)
+        self.reclassed.emit(before, self._classes)
+
+    def replace_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
+        """Use another class table, whose ids mean what they mean in the annotations of the open slides."""
         self._classes = make_classes(classes)
         self._following = True
         try:
@@ -302,14 +331,13 @@ class SlideCollection:
             entry.slide.identity.check()
         return taking_part
 
-    def _join_classes(self, entry: SlideEntry, *, reconcile: bool) -> None:
+    def _join_classes(self, entry: SlideEntry, *, reconcile: bool, listed: bool = False) -> None:
         drawn, theirs = entry.annotations, entry.annotations.classes
-        if any(any(e.annotations.counts().values()) for e in self.entries if e is not entry):
+        if listed or any(any(e.annotations.counts().values()) for e in self.entries if e is not entry):
             if reconcile:  # a class that is not in our table was removed; it comes back only where it has labels
-                used = {s.class_id for s in (*drawn.strokes, *drawn.dense_regions)}
-                theirs = tuple(c for c in theirs if c.id in used or drawn.counts()[c.id])
+                theirs = used_in(drawn)
             theirs = tuple(_joined(self._classes, theirs, reconcile=reconcile))
-        self.set_classes(theirs)
+        self.replace_classes(theirs)
 
     def _activate(self, index: int) -> None:
         self._active = index

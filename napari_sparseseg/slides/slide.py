@@ -215,6 +215,10 @@ class Slide:
         else:
             self._mpp, self._mpp_source = _pair(value), BY_USER
 
+    def restore_mpp(self) -> None:
+        """Use the mpp that the file says again."""
+        self._mpp, self._mpp_source = self.contents.mpp, self.contents.mpp_source
+
     @property
     def mpp_source(self) -> str:
         """Source of `mpp`: ``Aperio MPP``, ``set by the user``, ...; empty if it is unknown."""

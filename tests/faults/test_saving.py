@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,12 @@ def draw(session, rows, class_id=1):
 
 def strokes(session):
     return {os.path.basename(e.slide.path): len(e.annotations.strokes) for e in session.entries}
+
+
+def labels(session):
+    """Names of the labelled classes of the active slide."""
+    names = {c.id: c.name for c in session.classes}
+    return {names[k] for k, n in session.annotations.counts().items() if n}
 
 
 def project_with(slides, path, rows=(10, 20, 30)):
@@ -262,30 +269,26 @@ def test_training_and_prediction_need_no_home_folder(slides, tmp_path):
 
 
 @pytest.mark.fault("merge while slides are closed")
-def test_a_merge_leaves_the_unsaved_strokes_of_closed_slides(slides, tmp_path):
+@pytest.mark.parametrize("autosave", [False, True])
+def test_a_merge_brings_closed_slides(slides, tmp_path, autosave):
+    """Under the name of their class, which has another id in the project."""
     project_with(slides[:1], tmp_path / "p.sparseseg")
-    with Session(CLASSES, autosave=True) as session:
+    with Session(["glass", "dots"], autosave=autosave) as session:
         session.open(slides[1])
-        draw(session, [10, 20])
+        draw(session, [10], 2)
+        draw(session, [20], 1)
+        session.set_role("held-out")
+        session.set_mpp(0.3)
         session.remove()
         session.open(slides[0])
-        draw(session, [40])
+        draw(session, [40], 2)
         session.save(tmp_path / "p", exists="merge")
-    assert [work.strokes for work in unsaved_work()][:1] == [3]
-
-
-@pytest.mark.fault("merge while slides are closed")
-def test_a_merge_that_would_lose_a_closed_slide_is_refused(slides, tmp_path):
-    project_with(slides[:1], tmp_path / "p.sparseseg")
-    with Session(CLASSES) as session:
-        session.open(slides[1])
-        draw(session, [10])
-        session.remove()
-        session.open(slides[0])
-        with pytest.raises(ProjectError, match="closed"):
-            session.save(tmp_path / "p", exists="merge")
-        session.open(slides[1])
-        assert len(session.annotations.strokes) == 1
+        assert unsaved_work() == ()
+    with Session.load(tmp_path / "p.sparseseg") as again:
+        assert strokes(again) == {"a.tif": 4}
+        again.open(slides[1])
+        assert labels(again) == {"dots", "glass"}
+        assert (again.entry.role, again.slide.mpp) == ("held-out", (0.3, 0.3))
 
 
 @pytest.mark.fault("a model that cannot be loaded")
@@ -317,13 +320,23 @@ def test_the_unsaved_folder_goes_only_after_the_model_is_in_the_project(slides, 
 
 
 @pytest.mark.fault("saved under another name while a slide is missing")
-def test_a_save_says_which_slides_stay_in_the_old_project(slides, tmp_path):
+@pytest.mark.parametrize("fate", ["missing", "closed"])
+def test_a_save_takes_along_what_is_not_open(slides, tmp_path, fate):
     old = project_with(slides, tmp_path / "p.sparseseg")
-    slides[1].unlink()
+    if fate == "missing":
+        aside = slides[1].rename(tmp_path / "elsewhere.tif")
     with Session.load(old) as session:
-        session.save(tmp_path / "q")
-        assert "b.tif" in session.status.message
-        assert str(old) in session.status.message
+        if fate == "closed":
+            session.remove()
+        (tmp_path / "sub").mkdir()
+        session.save(tmp_path / "sub" / "q")
+    shutil.rmtree(old)
+    if fate == "missing":
+        aside.rename(slides[1])
+    with Session.load(tmp_path / "sub" / "q.sparseseg") as again:
+        again.open(slides[1])
+        assert strokes(again) == {"a.tif": 3, "b.tif": 3}
+        assert again.notes == ()
 
 
 @pytest.mark.fault("import over what labels nothing")
