@@ -140,7 +140,7 @@ def test_objects_and_table_agree_with_the_labels(tmp_path):
     region = shapely.box(100, 200, 500, 600)
     result = run_prediction(
         slide, SmoothModel(), tmp_path / "a.ome.zarr", geojson=tmp_path / "a.geojson", csv=tmp_path / "a.csv",
-        min_area_um2=0, regions={"part": region},
+        min_area_um2=0, regions={"part": region}, beyond_regions=True,
     )  # fmt: skip
     labels = level0(tmp_path / "a.ome.zarr")
     with (tmp_path / "a.csv").open() as file:

@@ -50,6 +50,11 @@ def add_predict(commands: Any) -> None:
         "--everywhere", action="store_true",
         help="predict glass too; by default glass gets the class named background, glass or similar, else 0",
     )  # fmt: skip
+    predict.add_argument(
+        "--regions", metavar="FILE[:CLASS]",
+        help="predict only inside the areas of an annotation file, of one class if it is named (QuPath's Region* "
+        "too); in a project also the name of a class of its annotations; areas are given by region too",
+    )  # fmt: skip
     predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
     predict.add_argument(
         "--flips",
@@ -77,22 +82,13 @@ def add_predict(commands: Any) -> None:
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg.session import Session, tune_process
 
-    folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
-    project = any(path.suffix == ".sparseseg" for path in args.slides)
-    several = project or len(args.slides) > 1
-    if project and len(args.slides) > 1:
-        raise SparseSegError("give one project, or slides; for several projects, run the command for each.")
-    if not project and args.model is None:
-        raise SparseSegError("slides need --model MODEL.safetensors; only a project has a model of its own.")
-    if several and not folder:
-        raise SparseSegError(f"--output {args.output} is one file, but there may be several slides; name a folder.")
-    if several and (args.geojson or args.csv):
-        raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
+    project, several, folder = _kinds(args)
     tune_process(predicting=True)
     options = {
         "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": not args.everywhere,
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
         "workers": args.workers, "scheduler": args.scheduler,
+        "regions": args.regions,
     }  # fmt: skip
     with Session.load(args.slides[0], read_only=True) if project else Session(()) as session:
         if session.status.message:
@@ -115,6 +111,28 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
             raise
     say(args, "; ".join(filter(None, [f"wrote {out}", result.skipped])))
     return result.to_json()
+
+
+def _kinds(args: argparse.Namespace) -> tuple[bool, bool, bool]:
+    """Whether a project is predicted, several slides, and into a folder; `SparseSegError` for what does not fit."""
+    folder = not args.output.name.lower().endswith((".ome.zarr", ".ome.tif", ".ome.tiff"))
+    project = any(path.suffix == ".sparseseg" for path in args.slides)
+    several = project or len(args.slides) > 1
+    if project and len(args.slides) > 1:
+        raise SparseSegError("give one project, or slides; for several projects, run the command for each.")
+    if not project and args.model is None:
+        raise SparseSegError("slides need --model MODEL.safetensors; only a project has a model of its own.")
+    if several and not folder:
+        raise SparseSegError(f"--output {args.output} is one file, but there may be several slides; name a folder.")
+    if several and (args.geojson or args.csv):
+        raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
+    parts = args.regions.split(":") if args.regions else []
+    if several and any(Path(":".join(parts[:k])).exists() for k in range(1, len(parts) + 1)):
+        raise SparseSegError(
+            f"--regions {args.regions} belongs to one slide, but there may be several; name a class of the project's "
+            "annotations instead."
+        )
+    return project, several, folder
 
 
 def _open_all(session: Session, args: argparse.Namespace) -> list[tuple[str, str]]:

@@ -124,6 +124,24 @@ def load_annotations(
     return _with_table(found, table) if table else found
 
 
+def read_document(source: Path, slide: SlideFrame) -> tuple[Document, tuple[float, float]] | None:
+    """The shapes of a text file, not drawn yet, and the level-0 (y, x) of its (0, 0); None for another kind of file.
+
+    Raises
+    ------
+    AnnotationError
+        Where there is no such file, or it cannot be read.
+    """
+    if not source.exists():
+        raise AnnotationError(f"there is no annotation file {source}.")
+    if _kind(source) != "text":
+        return None
+    try:
+        return _parse(source, read_bytes(source), slide)
+    except AnnotationError as error:
+        raise AnnotationError(f"{source.name}: {error}") from error
+
+
 def _parse(source: Path, data: bytes, slide: SlideFrame | None) -> tuple[Document, tuple[float, float]]:
     """The shapes of a text file, and the level-0 (y, x) of its (0, 0)."""
     if _is_json(source, data):

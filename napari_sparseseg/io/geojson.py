@@ -302,7 +302,9 @@ def _read_feature(feature: dict[str, Any], document: Document, depth: int) -> No
         if is_line:
             document.add(Drawn(name, "brush", rings, colour, _width(metadata.get("radius")) or THIN_RADIUS))
         else:
-            document.add(Drawn(name, "dense" if mark == "dense" else "polygon", rings, colour))
+            title = properties.get("name")
+            kind = "dense" if mark == "dense" else "polygon"
+            document.add(Drawn(name, kind, rings, colour, title=title if isinstance(title, str) else ""))
 
 
 def _why_left_out(feature: dict[str, Any], properties: dict[str, Any], geometry: Any, parts: list[Any]) -> str:

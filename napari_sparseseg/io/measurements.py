@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 
 from napari_sparseseg.config import MAX_CLASS_ID, UNLABELLED
+from napari_sparseseg.geometry import Box
 from napari_sparseseg.io.contours import RegionTracer
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class AreaRow:
     """Connected regions of at least the minimum area whose centroid lies in the region."""
 
 
-class _Outline:
+class PixelOutline:
     """A polygon in label pixels, rasterised row by row at pixel centres (even-odd rule)."""
 
     def __init__(self, polygon: shapely.Geometry, placement: Placement) -> None:
@@ -129,8 +130,9 @@ class _Outline:
         self._segments = np.concatenate(segments)
         shapely.prepare(self.polygon)
 
-    def rows(self, top: int, height: int, width: int) -> np.ndarray:
-        """Boolean (height, width)."""
+    def mask(self, region: Box) -> np.ndarray:
+        """Boolean (h, w) of a region of the label image."""
+        top, left, height, width = region
         x0, y0, x1, y1 = self._segments.T
         first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), top, top + height).astype(np.intp)
         behind = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), top, top + height).astype(np.intp)
@@ -138,7 +140,7 @@ class _Outline:
         index = np.repeat(np.arange(len(count)), count)
         row = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count) + first[index]
         x = x0[index] + (row + 0.5 - y0[index]) * (x1 - x0)[index] / (y1 - y0)[index]
-        column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.intp)
+        column = np.clip(np.ceil(x - 0.5) - left, 0, width).astype(np.intp)
         crossings = np.zeros((height, width + 1), np.uint8)
         np.add.at(crossings, (row - top, column), 1)
         odd: np.ndarray = np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] & 1
@@ -166,7 +168,7 @@ class AreaTable:
     ) -> None:
         self._classes = tuple(classes)
         self._placement = placement
-        self._outlines = {name: _Outline(polygon, placement) for name, polygon in (regions or {}).items()}
+        self._outlines = {name: PixelOutline(polygon, placement) for name, polygon in (regions or {}).items()}
         names = (WHOLE_SLIDE, *self._outlines)
         self._pixels = {name: np.zeros(MAX_CLASS_ID + 1, np.int64) for name in names}
         self._objects = {name: np.zeros(MAX_CLASS_ID + 1, np.int64) for name in names}
@@ -175,7 +177,7 @@ class AreaTable:
         """Count the pixels of uint8 rows (h, w), the first of which is row `top` of the label image."""
         self._pixels[WHOLE_SLIDE] += np.bincount(rows.ravel(), minlength=MAX_CLASS_ID + 1)
         for name, outline in self._outlines.items():
-            inside = rows[outline.rows(top, *rows.shape)]
+            inside = rows[outline.mask(Box(top, 0, *rows.shape))]
             self._pixels[name] += np.bincount(inside, minlength=MAX_CLASS_ID + 1)
 
     def add_objects(self, found: Sequence[Region]) -> None:

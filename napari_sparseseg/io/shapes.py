@@ -55,6 +55,8 @@ class Drawn:
     rings: Rings
     colour: str = ""
     radius: float = 0.0
+    title: str = ""
+    """The object's own name."""
 
     def feature(self) -> dict[str, Any]:
         """As GeoJSON, without a class."""

@@ -295,9 +295,14 @@ class Predictor:
         stop: threading.Event | None,
     ) -> SlideResult:
         """Predict a slide into a file while training and the live view pause; see `Session.predict_slide`."""
-        from napari_sparseseg.prediction.slide import run_prediction
+        from napari_sparseseg.prediction.results.regions import find_regions
+        from napari_sparseseg.prediction.slide import PredictOptions, run_prediction
 
         model, slide = self.model(), slide or self._slides.active.slide
+        options = replace(options or PredictOptions(), **settings)
+        if options.regions is not None:  # a class of the annotations is known here only
+            annotations = self._slides.entry_of(slide).annotations
+            options = replace(options, regions=find_regions(options.regions, slide, annotations))
 
         def report(state: Progress) -> None:
             self._set(state.fraction)
@@ -311,7 +316,7 @@ class Predictor:
         self._live.held = True
         self._set(0.0)
         try:
-            return run_prediction(slide, model, out, options, progress=report, stop=stop, **settings)
+            return run_prediction(slide, model, out, options, progress=report, stop=stop)
         finally:
             self._live.held = False
             if run is not None and hold:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from napari_sparseseg.errors import PredictionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import shapely
+    from collections.abc import Sequence
+    from os import PathLike
 
     from napari_sparseseg.io.measurements import AreaRow
+    from napari_sparseseg.prediction.results.regions import Regions
 
 Stage = Literal["predict", "pyramid", "measure", "write"]
 # (start, share) of each stage in one progress bar over all of them: a network on a CPU takes roughly so long. See D30.
@@ -38,7 +38,8 @@ class PredictSettings(TypedDict, total=False):
     scheduler: str | None
     overwrite: bool
     min_area_um2: float
-    regions: Mapping[str, shapely.Geometry] | None
+    regions: Regions | Sequence[tuple[int, int, int, int]] | str | PathLike[str] | None
+    beyond_regions: bool
     flips: bool
     ome_zarr: Literal["0.4", "0.5"]
     tile: int | None
@@ -84,8 +85,12 @@ class PredictOptions:
     """Replace existing files."""
     min_area_um2: float = 100.0
     """Smaller objects are neither counted nor written; level-0 px^2 where the slide's mpp is unknown."""
-    regions: Mapping[str, shapely.Geometry] | None = None
-    """Polygons in level-0 (x, y) by name, measured in addition to the whole slide."""
+    regions: Regions | Sequence[tuple[int, int, int, int]] | str | PathLike[str] | None = None
+    """Where to predict, and what to measure apart: polygons in level-0 (x, y) by name, level-0 boxes, ``FILE`` or
+    ``FILE:CLASS`` for the areas of an annotation file, or the name of a class whose areas in the slide's annotations
+    are meant. Pixels outside stay 0, not predicted. None: everywhere."""
+    beyond_regions: bool = False
+    """Predict outside the regions too; they are then only measured."""
     flips: bool = False
     """Average over the eight flips and quarter turns of each tile: eight times slower."""
     ome_zarr: Literal["0.4", "0.5"] = "0.4"

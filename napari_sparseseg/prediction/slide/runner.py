@@ -14,6 +14,7 @@ from napari_sparseseg.geometry import Box, Placement
 from napari_sparseseg.io.measurements import Measurement
 from napari_sparseseg.io.ome_tiff import label_bands, write_ome_tiff
 from napari_sparseseg.io.ome_zarr import PredictionStore, StoreLayout
+from napari_sparseseg.prediction.results.regions import RegionMask, find_regions
 from napari_sparseseg.prediction.slide.executors import run_in_threads, run_on_cluster, workers_here
 from napari_sparseseg.prediction.slide.options import PredictOptions, Progress, SlideResult, Stage
 from napari_sparseseg.prediction.slide.shards import (
@@ -179,6 +180,8 @@ class SlideRun:
         self._plan = TilePlan(frame, read_frame, options.tile or fitting_tile(model, frame, read_frame), options.flips)
         self._shards = shard_grid(self._shape)
         self._tissue: TissueMask | None = None
+        self._regions = None if options.regions is None else find_regions(options.regions, slide)
+        self._where = None if self._regions is None or options.beyond_regions else RegionMask(self._regions)
 
     def execute(self, files: Workspace) -> SlideResult:
         """Do what is still missing."""
@@ -205,6 +208,7 @@ class SlideRun:
     def _header(self, model_hash: str) -> dict[str, Any]:
         """What decides the answer: a run with the same header may continue with this one's shards."""
         options, plan = self._options, self._plan
+        where = {} if self._where is None else {"regions": self._where.to_json()}
         return {
             "format": 1,
             "slide": self._slide.fingerprint,
@@ -219,6 +223,7 @@ class SlideRun:
             "uncertainty": options.uncertainty,
             "flips": options.flips,
             "ome_zarr": options.ome_zarr,
+            **where,
         }
 
     def _prepare(self, files: Workspace, header: dict[str, Any]) -> int:
@@ -240,6 +245,8 @@ class SlideRun:
             self._tissue = where_to_predict(self._slide, seen, self._model.metadata.rules.tissue)
         if self._tissue is not None:
             self._tissue.save(files.tissue)
+        if self._where is not None:
+            self._where.save(files.regions)
         todo = [(i, box) for i, box in enumerate(self._shards) if i not in files.journal.done]
         if not todo:
             return
@@ -261,7 +268,9 @@ class SlideRun:
                 run_on_cluster(options.scheduler, self._task(files), [i for i, _ in todo], control, on_cluster_shard)
             else:
                 predictors = [
-                    ShardPredictor(self._slide, self._model, PredictionStore(files.store), self._plan, self._tissue)
+                    ShardPredictor(
+                        self._slide, self._model, PredictionStore(files.store), self._plan, self._tissue, self._where
+                    )
                     for _ in range(min(options.workers or workers_here(self._model), len(todo)))
                 ]
                 with TILES.limited(READ_CACHE):
@@ -283,6 +292,7 @@ class SlideRun:
             store=str(files.store.resolve()),
             plan=self._plan,
             tissue=None if self._tissue is None else str(files.tissue.resolve()),
+            regions=None if self._where is None else str(files.regions.resolve()),
         )
 
     def _measure(self, files: Workspace, bands: Iterator[np.ndarray], wanted: list[Path]) -> tuple[list[AreaRow], int]:
@@ -294,7 +304,7 @@ class SlideRun:
             classes=self._model.metadata.classes,
             placement=self._placement,
             min_area=options.min_area_um2,
-            regions=options.regions,
+            regions=self._regions,
         )
         geojson, csv = (
             files.temporary(path) if path is not None and path in wanted else None

@@ -19,6 +19,7 @@ import numpy as np
 from napari_sparseseg.errors import PredictionError, SlideChangedError, SparseSegError
 from napari_sparseseg.geometry import Box, Frame, tiles
 from napari_sparseseg.io.ome_zarr import SHARD, PredictionStore
+from napari_sparseseg.prediction.results.regions import RegionMask
 from napari_sparseseg.prediction.tiles import (
     PredictionStopped,
     Segmenter,
@@ -75,6 +76,8 @@ class ShardTask:
     image: int | None = None
     crop: bool = True
     """How the slide was opened, as for `open_slide`."""
+    regions: str | None = None
+    """File with the regions to predict; None: everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +129,21 @@ class ShardPredictor:
         Resolutions and tiles.
     tissue
         Where to predict; the rest gets the class given by `glass_label`. None: everywhere.
+    regions
+        Where to predict at all; the rest stays 0. None: everywhere.
     """
 
     def __init__(
-        self, slide: Slide, model: Segmenter, store: PredictionStore, plan: TilePlan, tissue: TissueMask | None = None
+        self,
+        slide: Slide,
+        model: Segmenter,
+        store: PredictionStore,
+        plan: TilePlan,
+        tissue: TissueMask | None = None,
+        regions: RegionMask | None = None,
     ) -> None:
         self._slide, self._model, self._store = slide, model, store
-        self._plan, self._tissue = plan, tissue
+        self._plan, self._tissue, self._regions = plan, tissue, regions
         self._glass = 0 if tissue is None else glass_label(model.metadata.classes)
         self.waited = 0.0
         """Seconds that the network waited for pixels and for the store."""
@@ -161,7 +172,7 @@ class ShardPredictor:
                     writing = None
                 control.check()
                 if piece.tile.y == piece.shard.y and piece.tile.x == piece.shard.x:
-                    labels = np.full((piece.shard.height, piece.shard.width), self._glass, np.uint8)
+                    labels = self._unpredicted(piece.shard)
                     uncertainty = np.zeros_like(labels)
                 if piece.pixels is not None:
                     self._predict(piece, labels, uncertainty)
@@ -197,17 +208,24 @@ class ShardPredictor:
                     piece.pixels.cancel()
 
     def _planned(self, shards: Iterable[tuple[int, Box]], reader: ThreadPoolExecutor) -> Iterator[_Piece]:
-        whole = Box(0, 0, *self._store.shape)
+        whole, frame = Box(0, 0, *self._store.shape), self._plan.frame
         for index, box in shards:
             shard = box.intersection(whole)
             cells = list(_cells(shard, self._plan.side))
             for number, tile in enumerate(cells, 1):
                 view = TileView(self._plan.frame, self._plan.read_frame, tile)
                 source = input_region(self._model, view.needed)
-                wanted = self._tissue is None or self._tissue.overlaps(tile, self._plan.frame)
+                wanted = all(mask is None or mask.overlaps(tile, frame) for mask in (self._regions, self._tissue))
                 read, mirrored = self._slide.read_region, self._model.metadata.rules.mirrored
                 pixels = reader.submit(read, source, self._plan.read_frame, mirrored=mirrored) if wanted else None
                 yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
+
+    def _unpredicted(self, shard: Box) -> np.ndarray:
+        """Labels of a shard before anything is predicted: glass, and 0 outside the regions."""
+        labels = np.full((shard.height, shard.width), self._glass, np.uint8)
+        if self._regions is not None and self._glass:
+            labels[~self._regions.read_region(shard, self._plan.frame)] = 0
+        return labels
 
     def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:
         """Fill the tile's part of the shard; with a tissue mask, only its tissue."""
@@ -224,6 +242,10 @@ class ShardPredictor:
             tissue = self._tissue.read_region(piece.tile, self._plan.frame)
             found = np.where(tissue, found, np.uint8(self._glass))
             doubt = None if doubt is None else doubt * tissue
+        if self._regions is not None:
+            inside = self._regions.read_region(piece.tile, self._plan.frame)
+            found = found * inside
+            doubt = None if doubt is None else doubt * inside
         y, x = piece.tile.y - piece.shard.y, piece.tile.x - piece.shard.x
         target = Box(y, x, piece.tile.height, piece.tile.width).slices()
         labels[target] = found
@@ -294,7 +316,8 @@ def open_task(task: ShardTask) -> ShardPredictor:
         slide.mpp = task.mpp
     model = load_model(Path(task.model), device="auto")
     tissue = None if task.tissue is None else TissueMask.load(Path(task.tissue))
-    return ShardPredictor(slide, model, PredictionStore(Path(task.store)), task.plan, tissue)
+    regions = None if task.regions is None else RegionMask.load(Path(task.regions))
+    return ShardPredictor(slide, model, PredictionStore(Path(task.store)), task.plan, tissue, regions)
 
 
 def run_shard(task: ShardTask, index: int) -> int:

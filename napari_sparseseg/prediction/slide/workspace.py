@@ -59,6 +59,7 @@ class Workspace:
         self.tiff = self.folder / "prediction.ome.tif"
         self.model = self.folder / "model.safetensors"
         self.tissue = self.folder / "tissue.npz"
+        self.regions = self.folder / "regions.json"
         self._lock_file = self.folder / "lock"
         self._lock = FileLock(self._lock_file)
         for path in (out, *self.tables):
