@@ -346,6 +346,9 @@ def test_the_file_beside_a_slide(tmp_path):
     assert find_annotations(tmp_path / "a.svs") == tmp_path / "a.sparseseg"
     (tmp_path / "a.geojson").touch()
     assert find_annotations(tmp_path / "a.ome.tif") == tmp_path / "a.geojson"
+    (tmp_path / "a-image-2.geojson").touch()
+    assert find_annotations(tmp_path / "a.ome.tif", image=2) == tmp_path / "a-image-2.geojson"
+    assert find_annotations(tmp_path / "a.ome.tif", image=1) == tmp_path / "a.geojson"
 
 
 def test_loading_dispatches_on_what_a_file_is(drawn, tmp_path):

@@ -27,8 +27,10 @@ SUFFIXES = (".geojson", ".xml", ".sparseseg")
 OWN = (".sparseseg", ".sqlite")
 
 
-def find_annotations(slide: str | os.PathLike[str]) -> Path:
+def find_annotations(slide: str | os.PathLike[str], image: int | None = None) -> Path:
     """The annotation file beside a slide: with its stem and ``.geojson``, ``.xml`` or ``.sparseseg``, in this order.
+
+    Of a file with several images, ``STEM-image-N`` is for image N and is looked for first.
 
     Raises
     ------
@@ -37,7 +39,8 @@ def find_annotations(slide: str | os.PathLike[str]) -> Path:
     """
     path = Path(slide)
     stem = path.name.removesuffix(path.suffix)
-    for name in dict.fromkeys((stem, stem.removesuffix(".ome"))):
+    stems = dict.fromkeys((stem, stem.removesuffix(".ome")))
+    for name in (*(f"{s}-image-{image}" for s in stems if image), *stems):
         for suffix in SUFFIXES:
             found = path.with_name(name + suffix)
             if found.exists():

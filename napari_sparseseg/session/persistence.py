@@ -297,7 +297,7 @@ class ProjectKeeper:
         """Add the annotations of a file to a slide's; see `Session.import_annotations`."""
         from napari_sparseseg.io import find_annotations, load_annotations
 
-        slide, source = entry.slide, path or find_annotations(entry.slide.path)
+        slide, source = entry.slide, path or find_annotations(entry.slide.path, entry.slide.image)
         fresh = len(self._slides.entries) == 1 and not self._slides.labelled and self._training.model is None
         table = () if fresh else self._slides.classes
         return self.add_annotations(entry, load_annotations(source, slide.shape, classes=table, slide=slide))

@@ -99,7 +99,7 @@ class SlideContents:
             rest = f" and {len(others) - 5} more" if len(others) > 5 else ""
             self.warnings.append(
                 f"it contains {len(images)} images; image {image} ({_image_text(images[image])}) is open. "
-                f"Others: {', '.join(others[:5])}{rest}; choose one with image=N (--image N)"
+                f"Others: {', '.join(others[:5])}{rest}; choose one by its number (panel, --image or image=)"
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
@@ -28,7 +30,7 @@ from tests.helpers.panel import (
 )
 from tests.helpers.slide_files import texture, write_zarr
 from tests.helpers.smooth_model import CLASSES, SmoothModel
-from tests.helpers.vendor_files import scn
+from tests.helpers.vendor_files import mrxs, scn
 from tests.helpers.waiting import wait_until
 from tests.helpers.windows import opened_viewer
 
@@ -419,6 +421,20 @@ def test_the_log_is_saved_from_the_menu(panel, tmp_path):
     assert text.startswith("napari-sparseseg ")
     assert "SlideOpenError" in text
     assert "notes.svs" in text
+
+
+def test_a_layer_saved_for_asap_is_in_the_frame_of_the_whole_canvas(viewer, tmp_path):
+    """ASAP does not crop an MRXS to its scanned area, as QuPath and we do."""
+    mrxs(tmp_path / "a.mrxs", [(r, c) for r in (2, 3) for c in (3, 4)])
+    panel = open_from_menu(viewer)
+    open_slide(panel, tmp_path / "a.mrxs")
+    panel.session.annotations.fill_polygon([(10, 20), (10, 60), (50, 60), (50, 20)], 1)
+    viewer.layers.selection.active = panel.slides.binding.scribbles.layer
+    viewer.layers.save(str(tmp_path / "a.xml"), selected=True)
+    corners = re.findall(r'X="([\d.]+)" Y="([\d.]+)"', (tmp_path / "a.xml").read_text())
+    x, y = np.array(corners, float).T
+    assert (x.min(), x.max(), y.min(), y.max()) == (3 * 64 + 20, 3 * 64 + 60, 2 * 64 + 10, 2 * 64 + 50)
+    panel.shut_down()
 
 
 def test_another_image_of_the_file_is_chosen_in_the_panel(viewer, tmp_path):

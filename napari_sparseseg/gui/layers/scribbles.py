@@ -22,7 +22,7 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -130,7 +130,7 @@ class ScribbleLayer(LazyLabels):
             For an image, when level 0 is too large for one.
         """
         if plugin is None and Path(path).suffix.lower() in SUFFIXES:
-            return save_annotations(self._annotations, path)
+            return save_annotations(self._annotations, path, self.metadata)
         written: list[str] = super().save(str(path), plugin)
         return written
 
@@ -395,13 +395,16 @@ SUFFIXES = (".sparseseg", ".geojson", ".xml")
 """Saved by this plugin; images are left to napari's writers, or to `exchange.write_labels` where they are too large."""
 
 
-def save_annotations(annotations: Annotations, path: str | PathLike[str]) -> list[str]:
-    """Save by suffix and return what was written; an unknown suffix is an `AnnotationError`."""
-    save_file(annotations, path, overwrite=True)  # napari's dialog has asked
+def save_annotations(annotations: Annotations, path: str | PathLike[str], metadata: Mapping[str, Any]) -> list[str]:
+    """Save by suffix and return what was written; an unknown suffix is an `AnnotationError`.
+
+    The slide in the layer's metadata says where the coordinates of other programs begin.
+    """
+    save_file(annotations, path, slide=metadata.get("slide"), overwrite=True)  # napari's dialog has asked
     return [str(Path(path))]
 
 
 def write_scribbles(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Writer of the plugin for one labels layer; others than scribbles are left to napari (empty list)."""
     annotations = getattr(data, "annotations", None)
-    return [] if annotations is None else save_annotations(annotations, path)
+    return [] if annotations is None else save_annotations(annotations, path, meta.get("metadata", {}))

@@ -189,6 +189,7 @@ class SlideBinding:
 
     def _draw_on(self, annotations: Annotations) -> Scribbles:
         scribbles = Scribbles(self.viewer, annotations, name=f"scribbles on {slide_name(self.entry.slide)}")
+        scribbles.layer.metadata["slide"] = self.entry.slide
         for layer in (scribbles.layer, scribbles.dense_layer):
             self.attach(layer)
         return scribbles

@@ -100,7 +100,7 @@ def _names(slides: Sequence[Slide]) -> list[str]:
     """Names of the slides' results, numbered where two slides have the same name."""
     names: list[str] = []
     for slide in slides:
-        stem = result_name(slide.path)
+        stem = result_name(slide.path) + (f"-image-{slide.image}" if slide.image else "")
         name, k = stem, 2
         while name.casefold() in (n.casefold() for n in names):
             name, k = f"{stem}-{k}", k + 1
