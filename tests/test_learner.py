@@ -13,9 +13,10 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import TrainingError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.learning.holdout import HeldOut
 from napari_sparseseg.learning.learner import Learner, LearnerSettings
 from napari_sparseseg.learning.model import load_model
-from napari_sparseseg.learning.validation import ValidationSchedule, ValidationSettings
+from napari_sparseseg.learning.validation import PRIOR, ValidationSchedule, ValidationSettings
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.helpers.data import two_textures
@@ -93,6 +94,8 @@ def test_the_decoder_has_a_share_where_it_is_not_below_the_head_by_more_than_noi
     assert learner.metrics == found
     assert learner.model.net.share == found["share"]
     assert set(found["classes"]) == {"stripes", "dots"}
+    assert learner.model.net.temperature == found["temperature"] >= 1
+    assert 0 <= found["unsure_below"] <= 1
     assert accuracy(learner.model, slide) > 0.9
     assert np.isfinite(report.loss)
 
@@ -175,6 +178,29 @@ def test_held_out_strokes_are_swapped_and_then_left_out_of_training(slide):
             assert not any(labels[at] for at in inside)
             seen += len(inside)
     assert seen > 0
+
+
+def test_odd_slides_decide_nothing_and_give_way_at_once():
+    """Of four slides the one held out has its classes exchanged: no candidate predicts it, however good it is."""
+    slides = [slide_of(k) for k in range(4)]
+
+    def labelled(odd=None):
+        return [sources(slide, annotated(flip=k == odd))[0] for k, slide in enumerate(slides)]
+
+    chooser = HeldOut(CONFIG.seed)
+    chooser.update(labelled(), CLASSES)
+    ((odd, _),) = chooser.exclude.items()
+    learner = Learner(CONFIG, CLASSES, settings=comparing(first=2, settled=2, swap_after=10**6))
+    learner.set_sources(labelled(odd))
+    learner.refit()
+    report = until_compared(learner)
+    assert report.validation["balanced_dice"] < 0.3
+    assert report.validation["share"] == PRIOR
+    assert report.validation["temperature"] == 1.0
+    assert odd not in learner.held.exclude
+    learner.step()
+    assert learner.model.net.share == PRIOR
+    assert not learner.schedule.stale
 
 
 def counted(learner):

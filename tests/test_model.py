@@ -102,6 +102,21 @@ def test_a_saved_model_predicts_the_same(name, tissue, tmp_path):
     assert (loaded.metadata.step, loaded.metadata.config.seed, loaded.halo) == (17, 5, model.halo)
 
 
+def test_the_temperature_is_stored_and_earlier_models_have_none(tissue, tmp_path):
+    model = model_of(two_speed(share=0.0))
+    pixels = tissue[:64, :64]
+    cold = model.probabilities(pixels)
+    model.net.temperature = 2.0
+    hot = model.probabilities(pixels)
+    # Softmax of half the scores, up to the scale that makes the sum 1.
+    np.testing.assert_allclose(hot, np.sqrt(cold) / np.sqrt(cold).sum(0), atol=1e-4)
+    path = tmp_path / "m.safetensors"
+    Model(model.metadata, model.net, model.scale).save(path)
+    np.testing.assert_array_equal(load_model(path, device="cpu").probabilities(pixels), hot)
+    rewrite(path, lambda r: r["extra"]["net"].pop("temperature"))
+    np.testing.assert_array_equal(load_model(path, device="cpu").probabilities(pixels), cold)
+
+
 def test_recipe_is_read_without_torch(model, tmp_path):
     path = tmp_path / "m.safetensors"
     model.save(path)
@@ -186,6 +201,7 @@ def test_a_cut_file_is_found_by_its_size(saved):
         (lambda r: r["extra"]["net"].update(hidden=10**9), "hidden"),
         (lambda r: r["extra"]["net"].update(kind="other"), "update the program"),
         (lambda r: r["extra"]["net"].update(share=7), "share"),
+        (lambda r: r["extra"]["net"].update(temperature=0), "temperature"),
         (lambda r: r["extra"]["net"].update(architecture="hf-hub:someone/something"), "address"),
         (lambda r: r["extra"]["net"].update(architecture="resnet18"), "do not fit its metadata"),
         (lambda r: r["extra"].pop("net"), "weights in .* do not fit"),

@@ -318,6 +318,41 @@ def test_dense_regions_are_held_out_as_wholes_with_all_their_classes():
     assert not ((train > 0) & (test > 0)).any()
 
 
+def test_few_dense_slides_are_held_out_last_and_given_back_when_declared():
+    """Two of five slides have a dense region: whatever the seed, strokes are held out; of a slide that gets one too."""
+    annotated = [many_strokes() for _ in range(5)]
+    slides = [ArraySlide(np.full((600, 800, 3), 255, np.uint8)) for _ in annotated]
+
+    def update(held_out):
+        held_out.update([on_white(a, slide=s) for a, s in zip(annotated, slides, strict=True)], TABLE)
+        return set(held_out.exclude)
+
+    def declare(k):
+        annotated[k].fill_polygon([(0, 500), (0, 790), (500, 790), (500, 500)], 1, dense=True)
+
+    held = [HeldOut(seed=k) for k in range(8)]
+    assert len({tuple(update(h)) for h in held}) > 1
+    (first,) = update(held[0])
+    declare(first)
+    for h in held:
+        assert first not in update(h)
+    declare(next(k for k in range(5) if k != first))
+    for h in held:
+        for _ in range(4):
+            assert not any(annotated[k].snapshot().dense_regions for k in update(h))
+            h.swap()
+
+
+def test_one_of_two_dense_regions_beside_strokes_stays_in_training():
+    annotations = many_strokes()
+    for x in (300, 550):
+        annotations.fill_polygon([(300, x), (300, x + 150), (500, x + 150), (500, x)], 1, dense=True)
+    for seed in range(8):
+        held_out = HeldOut(seed=seed)
+        held_out.update([on_white(annotations)], TABLE)
+        assert {u.stroke.kind for u in held_out.exclude[0]} == {"brush"}
+
+
 def test_nothing_drawn_holds_nothing_out():
     held_out = HeldOut()
     held_out.update([on_white(Annotations((600, 800), classes=CLASSES))], TABLE)

@@ -20,8 +20,8 @@ from napari_sparseseg.errors import TrainingError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ABSENT = -30.0
-"""Score of a class without labels: it is never chosen, and its probability is 0 to five digits."""
+ABSENT = -100.0
+"""Score of a class without labels: it is never chosen, and its probability is 0 at any temperature."""
 
 _MASKS = 8192
 

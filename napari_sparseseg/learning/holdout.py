@@ -62,7 +62,9 @@ class HeldOut:
     """Chooses strokes or slides to hold out, follows edits of the labels, swaps on request, and finds windows to score.
 
     Slides whose role is ``held-out`` are all that is held out when they have labels. Else, with `min_slides` labelled
-    slides or more, whole slides are; and strokes, of each class that is not yet covered and has at least two.
+    slides or more, whole slides are; and strokes, of each class that is not yet covered and has at least two. Dense
+    regions are held out last, and so are slides with one, while these are fewer than those without: they teach what
+    strokes cannot, where a class ends. See D114.
 
     Parameters
     ----------
@@ -217,7 +219,8 @@ class HeldOut:
     def _hold(self, entries: Sequence[_Entry], kept: set[Key], prefer_untrained: bool) -> None:
         """Hold out the wanted number of `entries` of every class that nothing held out covers yet."""
         covered = {c for e in self._held for c in e.unit.classes}
-        ranked = sorted(entries, key=lambda e: self._rank(e, kept, prefer_untrained))
+        scarce = self._scarce(entries)
+        ranked = sorted(entries, key=lambda e: (e.key in scarce, *self._rank(e, kept, prefer_untrained)))
         wanted = {c: n for c, n in Counter(c for e in entries for c in e.unit.classes).items() if c not in covered}
         for class_id in sorted(wanted, key=lambda c: (wanted[c], c)):
             members = [e for e in ranked if class_id in e.unit.classes]
@@ -229,6 +232,17 @@ class HeldOut:
                 if entry not in self._held and self._may_hold(entry, entries):
                     self._held.append(entry)
                     have += 1
+
+    def _scarce(self, entries: Sequence[_Entry]) -> set[Key]:
+        """Keys of what is labelled densely, where that is the smaller part."""
+        dense = {e.key for e in entries if self._is_dense(e)}
+        return dense if 2 * len(dense) < len(entries) else set()
+
+    def _is_dense(self, entry: _Entry) -> bool:
+        stroke = entry.unit.stroke
+        if stroke is None:
+            return bool(self._sources[entry.source].labels.dense_regions)
+        return stroke.kind == "dense"
 
     def _rank(self, entry: _Entry, kept: set[Key], prefer_untrained: bool) -> tuple[bool, bool, int, float]:
         trained = prefer_untrained and entry.key in self._trained

@@ -32,7 +32,7 @@ from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, n
 from napari_sparseseg.learning.pseudo_labels import PseudoLabels, PseudoLabelSettings
 from napari_sparseseg.learning.sampling import PatchStream
 from napari_sparseseg.learning.torch_runtime import choose_device, import_torch
-from napari_sparseseg.learning.trainer import DecoderTask, new_trainer, unfreeze
+from napari_sparseseg.learning.trainer import MOST_AUGMENTED, DecoderTask, new_trainer, unfreeze
 from napari_sparseseg.learning.validation import (
     Comparison,
     PlainComparison,
@@ -149,6 +149,7 @@ class Learner:
         self._scale: InputScale | None = None
         self._features: FeatureMaps | None = None
         self._rows: list[LabelledFeatures] = []
+        self._older_rows: list[LabelledFeatures] = []
         self._memory: tuple[LabelledFeatures, ...] = ()
         self._head: Head | None = None
         self._fine: Decoder | PlainUNet | None = None
@@ -156,7 +157,7 @@ class Learner:
         self._comparison: Comparison | PlainComparison | None = None
         self._pseudo: PseudoLabels | None = None
         self._loss: float | None = None
-        self._first_step, self._share = 0, 0.0
+        self._first_step, self._share, self._temperature = 0, 0.0, 1.0
         self._augmented, self._refit_due, self._behind = False, False, False
         if model is not None:
             self._continue(model)
@@ -222,8 +223,11 @@ class Learner:
         if self.trainer is not None:
             self.trainer.drop_batch()
         lost = self.cache is not None and self.cache.set_sources(self._training)
-        if lost or recalled:
+        if lost:
+            self._older_rows = []
             self._augmented_rows.clear()
+        elif recalled:
+            self._retire_rows()
 
     def refit(self) -> Model | None:
         """Fit the instant head to everything labelled; the new best model, or None with `problem` set."""
@@ -312,6 +316,11 @@ class Learner:
         task = self.trainer.task if self.trainer is not None else None
         return task.rows if isinstance(task, DecoderTask) else []
 
+    def _retire_rows(self) -> None:
+        """Others are held out now: what came before is for the head that is served, not for those that are compared."""
+        self._older_rows = [*self._older_rows, *self._augmented_rows][-MOST_AUGMENTED:]
+        self._augmented_rows.clear()
+
     def _ensure_cache(self) -> FeatureCache:
         if self.cache is None:
             scale = self._scale or InputScale.of(self._training)
@@ -324,7 +333,8 @@ class Learner:
         cache, ids = self._ensure_cache(), class_ids(self.classes)
         self._rows = cache.rows()
         logger.info("refit to %d cells, %d patches remembered", len(self._rows), len(self._remembered))
-        rows = [*self._rows, *self._remembered, *(self._augmented_rows if self._augmented else ())]
+        augmented = [*self._older_rows, *self._augmented_rows][-MOST_AUGMENTED:] if self._augmented else ()
+        rows = [*self._rows, *self._remembered, *augmented]
         samples = join(rows, ids, self.config)
         return fit_head(samples, cache.features.channels, len(ids), seed=self.config.seed, device=self.device)
 
@@ -340,6 +350,7 @@ class Learner:
         self._first_step = model.metadata.step
         if isinstance(net, TwoSpeedNet):
             self._features, self._share = self._features or net.features.to(self.device), net.share
+            self._temperature = net.temperature
         if (fine := net if isinstance(net, PlainUNet) else net.decoder) is not None:
             self._fine = with_classes(fine, class_ids(model.metadata.classes), class_ids(self.classes))
 
@@ -393,7 +404,7 @@ class Learner:
         else:
             further = self._remembered, self._augmented_rows
             self._comparison = Comparison(
-                self._ensure_cache(), self.held, self.config, fine, further, self._share, settings
+                self._ensure_cache(), self.held, self.config, fine, further, self._share, settings, self.step_count
             )
 
     def _take_over(self, comparison: Comparison | PlainComparison) -> dict[str, Any]:
@@ -405,13 +416,15 @@ class Learner:
         if not self._behind:
             self._refit_due = True
             self._share, self._accepted, self.metrics = comparison.best_share, comparison.fine, comparison.metrics
-            self._augmented = comparison.augmented
+            self._augmented, self._temperature = comparison.augmented, comparison.calibration.temperature
         # A decoder clearly worse than before is replaced by the last one that was compared and was good.
         self._fine = self._accepted or self._fine
         logger.debug("compared after step %d: %s", self.step_count, comparison.metrics.get("balanced_dice"))
-        if self.schedule.finish() and ranks().world == 1:
+        # Strokes that nothing predicts better than by chance are odd ones: learn from them and hold out others.
+        due = self.schedule.finish(at_once=not comparison.informative)
+        if due and ranks().world == 1:
             if self.held.swap():
-                self._augmented_rows.clear()
+                self._retire_rows()
             self.patches.restart(self.sources)
         return comparison.metrics
 
@@ -426,7 +439,7 @@ class Learner:
         elif self._features is None or self._head is None:
             return None
         else:
-            net = TwoSpeedNet(self._features, self._head, fine, self._share)
+            net = TwoSpeedNet(self._features, self._head, fine, self._share, self._temperature)
         memory = () if isinstance(net, PlainUNet) else replay.chosen([*self._rows, *self._remembered])
         metadata = ModelMetadata.of(self.sources, self.classes, self.config, self.metrics, self.step_count)
         self.model = Model(metadata, net.to(self.device), self._scale, memory)

@@ -267,6 +267,7 @@ def describe(net: TwoSpeedNet | PlainUNet) -> dict[str, Any]:
         "decoder": [] if net.decoder is None else net.decoder.widths,
         "tuned": net.decoder is not None and net.decoder.tuned is not None,
         "share": net.share,
+        "temperature": net.temperature,
     }
 
 
@@ -335,7 +336,10 @@ def _build(metadata: ModelMetadata) -> TwoSpeedNet | PlainUNet:
     share = float(net["share"])
     if not 0 <= share <= 1:
         raise ModelError(f"the model's decoder share {share} is not in 0..1; the file is damaged.")
-    return TwoSpeedNet(frozen, head, decoder, share)
+    temperature = float(net.get("temperature", 1.0))  # 1: models of before it was measured
+    if not 0.1 <= temperature <= 10:
+        raise ModelError(f"the model's temperature {temperature} is not in 0.1..10; the file is damaged.")
+    return TwoSpeedNet(frozen, head, decoder, share, temperature)
 
 
 def _bounded(values: dict[str, Any], name: str, most: int = _MAX_WIDTH) -> int:

@@ -144,12 +144,22 @@ class TwoSpeedNet(nn.Module):
         The fine part, or None.
     share
         Share of the decoder in the result, 0..1: probability = (1 - share) * head + share * decoder.
+    temperature
+        The scores of both are divided by it, see `calibration`.
     """
 
-    def __init__(self, features: FeatureMaps, head: Head, decoder: Decoder | None = None, share: float = 0.0) -> None:
+    def __init__(
+        self,
+        features: FeatureMaps,
+        head: Head,
+        decoder: Decoder | None = None,
+        share: float = 0.0,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.features, self.head, self.decoder = features, head, decoder
         self.share = share if decoder is not None else 0.0
+        self.temperature = temperature
 
     @property
     def receptive_field(self) -> int:
@@ -168,13 +178,15 @@ class TwoSpeedNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, K, H, W)."""
         maps = self.features(image)
-        scores = F.interpolate(self.head(maps), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        small = self.head(maps) / self.temperature
+        scores = F.interpolate(small, size=image.shape[-2:], mode="bilinear", align_corners=False)
         probabilities = scores.float().softmax(1)
         if self.decoder is None or not self.share:
             return probabilities
         if self.decoder.tuned is not None:
             maps = self.decoder.tuned(image)
-        fine = F.interpolate(self.decoder(maps), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        small = self.decoder(maps) / self.temperature
+        fine = F.interpolate(small, size=image.shape[-2:], mode="bilinear", align_corners=False)
         return probabilities.lerp(fine.float().softmax(1), self.share)
 
 

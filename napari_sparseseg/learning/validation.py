@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from napari_sparseseg.config import class_ids
+from napari_sparseseg.learning.calibration import Calibration, calibrate, thinned
 from napari_sparseseg.learning.feature_cache import CELL, MARGIN, LabelledFeatures, join
 from napari_sparseseg.learning.head import fit_head
-from napari_sparseseg.metrics import Scorer
+from napari_sparseseg.metrics import Scorer, balanced_dice, confusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 FIT_STEPS, WINDOW_STEPS = 4.0, 0.45
 """Cost of fitting one of the heads and of predicting one window, in steps of 4 patches of 192 px on a CPU."""
 INSTANT = "instant"
+PRIOR = 0.5
+"""Share of a settled decoder where held-out strokes tell nothing, or may have been trained on."""
+LEAST_PLACES = 3
+"""Held-out slides or windows from which on the spread between them means anything."""
+CHANCE = 0.1
+"""Of the way from guessing to perfect: a best score below it tells nothing about the candidates."""
 SURE = 0.8
 """Probability from which on the decoder counts as sure of a pixel."""
 
@@ -59,6 +66,9 @@ class ValidationSettings:
     head. Among the shares the log loss decides, which is less coarse than Dice. See D5."""
     keep_noise: float = 0.05
     """The same for a later decoder against an earlier one; the later one is the better guess. See D5."""
+    settled: int = 100
+    """Fine steps after which a decoder is usually better than the head: from then on the spread between the held-out
+    places counts as noise too, and strokes that tell nothing leave it `PRIOR`. See D115."""
 
 
 class ValidationSchedule:
@@ -97,10 +107,10 @@ class ValidationSchedule:
         self.begin(steps, cost)
         self.stale += 1
 
-    def finish(self) -> bool:
+    def finish(self, *, at_once: bool = False) -> bool:
         """Count a finished comparison; whether it is time to hold out other strokes."""
         self._comparisons += 1
-        due = self._comparisons % self._settings.swap_after == 0
+        due = at_once or self._comparisons % self._settings.swap_after == 0
         if due:
             self._best = -math.inf
         return due
@@ -128,7 +138,7 @@ class Comparison:
 
     Candidates are the head as it is without any training (``instant``), the head that also learned from augmented
     patches, and mixtures of that with the decoder. A mixture that scores below a head by more than `noise` is not
-    served.
+    served. Held-out strokes that no candidate predicts better than by chance were odd ones: they decide nothing.
 
     Parameters
     ----------
@@ -144,7 +154,9 @@ class Comparison:
         Further features for the heads: (of slides that are not open, of augmented patches).
     most
         Largest share that may win. After a swap the decoder has been trained on what is held out now, the heads have
-        not: it can keep its share then, but not gain.
+        not: it can keep its share then, but not gain more than `PRIOR`.
+    steps
+        Fine steps that the decoder was trained for.
 
     Attributes
     ----------
@@ -155,6 +167,10 @@ class Comparison:
     reliable : float
         Of the held-out pixels that the decoder alone is sure of, the share that it has right: mean over the classes
         held out, where a class that it is never sure of counts 0.
+    informative : bool
+        Whether any candidate was better than chance on what is held out.
+    calibration : Calibration
+        Of the winner.
     metrics : dict
         Scores of the winner, with the balanced Dice of all as ``shares`` (``instant``: the untrained one).
     """
@@ -168,6 +184,7 @@ class Comparison:
         further: tuple[Sequence[LabelledFeatures], Sequence[LabelledFeatures]] = ((), ()),
         most: float = 1.0,
         settings: ValidationSettings | None = None,
+        steps: int = 0,
     ) -> None:
         self._cache, self._held, self._config = cache, held, config
         self._settings = settings or ValidationSettings()
@@ -178,9 +195,14 @@ class Comparison:
         self._windows: list[Window] = list(held.windows())
         self._names: list[float | str] = [INSTANT, 0.0, *self._settings.shares]
         self._scorers = {name: Scorer(held.classes) for name in self._names}
-        self._most = most if held.seen else 1.0
+        self._settled = steps >= self._settings.settled
+        self._most = max(most, PRIOR if self._settled else 0.0) if held.seen else 1.0
         self._reliability = Reliability(class_ids(held.classes))
-        self.best_share, self.augmented, self.reliable = 0.0, False, 0.0
+        self._places: list[tuple[int, dict[float | str, NDArray[np.int64]]]] = []
+        self._pixels: list[tuple[NDArray[Any], ...]] = []
+        self._rng = np.random.default_rng(config.seed)
+        self.best_share, self.augmented, self.reliable, self.informative = 0.0, False, 0.0, True
+        self.calibration = Calibration()
         self.metrics: dict[str, Any] = {}
 
     def advance(self) -> bool:
@@ -207,12 +229,19 @@ class Comparison:
         maps = [m.float() for m in self._cache.maps_for(source, window.region)]
         own = maps if tuned is None else self._cache.maps_by(tuned, source, window.region)
         with torch.inference_mode():
-            instant, head = (_probabilities(part(maps)) for part in self._heads)
-            fine = _probabilities(self._decoder(own))
+            parts = [*(_scores(part(maps)) for part in self._heads), _scores(self._decoder(own))]
+            instant, head, fine = (_probabilities(part) for part in parts)
         self._reliability.add(window.labels, fine)
-        for name, scorer in self._scorers.items():
+        ids = class_ids(self._held.classes)
+        (rows, columns), truth = thinned(window.labels, ids, self._rng)
+        self._pixels.append((truth, *(part[:, rows, columns].T.numpy() for part in parts)))
+        counts: dict[float | str, NDArray[np.int64]] = {}
+        for name in self._names:
             share = 0.0 if isinstance(name, str) else name
-            scorer.add(window.labels, instant if name == INSTANT else (1 - share) * head + share * fine)
+            mixed = instant if name == INSTANT else (1 - share) * head + share * fine
+            self._scorers[name].add(window.labels, mixed)
+            counts[name] = confusion(window.labels, np.array(ids, np.uint8)[mixed.argmax(0)], ids)
+        self._places.append((window.source, counts))
 
     def _decide(self) -> None:
         self.reliable = self._reliability.value
@@ -221,12 +250,35 @@ class Comparison:
         best: float | str = INSTANT if dice[INSTANT] > dice[0.0] else 0.0
         allowed = [share for share in self._settings.shares if share <= self._most]
         fine = min(allowed, key=lambda share: scores[share].log_loss, default=0.0)
-        if dice[fine] >= dice[best] - self._settings.noise:
+        chance = 1 / max(1, int((scores[best].confusion.sum(1) > 0).sum()))
+        self.informative = max(dice.values()) > chance + CHANCE * (1 - chance)
+        if not self.informative:
+            best = PRIOR if self._settled and PRIOR in self._names else best
+        elif dice[fine] >= dice[best] - self._settings.noise - self._spread(fine, best):
             best = fine
         self.augmented = best != INSTANT
         self.best_share = 0.0 if isinstance(best, str) else best
+        if self.informative:
+            truth, *parts = (np.concatenate(values) for values in zip(*self._pixels, strict=True))
+            self.calibration = calibrate(parts[0 if best == INSTANT else 1], parts[2], self.best_share, truth)
         shares = {str(name): None if np.isnan(value) else round(value, 4) for name, value in dice.items()}
-        self.metrics = {**scores[best].to_json(), "share": self.best_share, "shares": shares}
+        found = {**scores[best].to_json(), **self.calibration.to_json()}
+        self.metrics = {**found, "share": self.best_share, "shares": shares}
+
+    def _spread(self, one: float | str, other: float | str) -> float:
+        """Standard error of the difference between two candidates' scores: jackknife over slides, or over windows."""
+        if not self._settled:
+            return 0.0
+        sources = {source for source, _ in self._places}
+        groups = [s if len(sources) >= LEAST_PLACES else k for k, (s, _) in enumerate(self._places)]
+        found = []
+        for group in sorted(set(groups)):
+            rest = [counts for g, (_, counts) in zip(groups, self._places, strict=True) if g != group]
+            first, second = (balanced_dice(np.sum([c[name] for c in rest], axis=0)) for name in (one, other))
+            found.append(first - second)
+        if len(found) < LEAST_PLACES:
+            return 0.0
+        return float(np.sqrt((len(found) - 1) * np.var(found)))
 
 
 class Reliability:
@@ -280,7 +332,8 @@ class PlainComparison:
         self._scorers = [Scorer(held.classes) for _ in nets]
         self._windows: list[Window] = list(held.windows())
         self.fine: Decoder | PlainUNet = nets[0]
-        self.best_share, self.augmented, self.reliable = 1.0, False, 0.0
+        self.best_share, self.augmented, self.reliable, self.informative = 1.0, False, 0.0, True
+        self.calibration = Calibration()
         self.metrics: dict[str, Any] = {}
 
     def advance(self) -> bool:
@@ -302,7 +355,7 @@ class PlainComparison:
             device = net.scores.weight.device
             image = self._scale.unit(pixels[None]).to(device).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
-                scorer.add(window.labels, _probabilities(net.logits(image)))
+                scorer.add(window.labels, _probabilities(_scores(net.logits(image))))
 
 
 def hider(
@@ -319,9 +372,14 @@ def hider(
     return hidden
 
 
-def _probabilities(scores: torch.Tensor) -> NDArray[np.float32]:
-    """Scores (1, K, h, w) of a cell with its margin to probabilities (K, CELL, CELL)."""
+def _scores(scores: torch.Tensor) -> torch.Tensor:
+    """Scores (1, K, h, w) of a cell with its margin, at the size of the cell: (K, CELL, CELL), on the CPU."""
     size = CELL + 2 * MARGIN
-    full = F.interpolate(scores.float(), size=(size, size), mode="bilinear", align_corners=False).softmax(1)
-    out: NDArray[np.float32] = full[0, :, MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL].cpu().numpy()
+    full = F.interpolate(scores.float(), size=(size, size), mode="bilinear", align_corners=False)
+    return full[0, :, MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL].cpu()
+
+
+def _probabilities(scores: torch.Tensor) -> NDArray[np.float32]:
+    """Scores (K, CELL, CELL) to probabilities."""
+    out: NDArray[np.float32] = scores.softmax(0).numpy()
     return out
