@@ -18,6 +18,7 @@ from napari_sparseseg import __version__
 from napari_sparseseg.cli.common import command, positive, say, write
 from napari_sparseseg.cli.files import add_file_commands
 from napari_sparseseg.cli.predict import add_predict
+from napari_sparseseg.cli.results import add_result_commands
 from napari_sparseseg.cli.train import add_train
 from napari_sparseseg.errors import AnnotationWarning, SparseSegError
 
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_train(commands)
     add_predict(commands)
+    add_result_commands(commands)
     add_file_commands(commands)
     return parser
 

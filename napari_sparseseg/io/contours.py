@@ -60,14 +60,47 @@ class _Fragment:
 
 
 @dataclass(slots=True)
-class _Runs:
+class Runs:
     """Horizontal runs of equal, non-zero pixels of a band, as flat half-open intervals, and their component."""
 
     starts: np.ndarray
     ends: np.ndarray
     labels: np.ndarray
     component: np.ndarray
+    of_open: np.ndarray
+    """Component that each region of before is part of now."""
     n_components: int
+
+
+def find_runs(flat: np.ndarray, stride: int, above_open: np.ndarray, n_open: int) -> Runs:
+    """Runs of a band, joined into 4-connected components with regions of before.
+
+    Parameters
+    ----------
+    flat
+        uint8, rows of `stride` pixels that begin and end with 0; the first rows are those of before.
+    above_open
+        intp, for every run of the rows of before the region it belongs to.
+    n_open
+        How many regions of before there are.
+    """
+    change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    labelled = flat[change] != 0
+    starts = change[labelled]
+    # The row padding is 0, so each labelled run is ended by another change.
+    ends = change[1:][labelled[:-1]] if len(change) else change
+    labels = flat[starts]
+    n = len(starts)
+    first = np.searchsorted(ends, starts + stride, side="right")
+    count = np.searchsorted(starts, ends + stride, side="left") - first
+    upper = np.repeat(np.arange(n), count)
+    lower = np.arange(len(upper)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    same = labels[upper] == labels[lower]
+    rows = np.concatenate([upper[same], np.arange(len(above_open))])
+    columns = np.concatenate([lower[same], n + above_open])
+    graph = csr_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n + n_open, n + n_open))
+    n_components, component = connected_components(graph, directed=False)
+    return Runs(starts, ends, labels, component[:n], component[n:], int(n_components))
 
 
 class RegionTracer:
@@ -100,7 +133,7 @@ class RegionTracer:
         band[0] = self._above
         band[1:, 1:-1] = rows
         flat = band.ravel()
-        runs = self._find_runs(flat)
+        runs = find_runs(flat, self._stride, self._above_open, len(self._open))
         found = self._measure(runs, len(band))
         closed = np.ones(runs.n_components, bool)
         in_last_row = runs.starts >= len(rows) * self._stride
@@ -126,28 +159,7 @@ class RegionTracer:
         """The regions that end with the last row."""
         return self.feed(np.zeros((1, self._stride - 2), np.uint8))
 
-    def _find_runs(self, flat: np.ndarray) -> _Runs:
-        """Runs of the band and of the row above it, joined into components (open regions of before included)."""
-        change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-        labelled = flat[change] != 0
-        starts = change[labelled]
-        # The row padding is 0, so each labelled run is ended by another change.
-        ends = change[1:][labelled[:-1]] if len(change) else change
-        labels = flat[starts]
-        n, n_open = len(starts), len(self._open)
-        first = np.searchsorted(ends, starts + self._stride, side="right")
-        count = np.searchsorted(starts, ends + self._stride, side="left") - first
-        upper = np.repeat(np.arange(n), count)
-        lower = np.arange(len(upper)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-        same = labels[upper] == labels[lower]
-        in_row_above = np.arange(len(self._above_open))
-        rows = np.concatenate([upper[same], in_row_above])
-        columns = np.concatenate([lower[same], n + self._above_open])
-        graph = csr_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n + n_open, n + n_open))
-        count_all, component = connected_components(graph, directed=False)
-        return _Runs(starts, ends, labels, component[:n], int(count_all))
-
-    def _measure(self, runs: _Runs, height: int) -> list[_Open]:
+    def _measure(self, runs: Runs, height: int) -> list[_Open]:
         """Class, size and coordinate sums of each component, those of open regions added."""
         n = runs.n_components
         y, x = np.divmod(runs.starts, self._stride)
@@ -168,7 +180,7 @@ class RegionTracer:
             now.rings += before.rings
         return found
 
-    def _trace_band(self, flat: np.ndarray, runs: _Runs, wanted: np.ndarray, found: list[_Open]) -> None:
+    def _trace_band(self, flat: np.ndarray, runs: Runs, wanted: np.ndarray, found: list[_Open]) -> None:
         """Follow the outlines inside the band and join them with the fragments that reach up out of it."""
         sides = _sides(flat.reshape(-1, self._stride))
         component = runs.component[np.searchsorted(runs.starts, sides >> 2, side="right") - 1]

@@ -8,11 +8,12 @@ resolution reading the written image gives the same labels.
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tifffile
 
 from napari_sparseseg.annotations import Annotations, MaskPiece
 from napari_sparseseg.annotations.packing import CHUNK
@@ -57,19 +58,22 @@ def read_labels(path: str | os.PathLike[str], shape: tuple[int, int], classes: C
         Where the image cannot be read, does not fit the slide, or has values that are not class ids.
     """
     source = Path(path)
-    with _opened(source) as (pixels, own):
+    with opened_labels(source) as (pixels, own):
         if pixels.ndim != 2 or pixels.dtype.kind not in "ui":
             raise AnnotationError(
                 f"{source.name} is not a label image: it needs two axes of integers, not {pixels.shape} {pixels.dtype}."
             )
-        scale = _scale(source, pixels.shape, shape)
+        scale = pixel_scale(source, pixels.shape, shape)
         out = Annotations(shape, classes or own or ())
-        _draw(out, pixels, scale, (source, own))
+        try:
+            _draw(out, pixels, scale, (source, own))
+        except (tifffile.TiffFileError, OSError, IndexError, ValueError) as error:
+            raise AnnotationError(f"cannot read the label image {source.name}: {error}.") from error
     out.forget_history()
     return out
 
 
-def _scale(source: Path, image: tuple[int, ...], slide: tuple[int, int]) -> tuple[float, float]:
+def pixel_scale(source: Path, image: tuple[int, ...], slide: tuple[int, int]) -> tuple[float, float]:
     """Level-0 pixels per image pixel (y, x), exact powers of two where the image can be that."""
     for level in range(32):
         sides = [{n >> level, -(-n >> level), round(n / (1 << level))} for n in slide]
@@ -129,24 +133,28 @@ def _block(
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, list[ClassDef]]]:
-    """(lazily read array, class table) of a label image."""
+def opened_labels(path: Path) -> Iterator[tuple[Any, list[ClassDef]]]:
+    """(lazily read array, class table) of a label image.
+
+    Raises
+    ------
+    AnnotationError
+        Where it cannot be opened.
+    """
     if path.is_dir():
         yield _zarr_labels(path)
         return
-    import tifffile
     import zarr
 
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            store = series.aszarr(level=0)
-            try:
-                yield zarr.open_array(store, mode="r"), []
-            finally:
-                store.close()
-    except (tifffile.TiffFileError, OSError, IndexError, ValueError) as error:
-        raise AnnotationError(f"cannot read the label image {path.name}: {error}.") from error
+    with ExitStack() as files:
+        try:
+            tiff = files.enter_context(tifffile.TiffFile(path))
+            store = tiff.series[0].aszarr(level=0)
+            files.callback(store.close)
+            pixels = zarr.open_array(store, mode="r")
+        except (tifffile.TiffFileError, OSError, IndexError, ValueError) as error:
+            raise AnnotationError(f"cannot read the label image {path.name}: {error}.") from error
+        yield pixels, []
 
 
 def _zarr_labels(path: Path) -> tuple[Any, list[ClassDef]]:
@@ -271,8 +279,6 @@ class _Image:
 
 
 def _write_tiff(image: _Image, path: Path) -> None:
-    import tifffile
-
     def data() -> Iterator[NDArray[np.uint8]]:
         for _, labels in image.tiles():
             yield np.zeros((TILE, TILE), np.uint8) if labels is None else labels

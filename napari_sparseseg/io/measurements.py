@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
+    from typing import Literal
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Placement
@@ -260,10 +261,18 @@ class GeoJsonWriter:
         Class table; regions of other ids are an error.
     placement
         Where the label image lies on the slide.
+    kind
+        What the regions are in QuPath.
     """
 
-    def __init__(self, path: Path, classes: Sequence[ClassDef], placement: Placement) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        classes: Sequence[ClassDef],
+        placement: Placement,
+        kind: Literal["annotation", "detection"] = "annotation",
+    ) -> None:
+        self._path, self._kind = path, kind
         self._placement = placement
         unit = "um" if placement.mpp else "px"
         self._area_name = f"Area {unit}^2"
@@ -286,8 +295,8 @@ class GeoJsonWriter:
         self._file.close()
         self._file = None
 
-    def write(self, regions: Sequence[Region]) -> None:
-        """Append regions, outlines included.
+    def write(self, regions: Sequence[Region], measurements: Sequence[str] | None = None) -> None:
+        """Append regions, outlines included, with the JSON of their measurements or else with their area.
 
         Raises
         ------
@@ -299,12 +308,14 @@ class GeoJsonWriter:
         if not regions:
             return
         polygons = polygons_of(regions, self._placement)
-        for region, text in zip(regions, shapely.to_geojson(polygons), strict=True):
-            area = region.pixels * self._placement.pixel_area
+        if measurements is None:
+            areas = [region.pixels * self._placement.pixel_area for region in regions]
+            measurements = [f'{{"{self._area_name}": {area:.10g}}}' for area in areas]
+        for region, text, numbers in zip(regions, shapely.to_geojson(polygons), measurements, strict=True):
             self._file.write(
                 f'{"," if self.count else ""}\n{{"type": "Feature", "geometry": {text}, "properties": '
-                f'{{"objectType": "annotation", "classification": {self._classification[region.class_id]}, '
-                f'"measurements": {{"{self._area_name}": {area:.10g}}}}}}}'
+                f'{{"objectType": "{self._kind}", "classification": {self._classification[region.class_id]}, '
+                f'"measurements": {numbers}}}}}'
             )
             self.count += 1
 

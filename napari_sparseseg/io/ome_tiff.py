@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tifffile
 
+from napari_sparseseg.config import ClassDef
 from napari_sparseseg.geometry import Box, tiles
 from napari_sparseseg.io.ome_zarr import CHUNK, PredictionStore
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Placement
 
+_LEGEND, _RECORD = "napari-sparseseg/classes", "napari-sparseseg/record"
 _BUFFER = 16 << 20
 """Bytes of tiles that are compressed at a time; bounds the memory."""
 
@@ -70,18 +71,29 @@ def write_ome_tiff(
 
 def read_record(path: Path) -> dict[str, Any]:
     """The parameters of a prediction, from an OME-TIFF of this program; empty for any other file."""
+    record: dict[str, Any] = json.loads(_notes(path, _RECORD).get("record", "{}"))
+    return record
+
+
+def read_legend(path: Path) -> list[ClassDef]:
+    """The class table of a prediction, from an OME-TIFF of this program; empty for any other file."""
+    legend = [(int(key), *value.rpartition(" ")[::2]) for key, value in _notes(path, _LEGEND).items() if key.isdigit()]
+    return [ClassDef(class_id, name, colour) for class_id, name, colour in sorted(legend)]
+
+
+def _notes(path: Path, namespace: str) -> dict[str, str]:
+    """Keys and values of the map annotation of that name."""
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
             description = tiff.pages[0].description
-        ome = tifffile.xml2dict(description)["OME"]
-        annotations = ome["StructuredAnnotations"]["MapAnnotation"]
+        annotations = tifffile.xml2dict(description)["OME"]["StructuredAnnotations"]["MapAnnotation"]
     except (OSError, tifffile.TiffFileError, KeyError, TypeError, ValueError, SyntaxError):
         return {}
     for annotation in annotations if isinstance(annotations, list) else [annotations]:
-        entry = annotation.get("Value", {}).get("M", {})
-        if isinstance(entry, dict) and entry.get("K") == "record":
-            record: dict[str, Any] = json.loads(entry["value"])
-            return record
+        if annotation.get("Namespace") == namespace:
+            entries = annotation.get("Value", {}).get("M", [])
+            entries = entries if isinstance(entries, list) else [entries]
+            return {str(entry["K"]): str(entry.get("value", "")) for entry in entries if "K" in entry}
     return {}
 
 
@@ -115,8 +127,8 @@ def _metadata(name: str, placement: Placement, classes: Sequence[ClassDef], reco
     if name == "classes":
         legend = {str(c.id): f"{c.name} {c.colour}" for c in classes}
         metadata["MapAnnotation"] = [
-            {"Namespace": "napari-sparseseg/classes", **legend},
-            {"Namespace": "napari-sparseseg/record", "record": json.dumps(record)},
+            {"Namespace": _LEGEND, **legend},
+            {"Namespace": _RECORD, "record": json.dumps(record)},
         ]
     return metadata
 

@@ -13,6 +13,7 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.session.engine import Engine
 from napari_sparseseg.session.persistence import Exists, ProjectKeeper
 from napari_sparseseg.session.prediction import LiveWorker, Predictor
+from napari_sparseseg.session.results import Results
 from napari_sparseseg.session.slides import SlideCollection, SlideEntry
 from napari_sparseseg.session.status import Status
 from napari_sparseseg.session.training import Training
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Slides, annotations, training and prediction.
+    """Slides, annotations, training and prediction; `results` measures, compares and reports what is on disk.
 
     Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
     where the change happened; in a GUI, connect with ``thread="main"``.
@@ -96,6 +97,7 @@ class Session:
         workers = (learn.end_worker, self._slides.watch, learn.refit_worker, view.work, learn.train_worker)
         self._engine = Engine(workers, learn.fail)
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
+        self.results = Results(self._slides)
         self._closed = False
         self._live.changed.connect(self.live_changed.emit)
         self._slides.annotated.connect(self._on_annotated)

@@ -1,0 +1,188 @@
+"""What can be done with results that are on disk: tables of objects, comparisons; `Session.results`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.files import write_atomic
+from napari_sparseseg.slides import Slide, open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Literal
+
+    import numpy as np
+    import shapely
+
+    from napari_sparseseg.geometry import Box
+    from napari_sparseseg.io.objects import ObjectTable
+    from napari_sparseseg.io.results import StoredResult
+    from napari_sparseseg.session.slides import SlideCollection
+
+    AnyPath = str | PathLike[str]
+
+TABLES = (".csv", ".parquet", ".geojson")
+
+
+class Results:
+    """Results on disk.
+
+    A slide that is open in the session is found by its fingerprint; any other one can be named.
+
+    Parameters
+    ----------
+    slides
+        The session's slides.
+    """
+
+    def __init__(self, slides: SlideCollection) -> None:
+        self._slides = slides
+
+    def measure_objects(
+        self,
+        result: AnyPath,
+        out: AnyPath | Sequence[AnyPath] = (),
+        *,
+        slide: AnyPath | Slide | None = None,
+        regions: Mapping[str, shapely.Geometry] | AnyPath | None = None,
+        min_area_um2: float = 100.0,
+        kind: Literal["annotation", "detection"] = "annotation",
+        overwrite: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> ObjectTable:
+        """Measure the connected regions of a predicted label image, and write them.
+
+        Parameters
+        ----------
+        result
+            ``.ome.zarr`` or ``.ome.tif``; of other programs too.
+        out
+            Files to write: ``.csv``, ``.parquet`` (needs pyarrow) or ``.geojson``.
+        slide
+            The slide, for stain densities; None: the open one that the result was made of, else none.
+        regions
+            Polygons in level-0 (x, y) by name, or ``FILE`` or ``FILE:CLASS``; None: those that were predicted.
+        min_area_um2
+            Smaller objects are left out; level-0 px^2 where the mpp is unknown.
+        kind
+            What the objects are in QuPath.
+        overwrite
+            Replace existing files.
+        progress
+            Called on this thread with the share that is done, 0..1.
+
+        Raises
+        ------
+        PredictionError
+            Where there is no such result, a file exists, the slide is another one.
+        AnnotationError
+            Where the label image or the file of the regions cannot be read.
+        """
+        from napari_sparseseg.io.objects import measure_result, write_objects_geojson
+        from napari_sparseseg.io.results import open_result
+
+        targets = [Path(out)] if isinstance(out, str | PathLike) else [Path(path) for path in out]
+        check_targets(targets, TABLES, overwrite=overwrite)
+        if not min_area_um2 >= 0:
+            raise PredictionError(f"the minimum area is {min_area_um2} um^2; give 0 or more.")
+        report = progress or (lambda _: None)
+        share = 0.6 if any(path.suffix.lower() == ".geojson" for path in targets) else 1.0
+        with self.slide_of(result, slide) as found, open_result(result, found) as stored:
+            table = measure_result(
+                stored,
+                min_area=min_area_um2,
+                regions=_regions(stored, found, regions),
+                rgb=_rgb_reader(stored, found),
+                on_rows=lambda done, total: report(share * done / total),
+            )
+            writers = {
+                ".csv": table.write_csv,
+                ".parquet": table.write_parquet,
+                ".geojson": lambda path: write_objects_geojson(path, table, stored, min_area=min_area_um2, kind=kind),
+            }
+            for path in targets:
+                write_atomic(path, writers[path.suffix.lower()])
+        report(1.0)
+        return table
+
+    @contextmanager
+    def slide_of(self, result: AnyPath, slide: AnyPath | Slide | None) -> Iterator[Slide | None]:
+        """The slide of a result: the given one, else an open one with the fingerprint that the result names.
+
+        Raises
+        ------
+        PredictionError
+            Where the given one is another.
+        """
+        from napari_sparseseg.io.results import record_of
+
+        made_of = record_of(result).get("slide")
+        if slide is None:
+            yield next((e.slide for e in self._slides.entries if made_of and e.slide.fingerprint == made_of), None)
+            return
+        if isinstance(slide, Slide):
+            _check_slide(result, made_of, slide)
+            yield slide
+            return
+        with open_slide(slide) as opened:
+            _check_slide(result, made_of, opened)
+            yield opened
+
+
+def check_targets(targets: Sequence[Path], suffixes: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse to write over what is there, or what cannot be written, before anything is computed.
+
+    Raises
+    ------
+    PredictionError
+        Naming the file.
+    """
+    for path in targets:
+        if path.suffix.lower() not in suffixes:
+            raise PredictionError(f"{path} has none of the endings {', '.join(suffixes)}, which choose the format.")
+        if not path.parent.is_dir():
+            raise PredictionError(f"there is no folder {path.parent} to write {path.name} into; make it first.")
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise PredictionError(f"{path} exists; choose another name, or ask to overwrite it.")
+        if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+            raise PredictionError("Parquet needs pyarrow: pip install 'napari-sparseseg[parquet]', or write CSV.")
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise PredictionError("two of the files to write have the same name; give each its own.")
+
+
+def _check_slide(result: AnyPath, made_of: str | None, slide: Slide) -> None:
+    if made_of and made_of != slide.fingerprint:
+        raise PredictionError(f"{result} was not made of slide {slide.path}; give the slide it was made of.")
+
+
+def _rgb_reader(result: StoredResult, slide: Slide | None) -> Callable[[Box], np.ndarray] | None:
+    """Reads the slide's colours of a region of the result; None for fluorescence, which has no stain to separate."""
+    if slide is None or not slide.is_rgb or str(slide.dtype) != "uint8":
+        return None
+    return lambda region: slide.read_region(region, result.placement.frame)
+
+
+def _regions(
+    result: StoredResult, slide: Slide | None, regions: Mapping[str, shapely.Geometry] | AnyPath | None
+) -> Mapping[str, shapely.Geometry]:
+    """The regions that are asked for, or those that the prediction was limited to."""
+    from napari_sparseseg.prediction.results.regions import RegionMask, find_regions
+
+    if regions is not None:
+        return find_regions(regions, slide or _Extent(str(result.path), result.slide_shape, result.placement.mpp))
+    return RegionMask.from_json(result.record.get("regions") or {}).regions
+
+
+@dataclass(slots=True)
+class _Extent:
+    """What a result says of its slide, where regions begin at the corner of level 0."""
+
+    path: str
+    shape: tuple[int, int]
+    mpp: tuple[float, float] | None
