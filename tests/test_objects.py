@@ -71,7 +71,7 @@ def expected(labels, values):
     return np.array(sorted(rows), float).reshape(-1, 11)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     sigma=st.sampled_from([0, 0.8, 2.0, 5.0]),
@@ -169,8 +169,8 @@ def test_parquet_has_the_numbers_of_the_csv(scene, tmp_path):
     rows = rows_of(tmp_path / "a.csv")
     assert table["id"] == [int(r["id"]) for r in rows]
     for name in ("area_um2", "perimeter_um", "solidity", "distance_um_to lymphoid"):
-        wanted = [float(r[name]) if r[name] else None for r in rows]
-        assert table[name] == pytest.approx(wanted, rel=1e-5)
+        wanted = [float(r[name] or "nan") for r in rows]
+        np.testing.assert_allclose(np.array(table[name], float), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["annotation", "detection"])

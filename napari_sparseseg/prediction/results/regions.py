@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.geometry import Frame
-    from napari_sparseseg.slides import Slide
+    from napari_sparseseg.io.files import SlideFrame
 
 Regions: TypeAlias = Mapping[str, shapely.Geometry]
 """Polygons in level-0 (x, y) by name."""
@@ -32,7 +32,7 @@ Regions: TypeAlias = Mapping[str, shapely.Geometry]
 
 def find_regions(
     asked: Regions | Sequence[tuple[int, int, int, int]] | str | PathLike[str],
-    slide: Slide,
+    slide: SlideFrame,
     annotations: Annotations | None = None,
 ) -> dict[str, shapely.Geometry]:
     """The regions that are meant, each as a valid polygon of the slide.
@@ -74,7 +74,7 @@ def find_regions(
     return found
 
 
-def _areas(text: str, slide: Slide, annotations: Annotations | None) -> list[NamedArea]:
+def _areas(text: str, slide: SlideFrame, annotations: Annotations | None) -> list[NamedArea]:
     """The areas of ``FILE``, of ``FILE:CLASS``, or of a class of the annotations."""
     if Path(text).exists():
         return _wanted(areas_in_file(text, slide), "", text)
