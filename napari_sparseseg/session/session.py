@@ -89,11 +89,10 @@ class Session:
         autosave: bool = False,
     ) -> None:
         self._slides = SlideCollection(classes)
-        self._training = Training(self._slides, config or TrainConfig(), self._emit_status)
+        self._training = learn = Training(self._slides, config or TrainConfig(), self._emit_status)
         self._keeper = ProjectKeeper(self._slides, self._training, autosave=autosave)
         self._training.write_checkpoint = self._keeper.write_checkpoint
-        self._live = LiveWorker(self._slides, self._training)
-        learn, view = self._training, self._live
+        self._live = view = LiveWorker(self._slides, self._training)
         workers = (learn.end_worker, self._slides.watch, learn.refit_worker, view.work, learn.train_worker)
         self._engine = Engine(workers, learn.fail)
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
