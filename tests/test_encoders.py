@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning import encoders
-from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights, encoder_info
+from napari_sparseseg.learning.encoder_info import encoder_info
+from napari_sparseseg.learning.encoders import Encoder, LiteTrunk, bundled_weights
 from napari_sparseseg.learning.hub import permitted
 from tests.helpers.hub_server import Hub, at_hub
 
@@ -149,7 +150,8 @@ def test_local_checkpoints_of_whole_networks_are_read(name, ending, tmp_path):
         save_file(net.state_dict(), path)
     encoder = Encoder(f"{name}@{path}", channels=3)
     theirs = {k.replace(".", "_"): v for k, v in net.state_dict().items()}
-    for key, value in encoder.net.state_dict().items():
+    own = getattr(encoder.net, "vit", encoder.net)
+    for key, value in own.state_dict().items():
         assert torch.equal(value, theirs[key.removeprefix("model.").replace(".", "_")]), key
 
 

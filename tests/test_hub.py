@@ -14,7 +14,7 @@ import safetensors.torch
 import timm
 
 from napari_sparseseg.errors import ModelError
-from napari_sparseseg.learning.encoders import encoder_info
+from napari_sparseseg.learning.encoder_info import encoder_info
 from napari_sparseseg.learning.hub import stated_licence
 from tests.helpers.hub_server import COMMIT, GATED, OTHER, Hub, at_hub, serving, surroundings
 
@@ -23,7 +23,8 @@ TIMM = "timm/test_resnet.r160_in1k"
 CHILD = """
 import json, sys, torch
 from napari_sparseseg.errors import ModelError
-from napari_sparseseg.learning.encoders import Encoder, encoder_info
+from napari_sparseseg.learning.encoder_info import encoder_info
+from napari_sparseseg.learning.encoders import Encoder
 info = encoder_info("hf-hub:pathology/tiny")
 about = {"licence": info.licence, "megabytes": info.megabytes, "source": info.source, "link": info.link}
 print(json.dumps(about), flush=True)

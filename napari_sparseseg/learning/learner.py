@@ -386,9 +386,9 @@ class Learner:
             self._fine = copy.deepcopy(averaged)
             self._publish()
         frozen = isinstance(averaged, Decoder) and averaged.tuned is None
-        if frozen and self.step_count >= self.settings.unfreeze_after:
+        features = self._ensure_cache().features if frozen else None
+        if features is not None and features.encoder.tunable and self.step_count >= self.settings.unfreeze_after:
             self._first_step += trainer.steps
-            features = self._ensure_cache().features
             self.trainer = unfreeze(trainer, features, self.classes, self.config, self.device)
 
     def _compare(self, averaged: Decoder | PlainUNet) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from napari_sparseseg.learning.distributed import Ranks
-    from napari_sparseseg.learning.encoders import EncoderInfo
+    from napari_sparseseg.learning.encoder_info import EncoderInfo
     from napari_sparseseg.learning.model_file import ModelMetadata
 
 __all__ = ["Session", "encoder_info", "join_ranks", "model_info", "tune_process"]
@@ -29,7 +29,7 @@ def model_info(path: str | os.PathLike[str]) -> ModelMetadata:
 
 def encoder_info(name: str) -> EncoderInfo:
     """Size, source and licence of an encoder, before its weights are downloaded."""
-    from napari_sparseseg.learning.encoders import encoder_info as about
+    from napari_sparseseg.learning.encoder_info import encoder_info as about
 
     return about(name)
 

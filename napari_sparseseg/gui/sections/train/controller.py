@@ -172,7 +172,7 @@ class TrainActions(QObject):
 
 def _about(encoder: str) -> str:
     """The question before weights are fetched: size, licence, and where to read it."""
-    from napari_sparseseg.learning.encoders import encoder_info
+    from napari_sparseseg.session import encoder_info
 
     info = encoder_info(encoder)
     link = f", see {info.link}" if info.link else ""
