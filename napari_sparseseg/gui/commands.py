@@ -19,7 +19,7 @@ from napari_sparseseg.gui.widgets import plain_tip
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qtpy.QtWidgets import QAbstractButton
+    from qtpy.QtWidgets import QAbstractButton, QMenu, QWidget
 
     from napari_sparseseg.gui.panel import Panel
     from napari_sparseseg.gui.widget import SparseSegWidget
@@ -38,6 +38,12 @@ BUTTONS: dict[str, Callable[[SparseSegWidget | Panel], QAbstractButton]] = {
     "predict_slide": lambda p: p.predict.predict_slide,
     "add_class": lambda p: p.classes.add,
     "open_slide": lambda p: p.slide.open,
+    "toggle_prediction": lambda p: p.predict.hide_prediction,
+    "view_5x": lambda p: p.view.bar.objectives[5],
+    "view_10x": lambda p: p.view.bar.objectives[10],
+    "view_20x": lambda p: p.view.bar.objectives[20],
+    "view_40x": lambda p: p.view.bar.objectives[40],
+    "view_fit": lambda p: p.view.bar.fit,
 }
 
 
@@ -88,6 +94,47 @@ def toggle_outlines() -> None:
     _press("toggle_outlines")
 
 
+def toggle_prediction() -> None:
+    """Hide or show the prediction."""
+    _press("toggle_prediction")
+
+
+def step_opacity() -> None:
+    """Give the prediction the next opacity."""
+    opened = panel()
+    opened.when_complete(lambda: opened.prediction.step_opacity())
+
+
+def view_5x() -> None:
+    """Show the slide as an objective of 5x does."""
+    _press("view_5x")
+
+
+def view_10x() -> None:
+    """Show the slide as an objective of 10x does."""
+    _press("view_10x")
+
+
+def view_20x() -> None:
+    """Show the slide as an objective of 20x does."""
+    _press("view_20x")
+
+
+def view_40x() -> None:
+    """Show the slide as an objective of 40x does."""
+    _press("view_40x")
+
+
+def view_fit() -> None:
+    """Show the whole slide."""
+    _press("view_fit")
+
+
+def go_to() -> None:
+    """Go to coordinates."""
+    _choose_view("Go to coordinates…")
+
+
 def predict_slide() -> None:
     """Predict the whole slide into a file."""
     _press("predict_slide")
@@ -135,8 +182,17 @@ SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "accept_regions": (accept_regions, "Accept clicked regions as annotations", "Shift+G"),
     "toggle_live": (toggle_live, "Switch live prediction on or off", "Shift+D"),
     "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or filled", "Shift+O"),
+    "toggle_prediction": (toggle_prediction, "Hide or show the prediction", "H"),
+    "step_opacity": (step_opacity, "Next opacity of the prediction", "Shift+H"),
+    "view_5x": (view_5x, "Magnification 5×", "Ctrl+1"),
+    "view_10x": (view_10x, "Magnification 10×", "Ctrl+2"),
+    "view_20x": (view_20x, "Magnification 20×", "Ctrl+3"),
+    "view_40x": (view_40x, "Magnification 40×", "Ctrl+4"),
+    "view_fit": (view_fit, "Show the whole slide", "Ctrl+0"),
 }
 """Frequent commands: function, description and default key."""
+TIPS: dict[str, Callable[[SparseSegWidget | Panel], QWidget]] = {**BUTTONS, "step_opacity": lambda p: p.predict.opacity}
+"""Whose tooltip names the key of a command."""
 
 
 def register_shortcuts() -> None:
@@ -153,11 +209,11 @@ def show_keys(panel: SparseSegWidget | Panel) -> None:
     """Add the current shortcuts to the tooltips of the buttons."""
     chosen = get_settings().shortcuts.shortcuts
     for name, (_, _, key) in SHORTCUTS.items():
-        button = BUTTONS[name](panel)
-        why = button.property(WHY) or button.toolTip()
-        button.setProperty(WHY, why)
+        widget = TIPS[name](panel)
+        why = widget.property(WHY) or widget.toolTip()
+        widget.setProperty(WHY, why)
         keys = " or ".join(Shortcut(k).qt for k in chosen.get(f"{PLUGIN}:{name}", [key]))
-        button.setToolTip(plain_tip(f"{why}\nKey: {keys}" if keys else why))
+        widget.setToolTip(plain_tip(f"{why}\nKey: {keys}" if keys else why))
 
 
 def _on_key(command: Callable[[], None]) -> Callable[[Any], None]:
@@ -183,4 +239,20 @@ def _click(opened: SparseSegWidget, name: str) -> None:
 
 def _choose(text: str) -> None:
     opened = panel()
-    opened.when_complete(lambda: next(a for a in opened.header.menu.actions() if a.text() == text).trigger())
+    opened.when_complete(lambda: _trigger(opened.header.menu, text))
+
+
+def _choose_view(text: str) -> None:
+    opened = panel()
+    opened.when_complete(lambda: _choose_place(opened, text))
+
+
+def _choose_place(opened: SparseSegWidget, text: str) -> None:
+    if opened.session.entry is None:
+        show_info(f"{text} is not available now. {opened.header.next_step.text()}")
+    else:
+        _trigger(opened.view.bar.menu, text)
+
+
+def _trigger(menu: QMenu, text: str) -> None:
+    next(a for a in menu.actions() if a.text() == text).trigger()

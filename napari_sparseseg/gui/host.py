@@ -4,6 +4,7 @@
 - `CloseGuard` replaces napari's question when the window is closed while something runs; otherwise napari's remains.
 - At exit, Python's garbage collector is told to skip the objects of torch, if torch was imported.
 - `CanvasFocus` gives napari's canvas the keyboard focus when the mouse is over it.
+- `WindowKeys` takes Ctrl+S from napari's menu and gives it, Ctrl+Z and Ctrl+Shift+Z one meaning in the whole window.
 - `LogTrail` attaches a handler to this package's own logger; other loggers are not touched.
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from napari.settings import get_settings
 from qtpy.QtCore import QEvent, QObject, QTimer
+from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QMainWindow, QPlainTextEdit, QWidget
 
@@ -29,10 +31,14 @@ from napari_sparseseg.gui.reader import SLIDE_SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qtpy.QtGui import QAction
+    from qtpy.QtWidgets import QMenu
+
     from napari_sparseseg.gui.context import Context
 
 PACKAGE = "napari-sparseseg"
 LOG_LINES = 5000
+KEY_SAVE = "Ctrl+S"
 CLOSING = {
     "training": "Training is running. It will stop after the current step, and the model will be saved.",
     "paused": "Training is paused. It will end here, and the model will be saved.",
@@ -129,6 +135,74 @@ class CanvasFocus(QObject):
     def _focus_canvas(self) -> None:
         if self._canvas is not None:
             self._canvas.setFocus()
+
+
+class WindowKeys(QObject):
+    """Ctrl+S, Ctrl+Z and Ctrl+Shift+Z wherever in the window the focus is; a text being typed has its own undo.
+
+    napari's Ctrl+S is taken from its menu meanwhile: two owners of a key take turns in Qt. It still saves layers while
+    the focus is neither on the canvas nor in the panel. (An event filter would not do: PyQt may hand it a key event as
+    the mouse event that was at its address before.)
+
+    Parameters
+    ----------
+    panel
+        The panel in the window.
+    menu
+        napari's File menu.
+    save, undo, redo
+        What the keys do.
+    """
+
+    def __init__(
+        self,
+        panel: QWidget,
+        menu: QMenu,
+        *,
+        save: Callable[[], object],
+        undo: Callable[[], object],
+        redo: Callable[[], object],
+    ) -> None:
+        super().__init__(panel)
+        self._panel, self._menu, self._save = panel, menu, save
+        self._keys = ((KEY_SAVE, self._on_save), ("Ctrl+Z", undo), ("Ctrl+Shift+Z", redo))
+        self._window: QWidget | None = None
+        self._shortcuts: list[QShortcut] = []
+        self._napari_save: QAction | None = None
+
+    def watch(self) -> None:
+        """Give the keys of the window that the panel is in now their meaning."""
+        canvas = canvas_beside(self._panel)
+        window = None if canvas is None else canvas.window()
+        if window is None or window is self._window:
+            return
+        self.release()
+        self._window = window
+        saves = (a for a in self._menu.actions() if a.shortcut() == QKeySequence(KEY_SAVE))
+        self._napari_save = next(saves, None)
+        if self._napari_save is not None:
+            self._napari_save.setShortcut(QKeySequence())
+        for key, call in self._keys:
+            shortcut = QShortcut(QKeySequence(key), window)
+            shortcut.activated.connect(call)
+            self._shortcuts.append(shortcut)
+
+    def release(self) -> None:
+        """Give the keys back."""
+        if self._napari_save is not None:
+            self._napari_save.setShortcut(QKeySequence(KEY_SAVE))
+        for shortcut in self._shortcuts:
+            shortcut.setEnabled(False)
+            shortcut.deleteLater()
+        self._window, self._napari_save, self._shortcuts = None, None, []
+
+    def _on_save(self) -> None:
+        focused, canvas = QApplication.focusWidget(), canvas_beside(self._panel)
+        here = focused is None or focused is canvas or self._panel.isAncestorOf(focused)
+        if here or self._napari_save is None:
+            self._save()
+        else:
+            self._napari_save.trigger()
 
 
 class CloseGuard(QObject):

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
-from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail
+from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail, WindowKeys
 from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
 from napari_sparseseg.gui.sections.classes.controller import ClassActions
 from napari_sparseseg.gui.sections.classes.view import ClassesPanel
@@ -24,6 +24,7 @@ from napari_sparseseg.gui.sections.slide.view import SlidePanel
 from napari_sparseseg.gui.sections.train.charts import import_plots
 from napari_sparseseg.gui.sections.train.controller import TrainActions
 from napari_sparseseg.gui.sections.train.view import TrainPanel
+from napari_sparseseg.gui.view.controller import ViewActions
 from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, palette, plain_tip
 from napari_sparseseg.session.session import Session
 
@@ -100,8 +101,16 @@ class Panel(QObject):
         self._log = LogTrail()
         self._project = ProjectActions(context, self.header, self.train, self._log, self.prediction.predict_all)
         yield
+        self.view: ViewActions = ViewActions(context, self._widget, self.slides)
         self._closing = CloseGuard(self._widget, context, self.shut_down)
         self._focus = CanvasFocus(self._widget)
+        self._keys = WindowKeys(
+            self._widget,
+            self.viewer.window.file_menu,
+            save=self._project.save_again,
+            undo=self.slides.undo,
+            redo=self.slides.redo,
+        )
         self._connect()
         self._paint()
         show_keys(self)
@@ -167,10 +176,12 @@ class Panel(QObject):
             return
         self._closing.release()
         self._focus.release()
+        self._keys.release()
         self.viewer.events.theme.disconnect(self._paint)
         get_settings().shortcuts.events.shortcuts.disconnect(self._show_keys)
         self.training.stop_timers()
         self._guidance.close()
+        self.view.close()
         self.prediction.close()
         self.slides.close()
         self._log.detach()
@@ -179,8 +190,8 @@ class Panel(QObject):
     def watch(self) -> None:
         """Watch the window that the panel is docked in now."""
         if not self._context.closed:
-            self._closing.watch()
-            self._focus.watch()
+            for watcher in (self._closing, self._focus, self._keys, self.view):
+                watcher.watch()
 
     def _on_session(self) -> None:
         # torch and pyqtgraph are imported while the user opens a slide and draws the first strokes

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from napari.layers import Image, Layer
+    from numpy.typing import NDArray
 
     from napari_sparseseg.session.session import Session
 
@@ -151,6 +152,23 @@ def _contrast_limits(slide: Slide) -> list[tuple[float, float]]:
             limits = (float(low), float(high if high > low else low + 1))
         out.append(limits)
     return out
+
+
+def rendered(slide: Slide, max_side: int) -> NDArray[np.uint8]:
+    """The whole slide as its layers show it, small: uint8 (h, w, 3) with at most `max_side` pixels on a side.
+
+    Call it off the GUI thread.
+    """
+    pixels, _ = slide.thumbnail(max_side)
+    if slide.is_rgb:
+        return np.ascontiguousarray(pixels, np.uint8)
+    out = np.zeros((*pixels.shape[:2], 3), np.float32)
+    for c, (low, high) in enumerate(_contrast_limits(slide)[:SHOWN_CHANNELS]):
+        known = slide.contents.colours[c] if c < len(slide.contents.colours) else None
+        colour = known or (_COLOURS[c % len(_COLOURS)] if len(slide.channels) > 1 else "#ffffff")
+        value = np.clip((np.nan_to_num(pixels[..., c].astype(np.float32)) - low) / (high - low), 0, 1)
+        out += value[..., None] * np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
+    return (np.clip(out, 0, 1) * 255).astype(np.uint8)
 
 
 def layers_of_one_image(layer: Image, layers: Iterable[Layer]) -> list[Image]:

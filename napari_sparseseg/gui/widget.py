@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.slide.view import SlidePanel
     from napari_sparseseg.gui.sections.train.controller import TrainActions
     from napari_sparseseg.gui.sections.train.view import TrainPanel
+    from napari_sparseseg.gui.view.controller import ViewActions
     from napari_sparseseg.gui.widgets import Section
     from napari_sparseseg.session.session import Session
 
 PARTS = (
     "header", "slide", "classes", "train", "predict", "slides", "class_actions", "training", "prediction", "sections",
+    "view",
 )  # fmt: skip
 """What `SparseSegWidget` has of its panel."""
 BREATH_MS = 5
@@ -66,6 +68,7 @@ class SparseSegWidget(QWidget):
     class_actions: ClassActions
     training: TrainActions
     prediction: PredictActions
+    view: ViewActions
     sections: tuple[Section, ...]
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:

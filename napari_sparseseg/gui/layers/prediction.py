@@ -307,6 +307,17 @@ class LiveDisplay(QObject):
             self.layer.opacity = opacity
 
     @property
+    def visible(self) -> bool:
+        """Whether the prediction is shown; it is computed in any case."""
+        return self._visible
+
+    @visible.setter
+    def visible(self, visible: bool) -> None:
+        self._visible = visible
+        if self.layer is not None:
+            self.layer.visible = visible
+
+    @property
     def contour(self) -> int:
         """Width of outlines in prediction pixels; 0 fills the regions."""
         return self._contour
@@ -363,7 +374,8 @@ class LiveDisplay(QObject):
         # napari selects a new layer, which would end drawing
         viewer.layers.selection.clear()
         viewer.layers.selection.update(selected)
-        self.layer.events.opacity.connect(self._on_layer_opacity)
+        self.layer.events.opacity.connect(self._on_layer_look)
+        self.layer.events.visible.connect(self._on_layer_look)
         binding.attach(self.layer)
         self._attached_to = binding
         self._apply()
@@ -390,8 +402,8 @@ class LiveDisplay(QObject):
             self._live.updated.disconnect(self._on_tile, missing_ok=True)
         layer, self.layer, self._live, self._pending = self.layer, None, None, None
         if layer is not None:
-            self._visible = layer.visible
-            layer.events.opacity.disconnect(self._on_layer_opacity)
+            layer.events.opacity.disconnect(self._on_layer_look)
+            layer.events.visible.disconnect(self._on_layer_look)
             if self._attached_to is not None:
                 self._attached_to.detach(layer)
             if layer in self._context.viewer.layers and not self._context.leaving:
@@ -403,9 +415,10 @@ class LiveDisplay(QObject):
             self.layer.contour = self._contour if self.shown.kind == "classes" else 0
         self.shown_changed.emit()
 
-    def _on_layer_opacity(self) -> None:
-        if self.layer is not None and self.layer.opacity != self._opacity:
-            self._opacity = self.layer.opacity
+    def _on_layer_look(self) -> None:
+        layer = self.layer
+        if layer is not None and (layer.opacity, layer.visible) != (self._opacity, self._visible):
+            self._opacity, self._visible = layer.opacity, layer.visible
             self.shown_changed.emit()
 
     def _on_status(self) -> None:

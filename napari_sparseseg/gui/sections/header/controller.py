@@ -54,6 +54,14 @@ class ProjectActions(QObject):
         session, saved = self._context.session, self._context.slides_changed.emit
         self._context.in_background(lambda: session.save(path), lambda _: saved(), name="Saving the project")
 
+    def save_again(self) -> None:
+        """Save the project where it is; ask where, if it has no place of the user's yet."""
+        session = self._context.session
+        if session.project is None or session.project.parent == recovery_folder().resolve():
+            self._on_save()
+        else:
+            self.save(str(session.project))
+
     def open(self, path: str) -> None:
         """Open a project in place of the current session."""
         self._context.in_background(

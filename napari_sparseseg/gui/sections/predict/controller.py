@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 AREAS_MS = 250
+OPACITIES = (0.25, 0.45, 0.7, 1.0)
 ENDINGS = {"geojson": "-regions.geojson", "csv": "-areas.csv"}
 """Of suggested names; `SLIDE.geojson` beside a slide holds its annotations."""
 
@@ -62,6 +63,7 @@ class PredictActions(QObject):
         panel.shown_chosen.connect(self.display.show)
         panel.contour_toggled.connect(self._on_contour)
         panel.opacity_changed.connect(self._on_opacity)
+        panel.hidden_toggled.connect(self._on_hidden)
         panel.areas.place_chosen.connect(self._measure)
         panel.areas.table_requested.connect(self._on_table)
         panel.slide_requested.connect(self._on_slide)
@@ -79,7 +81,7 @@ class PredictActions(QObject):
         context.status_changed.connect(self._on_status)
         context.session_replaced.connect(self._on_session)
         context.session.live_enabled = panel.live.isChecked()
-        panel.show_opacity(self.display.opacity)
+        self._on_shown()
         self._on_classes()
         self._on_status()
 
@@ -117,6 +119,13 @@ class PredictActions(QObject):
             self._on_predicted_all,
             name="Predicting all slides",
         )
+
+    def step_opacity(self) -> None:
+        """Give the prediction the next opacity of `OPACITIES`, after the last the first; show it if it is hidden."""
+        higher = [o for o in OPACITIES if o > self.display.opacity + 0.01]
+        self.display.opacity = higher[0] if higher else OPACITIES[0]
+        self.display.visible = True
+        self._on_shown()
 
     def close(self) -> None:
         """Disconnect from viewer and session."""
@@ -156,8 +165,11 @@ class PredictActions(QObject):
     def _on_opacity(self, opacity: float) -> None:
         self.display.opacity = opacity
 
+    def _on_hidden(self, hidden: bool) -> None:
+        self.display.visible = not hidden
+
     def _on_shown(self) -> None:
-        self._panel.show_opacity(self.display.opacity)
+        self._panel.show_opacity(self.display.opacity, visible=self.display.visible)
 
     def _on_binding(self) -> None:
         self.display.follow(self._slides.binding)

@@ -53,7 +53,7 @@ class PredictPanel(QWidget):
 
     Attributes
     ----------
-    live_toggled, contour_toggled
+    live_toggled, contour_toggled, hidden_toggled
         Signals (bool).
     shown_chosen
         Signal (Shown).
@@ -67,6 +67,7 @@ class PredictPanel(QWidget):
 
     live_toggled = Signal(bool)
     contour_toggled = Signal(bool)
+    hidden_toggled = Signal(bool)
     shown_chosen = Signal(object)
     opacity_changed = Signal(float)
     accept_toggled = Signal(bool)
@@ -90,6 +91,10 @@ class PredictPanel(QWidget):
         self.opacity.setToolTip("Opacity of the prediction over the slide")
         self.opacity.setAccessibleName("Opacity")
         self.opacity.valueChanged.connect(lambda v: self.opacity_changed.emit(v / 100))
+        self.hide_prediction = QPushButton("Hide")
+        self.hide_prediction.setCheckable(True)
+        self.hide_prediction.setToolTip("Hide the prediction to see the slide; it is still computed")
+        self.hide_prediction.toggled.connect(self.hidden_toggled.emit)
         self.contour = QCheckBox("Outlines")
         self.contour.setToolTip("Show outlines of the predicted regions only")
         self.contour.toggled.connect(self.contour_toggled.emit)
@@ -125,7 +130,7 @@ class PredictPanel(QWidget):
         layout = column(self)
         layout.addLayout(row(self.live, self.contour, stretch=0))
         layout.addLayout(row(QLabel("Show"), self.what, stretch=1))
-        layout.addLayout(row(QLabel("Opacity"), self.opacity, stretch=1))
+        layout.addLayout(row(QLabel("Opacity"), self.opacity, self.hide_prediction, stretch=1))
         layout.addWidget(self.next)
         layout.addLayout(row(self.review, self.accept, stretch=0))
         layout.addWidget(self.doubt)
@@ -152,15 +157,19 @@ class PredictPanel(QWidget):
             self.what.addItem(text, what)
         self.what.setCurrentIndex(next((i for i, (_, w) in enumerate(choices) if w == shown), 0))
 
-    def show_opacity(self, opacity: float) -> None:
-        """Follow the slider of the layer."""
-        self.opacity.blockSignals(True)
+    def show_opacity(self, opacity: float, *, visible: bool) -> None:
+        """Follow the slider and the eye of the layer."""
+        for control in (self.opacity, self.hide_prediction):
+            control.blockSignals(True)
         self.opacity.setValue(round(100 * opacity))
-        self.opacity.blockSignals(False)
+        self.hide_prediction.setChecked(not visible)
+        for control in (self.opacity, self.hide_prediction):
+            control.blockSignals(False)
 
     def show_model(self, present: bool) -> None:
         """Enable the controls that need a model."""
-        for widget in (self.next, self.review, self.accept, self.predict_slide, self.what, self.contour):
+        needs_model = (self.next, self.review, self.accept, self.predict_slide)
+        for widget in (*needs_model, self.what, self.contour, self.hide_prediction):
             widget.setEnabled(present)
 
     def show_predicting(self, running: bool) -> None:

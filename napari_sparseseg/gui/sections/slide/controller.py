@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image
+from napari.layers import Image, Labels
 from napari.utils.notifications import show_info
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.files import state_folder, write_atomic
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.host import prefer_reader_for_slides
+from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import problems
 from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
 from napari_sparseseg.gui.reader import layers_of_one_image, open_in, show_in_pixels, slide_of_layers
@@ -159,6 +160,26 @@ class SlideActions(QObject):
         layers.inserted.disconnect(self._on_layer_inserted)
         layers.removed.disconnect(self._on_layer_removed)
         self.release()
+
+    def undo(self) -> None:
+        """Take back the last step on the active slide, or of another layer of labels while that is active."""
+        layer = self._undoing
+        if layer is not None:
+            layer.undo()
+
+    def redo(self) -> None:
+        """Make the step again that was taken back last; as `undo`."""
+        layer = self._undoing
+        if layer is not None:
+            layer.redo()
+
+    @property
+    def _undoing(self) -> Labels | None:
+        active = self._context.viewer.layers.selection.active
+        ours = any(active == layer for b in self._bindings.values() for layer in b.layers)
+        if isinstance(active, Labels) and not ours and not isinstance(active, LazyLabels):
+            return active
+        return None if self.binding is None else self.binding.scribbles.layer
 
     def _load(self, work: Callable[[], Any], name: str, then: Callable[[Any], object] | None = None) -> None:
         """Change slides or annotations in a job; when it ends, synchronise the layers and call `then(result)`."""

@@ -1,0 +1,1 @@
+"""What lies over the canvas: scale bar, magnification, overview map; going places; snapshots and legends."""
