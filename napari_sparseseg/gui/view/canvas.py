@@ -206,9 +206,7 @@ class ViewBar(QFrame):
         self.setCursor(Qt.CursorShape.ArrowCursor)
         self.brush, self.magnification = QLabel(), QLabel()
         self.brush.setToolTip("Diameter of the brush on the slide; [ and ] change it")
-        self.objectives = {
-            n: self._button(f"{n}×", partial(self.objective_chosen.emit, float(n))) for n in OBJECTIVES
-        }
+        self.objectives = {n: self._button(f"{n}×", partial(self.objective_chosen.emit, float(n))) for n in OBJECTIVES}
         for n, made in self.objectives.items():
             made.setToolTip(
                 f"Show the slide as an objective of {n}× does: {10 / n:g} µm per screen pixel. "
