@@ -50,12 +50,14 @@ class Panel(QObject):
         The viewer to annotate in.
     widget
         The empty dock panel.
+    frame
+        Its layout.
     """
 
-    def __init__(self, napari_viewer: napari.viewer.Viewer, widget: QWidget) -> None:
+    def __init__(self, napari_viewer: napari.viewer.Viewer, widget: QWidget, frame: QVBoxLayout) -> None:
         super().__init__(widget)
         register_shortcuts()
-        self.viewer, self._widget = napari_viewer, widget
+        self.viewer, self._widget, self._frame = napari_viewer, widget, frame
         self._context = Context(napari_viewer, Session(autosave=True), self)
 
     def assemble(self) -> Iterator[None]:
@@ -124,9 +126,8 @@ class Panel(QObject):
         column.setContentsMargins(4, 0, 4, 6)
         column.setSpacing(8)
         column.addStretch(1)
-        layout = self._widget.layout()
-        layout.addWidget(self.header)
-        layout.addWidget(SteadyScroll(inner))
+        self._frame.addWidget(self.header)
+        self._frame.addWidget(SteadyScroll(inner), 1)
         return column
 
     def _add(self, title: str, view: QWidget, tip: str) -> None:

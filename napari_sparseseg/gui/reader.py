@@ -100,7 +100,9 @@ def open_in(session: Session, path: str | PathLike[str]) -> None:
     """
     with open_slide(path) as slide:
         _check_overview(slide)
-    _read_overview(session.open(path))
+    slide = session.open(path)
+    _read_overview(slide)
+    layer_data(slide)  # imports dask and makes its arrays, which the window would wait for
 
 
 def layer_data(slide: Slide) -> list[LayerData]:

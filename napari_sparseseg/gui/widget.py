@@ -78,7 +78,7 @@ class SparseSegWidget(QWidget):
         self._steps: Iterator[None] | None = None
         self.complete = self._closed = False
         self._calls: list[Callable[[], object]] = []
-        layout = QVBoxLayout(self)
+        self._frame = layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(4)
         self._wait = QLabel("Loading\u2026")
@@ -162,7 +162,7 @@ class SparseSegWidget(QWidget):
         if self._panel is None or self._steps is None:
             from napari_sparseseg.gui.panel import Panel
 
-            self._panel = Panel(self.viewer, self)
+            self._panel = Panel(self.viewer, self, self._frame)
             self._steps = self._panel.assemble()
         try:
             next(self._steps)
@@ -203,10 +203,11 @@ class _Imports(QObject):
     def _run(self) -> None:
         try:
             from napari_sparseseg.gui import panel
-            from napari_sparseseg.gui.layers.napari_compat import problems
+            from napari_sparseseg.gui.layers.napari_compat import problems, warm_up
 
             assert panel
             problems()
+            warm_up()
         finally:
             with suppress(RuntimeError):  # the panel was closed meanwhile, and Qt has deleted this object
                 self.done.emit()

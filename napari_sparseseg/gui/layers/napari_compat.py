@@ -16,6 +16,7 @@ import numpy as np
 import qtpy
 from napari.layers import Labels
 from qtpy.QtCore import QObject
+from vispy.visuals.line.dash_atlas import DashAtlas
 
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.errors import SparseSegError
@@ -55,6 +56,11 @@ def problems() -> tuple[str, ...]:
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
         found.append(f"a trial stroke ended in {type(error).__name__}: {error}")
     return tuple(found)
+
+
+def warm_up() -> None:
+    """Do, off the GUI thread, what vispy does once for the first Labels layer: its dash patterns take 0.1 s."""
+    DashAtlas()
 
 
 def require_editing() -> None:

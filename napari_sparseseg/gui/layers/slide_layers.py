@@ -18,7 +18,7 @@ from napari_sparseseg.gui.layers.prediction import class_colours
 from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     import napari
 
@@ -88,6 +88,11 @@ class SlideBinding:
         The slide in the session.
     images
         Existing image layers of the slide; None adds them.
+
+    Attributes
+    ----------
+    scribbles
+        The annotations as layers; `add_annotations` adds them to the viewer.
     """
 
     def __init__(self, viewer: napari.Viewer, entry: SlideEntry, images: Sequence[Layer] | None = None) -> None:
@@ -102,10 +107,16 @@ class SlideBinding:
         self.others: Layer | None = None
         """Outlines of objects that label nothing."""
         self._others_of: Sequence[Any] = ()
-        self.scribbles = self._draw_on(entry.annotations)
-        self.show_others()
+        self.scribbles = self._make_scribbles()
         self.opened_version = entry.annotations.version
         """Version of the annotations when the slide was opened."""
+
+    def add_annotations(self) -> Iterator[None]:
+        """Add the layers of the annotations, one per step: napari takes a tenth of a second for each."""
+        yield from self.scribbles.add()
+        for layer in (self.scribbles.layer, self.scribbles.dense_layer):
+            self.attach(layer)
+        self.show_others()
 
     @property
     def layers(self) -> list[Any]:
@@ -187,11 +198,10 @@ class SlideBinding:
                 self._restoring = False
             show_info(FIXED)
 
-    def _draw_on(self, annotations: Annotations) -> Scribbles:
-        scribbles = Scribbles(self.viewer, annotations, name=f"scribbles on {slide_name(self.entry.slide)}")
+    def _make_scribbles(self) -> Scribbles:
+        name = f"scribbles on {slide_name(self.entry.slide)}"
+        scribbles = Scribbles(self.viewer, self.entry.annotations, name=name, add=False)
         scribbles.layer.metadata["slide"] = self.entry.slide
-        for layer in (scribbles.layer, scribbles.dense_layer):
-            self.attach(layer)
         return scribbles
 
     def follow_annotations(self) -> bool:
@@ -203,7 +213,9 @@ class SlideBinding:
         for layer in (self.scribbles.layer, self.scribbles.dense_layer):
             self.detach(layer)
         self.scribbles.close()
-        self.scribbles = self._draw_on(self.entry.annotations)
+        self.scribbles = self._make_scribbles()
+        for _ in self.add_annotations():
+            pass  # both in one turn, see D73
         self.scribbles.layer.visible = visible
         return True
 
@@ -257,6 +269,11 @@ class SlideBinding:
 
     def close(self, *, take_out: bool = True) -> None:
         """Disconnect; with `take_out`, remove all layers from the viewer."""
+        for _ in self.closing(take_out=take_out):
+            pass
+
+    def closing(self, *, take_out: bool = True) -> Iterator[None]:
+        """`close` in steps: napari takes a tenth of a second to remove a layer."""
         if take_out:
             self._take_others_out()
         for layer in list(self._guests):
@@ -264,6 +281,7 @@ class SlideBinding:
         self.scribbles.close(take_out=take_out)
         for layer in self.images:
             if take_out and layer in self.viewer.layers:
+                yield
                 self.viewer.layers.remove(layer)
 
 
@@ -278,6 +296,8 @@ class Scribbles:
         Of the slide, which is shown at scale 1: world coordinates are its level-0 pixels.
     name
         Of the scribble layer; the dense regions add " (dense)".
+    add
+        Add the layers now; False leaves it to `add`.
 
     Raises
     ------
@@ -291,6 +311,7 @@ class Scribbles:
         annotations: Annotations,
         *,
         name: str = "scribbles",
+        add: bool = True,
     ) -> None:
         self.viewer, self.annotations, self.closed = viewer, annotations, False
         require_editing()
@@ -299,10 +320,6 @@ class Scribbles:
         self.dense_layer = DenseRegionLayer(
             annotations, name=f"{name} (dense)", rest_class=lambda: int(layer.selected_label)
         )
-        viewer.add_layer(self.dense_layer)
-        viewer.add_layer(self.layer)
-        viewer.layers.selection.active = self.layer
-        hide_cursor_box(viewer)
         self._camera = viewer.scene.camera
         self._view = tuple(self._camera.center), self._camera.zoom
         self._camera.events.zoom.connect(self._on_camera)
@@ -312,6 +329,18 @@ class Scribbles:
         viewer.layers.events.removed.connect(self._on_removed)
         self._on_camera()
         self._on_dims()
+        if add:
+            for _ in self.add():
+                pass
+
+    def add(self) -> Iterator[None]:
+        """Add the layers to the viewer, one per step."""
+        self.viewer.add_layer(self.dense_layer)
+        yield
+        if not self.closed:
+            self.viewer.add_layer(self.layer)
+            self.viewer.layers.selection.active = self.layer
+            hide_cursor_box(self.viewer)
 
     def _on_camera(self, event: Any = None) -> None:
         if self.viewer.dims.ndisplay != 2:

@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.files import state_folder, write_atomic
 from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.host import prefer_reader_for_slides
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import problems
@@ -22,7 +23,7 @@ from napari_sparseseg.samples import sample_slide
 from napari_sparseseg.session.recovery import recoverable, recovered, recovery_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from napari.layers import Layer
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.slide.view import SlidePanel
     from napari_sparseseg.session.slides import SlideEntry
     from napari_sparseseg.slides import Slide
+
+
+BREATH_MS = 5
+"""Between two steps that show or take out a slide."""
 
 
 def is_ours(layer: Layer) -> bool:
@@ -59,6 +64,9 @@ class SlideActions(QObject):
         self._unsaved: dict[str, Path] = {}
         self._loading = 0
         self.binding: SlideBinding | None = None
+        self._arriving: SlideBinding | None = None
+        self._steps: Iterator[None] | None = None
+        self._turns = single_shot(self, BREATH_MS, self._go_on)
         prefer_reader_for_slides()
         panel.open_requested.connect(self._on_open)
         panel.sample_requested.connect(self.open_sample)
@@ -130,27 +138,67 @@ class SlideActions(QObject):
 
     def sync(self) -> None:
         """Create layers for open slides, remove those of closed ones, and show the active slide."""
-        if self._context.closed or self._loading or problems():
-            return  # a job may be half done; it calls this again when it ends
+        if self._context.closed or self._loading or self._steps is not None or problems():
+            return  # a job or the steps may be half done; they call this again when they end
         entries = {e.key: e for e in self._context.session.entries}
-        for key in [k for k in self._bindings if k not in entries]:
-            closed = self._bindings.pop(key)
-            closed.close()
-            self._offered.discard(closed.entry.slide.fingerprint)
-            self._unsaved.pop(key, None)
-        for key, entry in entries.items():
-            if key not in self._bindings:
-                images = self._adopting.pop(entry.slide.fingerprint, None)
-                show_in_pixels(images or ())
-                self._bindings[key] = SlideBinding(self._context.viewer, entry, images)
-                self._offer_recovery(entry)
-        self._activate()
-        self._list_layers()
+        gone = next((key for key in self._bindings if key not in entries), None)
+        new = next((key for key in entries if key not in self._bindings), None)
+        if gone is not None:
+            self._begin(self._take_out(gone))
+        elif new is not None:
+            self._begin(self._put_in(entries[new]))
+        else:
+            self._activate()
+            self._list_layers()
+
+    def _begin(self, steps: Iterator[None]) -> None:
+        """Go through steps in turns of the event loop, the first one now; then synchronise what is left."""
+        self._steps = steps
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._steps is None:
+            return
+        try:
+            next(self._steps)
+        except StopIteration:
+            self._steps = None
+            self.sync()
+        else:
+            self._turns.start()
+
+    def _take_out(self, key: str) -> Iterator[None]:
+        """Close a slide's layers."""
+        closed = self._bindings.pop(key)
+        self._offered.discard(closed.entry.slide.fingerprint)
+        self._unsaved.pop(key, None)
+        if closed is self.binding:
+            self.binding = None
+            self.binding_changed.emit()
+            yield
+        yield from closed.closing()
+        yield
+
+    def _put_in(self, entry: SlideEntry) -> Iterator[None]:
+        """Show a slide's layers."""
+        images = self._adopting.pop(entry.slide.fingerprint, None)
+        show_in_pixels(images or ())
+        self._arriving = arriving = SlideBinding(self._context.viewer, entry, images)
+        yield
+        yield from arriving.add_annotations()
+        self._arriving, self._bindings[entry.key] = None, arriving
+        self._offer_recovery(entry)
+        yield
 
     def release(self) -> None:
         """Remove all layers of the session from the viewer, unless the window is closing."""
         self.binding = None
         self.binding_changed.emit()
+        self._turns.stop()
+        if self._steps is not None:  # half of a slide is shown or taken out
+            for _ in self._steps:
+                pass
+            self._steps = None
         while self._bindings:
             self._bindings.popitem()[1].close(take_out=not self._context.leaving)
 
@@ -250,8 +298,8 @@ class SlideActions(QObject):
     def _on_close(self) -> None:
         entry = self._context.entry
         if entry is not None:
-            self._context.session.remove(entry.slide)
-            self.sync()
+            session = self._context.session
+            self._load(lambda: session.remove(entry.slide), f"Closing {slide_name(entry.slide)}")
 
     def _on_use_layer(self, index: int) -> None:
         if 0 <= index < len(self._free):
@@ -283,7 +331,7 @@ class SlideActions(QObject):
     # Layers
 
     def _is_bound(self, layer: Layer) -> bool:
-        return any(layer in b.images for b in self._bindings.values())
+        return any(layer in b.images for b in (*self._bindings.values(), *filter(None, [self._arriving])))
 
     def _on_layer_inserted(self, event: Any) -> None:
         layer = event.value
@@ -381,14 +429,15 @@ def recent_slides() -> list[Path]:
     return [p for p in paths if p.exists()]
 
 
-def remember(paths: list[Path]) -> None:
-    """Put paths at the top of the list; a list that cannot be written is left as it is."""
+def remember(paths: list[Path]) -> list[Path]:
+    """Put paths at the top of the list, and return it; a list that cannot be written is left as it is."""
     recent = [*paths, *(p for p in recent_slides() if p not in paths)][:MOST_RECENT]
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
         write_atomic(_file(), lambda path: _write(path, recent))
     except OSError:
-        return
+        return recent_slides()
+    return recent
 
 
 def _write(path: Path, recent: list[Path]) -> None:
@@ -410,7 +459,7 @@ class RecentActions(QObject):
         self._seen: set[Path] = set()
         context.slides_changed.connect(self._on_slides)
         panel.recent_chosen.connect(self._on_chosen)
-        self._list(None)
+        context.jobs.run(recent_slides, self._list)
 
     def _on_chosen(self, path: str) -> None:
         (self._open_project if (Path(path) / "project.json").exists() else self._slides.open)(path)
@@ -426,5 +475,5 @@ class RecentActions(QObject):
             self._seen |= set(new)
             self._context.jobs.run(lambda: remember(new), self._list)
 
-    def _list(self, _: None) -> None:
-        self._panel.show_recent([str(p) for p in recent_slides()])
+    def _list(self, recent: list[Path]) -> None:
+        self._panel.show_recent([str(p) for p in recent])
