@@ -1,4 +1,4 @@
-"""``napari-sparseseg objects``: what is in a result, as tables."""
+"""``napari-sparseseg objects`` and ``compare``: what is in a result, and how far two agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from napari_sparseseg.errors import SparseSegError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
+    from napari_sparseseg.io.comparison import Comparison
     from napari_sparseseg.io.objects import ObjectTable
 
 
@@ -31,6 +33,20 @@ def add_result_commands(commands: Any) -> None:
         help="leave out smaller objects, in um2; default: %(default)s",
     )  # fmt: skip
     objects.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+    compare = command(commands, "compare", _compare, "count two results, or a result and a truth, against each other")
+    compare.add_argument("a", type=Path, metavar="A", help="a label image, .ome.zarr or .ome.tif, or annotations")
+    compare.add_argument("b", type=Path, metavar="B", help="the other one, of the same slide")
+    compare.add_argument("--csv", type=Path, metavar="FILE", help="write Dice, agreement and kappa by class and region")
+    compare.add_argument(
+        "--difference",
+        type=Path,
+        metavar="OUT.ome.zarr",
+        help="write where they differ, a class for each pair of classes",
+    )
+    compare.add_argument("--slide", type=Path, help="the slide, for images that do not say their scale")
+    compare.add_argument("--regions", metavar="FILE[:CLASS]", help="score regions apart too; see predict")
+    compare.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def _objects(args: argparse.Namespace) -> dict[str, Any]:
@@ -60,6 +76,48 @@ def _objects(args: argparse.Namespace) -> dict[str, Any]:
     for path in files.values():
         say(args, f"wrote {path}")
     return {"objects": len(table), "unit": table.unit, "classes": classes, **{k: str(v) for k, v in files.items()}}
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.session import Session
+
+    if args.csv is not None and args.csv.suffix.lower() != ".csv":
+        raise SparseSegError(f"--csv {args.csv} does not end with .csv; name it so.")
+    with Session(()) as session:
+        found = session.results.compare(
+            args.a,
+            args.b,
+            args.csv or (),
+            difference=args.difference,
+            slide=args.slide,
+            regions=args.regions,
+            overwrite=args.overwrite,
+        )
+    for line in _comparison_lines(found):
+        say(args, line)
+    for path in (args.csv, args.difference):
+        if path is not None:
+            say(args, f"wrote {path}")
+    return found.to_json()
+
+
+def _comparison_lines(found: Comparison) -> Iterator[str]:
+    """The scores by region and class, for people."""
+    size = found.pixel_area / (1e6 if found.unit == "um" else 1)
+    unit = "mm2" if found.unit == "um" else "px2"
+    yield f"A {found.names[0]}, B {found.names[1]}; areas in {unit}"
+    for region, counts in found.counts.items():
+        n = found.compared(region)
+        only = ", ".join(
+            f"only in {k} {v * size:.4g}" for k, v in (("A", counts[1:, 0].sum()), ("B", counts[0, 1:].sum()))
+        )
+        yield (
+            f"{region}: {n * size:.4g} compared ({only}), agreement {found.agreement(region):.4f}, "
+            f"kappa {found.kappa(region):.4f}"
+        )
+        both = counts[1:, 1:]
+        for k, (c, dice) in enumerate(zip(found.classes, found.dice(region), strict=True)):
+            yield f"  Dice {dice:.4f}  A {both[k].sum() * size:>10.4g}  B {both[:, k].sum() * size:>10.4g}  {c.name}"
 
 
 def _summary(table: ObjectTable) -> dict[str, dict[str, Any]]:

@@ -180,9 +180,14 @@ def _placement(
             if not all(0 < v < np.inf for v in (dy, dx, *(mpp or ()))):
                 raise ValueError("a size is not positive")
             return Placement(Frame((dy, dx)), mpp)
-        if slide is not None:
-            return Placement(Frame(pixel_scale(path, shape, slide.shape)), slide.mpp)
-        return Placement(Frame(), _spacing(scale) if scale else None)
+        spacing = _spacing(scale) if scale else None
+        if slide is None:
+            return Placement(Frame(), spacing)
+        if spacing and slide.mpp:
+            dy, dx = spacing[0] / slide.mpp[0], spacing[1] / slide.mpp[1]
+            if all(abs(n * d / m - 1) < 0.02 for n, d, m in zip(shape, (dy, dx), slide.shape, strict=True)):
+                return Placement(Frame((dy, dx)), slide.mpp)
+        return Placement(Frame(pixel_scale(path, shape, slide.shape)), slide.mpp)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise PredictionError(f"{path} does not say where it lies on its slide ({error}).") from error
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.files import write_atomic
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import shapely
 
     from napari_sparseseg.geometry import Box
+    from napari_sparseseg.io.comparison import Comparison, Pair, Reader
     from napari_sparseseg.io.objects import ObjectTable
     from napari_sparseseg.io.results import StoredResult
     from napari_sparseseg.session.slides import SlideCollection
@@ -111,6 +112,64 @@ class Results:
         report(1.0)
         return table
 
+    def compare(
+        self,
+        a: AnyPath,
+        b: AnyPath,
+        out: AnyPath | Sequence[AnyPath] = (),
+        *,
+        difference: AnyPath | None = None,
+        slide: AnyPath | Slide | None = None,
+        regions: Mapping[str, shapely.Geometry] | AnyPath | None = None,
+        overwrite: bool = False,
+    ) -> Comparison:
+        """Count two results, or a result and a truth, against each other.
+
+        They are compared at the coarser resolution, with the nearest pixel of the finer one. Only pixels that both
+        label count for the scores. Classes are matched by name.
+
+        Parameters
+        ----------
+        a, b
+            Label images, or for one of them an annotation file (GeoJSON, ASAP XML, ``.sparseseg``).
+        out
+            Tables to write: ``.csv``.
+        difference
+            ``.ome.zarr`` to write: labels of where they differ, a class for each pair of classes.
+        slide
+            The slide, for images that do not say their scale, and annotations that begin elsewhere; None: an open one.
+        regions
+            Polygons in level-0 (x, y) by name, or ``FILE`` or ``FILE:CLASS``, scored apart; None: those of `a`.
+        overwrite
+            Replace existing files.
+
+        Raises
+        ------
+        PredictionError
+            Where they are not of the same slide or have no class in common, or a file exists.
+        AnnotationError
+            Where one of them cannot be read.
+        """
+        from napari_sparseseg.io import comparison
+
+        targets = [Path(out)] if isinstance(out, str | PathLike) else [Path(path) for path in out]
+        check_targets(targets, (".csv",), overwrite=overwrite)
+        if difference is not None:
+            check_folder(Path(difference), sources=(Path(a), Path(b)), overwrite=overwrite)
+        with ExitStack() as files:
+            first = next((path for path in (a, b) if _is_image(path) and _record(path)), a if _is_image(a) else b)
+            found = files.enter_context(self.slide_of(first, slide))
+            pair, stored = _pair(a, b, first, found, files)
+            scored = comparison.compare(pair, _regions(stored, found, regions))
+            for path in targets:
+                write_atomic(path, scored.write_csv)
+            if difference is not None:
+                record = {k: stored.record[k] for k in ("slide",) if k in stored.record}
+                record |= {"downsample": list(pair.placement.frame.downsample), "compared": [str(a), str(b)]}
+                record["mpp"] = None if pair.placement.mpp is None else list(pair.placement.mpp)
+                comparison.write_difference(Path(difference), pair, scored, record)
+        return scored
+
     @contextmanager
     def slide_of(self, result: AnyPath, slide: AnyPath | Slide | None) -> Iterator[Slide | None]:
         """The slide of a result: the given one, else an open one with the fingerprint that the result names.
@@ -120,9 +179,7 @@ class Results:
         PredictionError
             Where the given one is another.
         """
-        from napari_sparseseg.io.results import record_of
-
-        made_of = record_of(result).get("slide")
+        made_of = _record(result).get("slide")
         if slide is None:
             yield next((e.slide for e in self._slides.entries if made_of and e.slide.fingerprint == made_of), None)
             return
@@ -154,6 +211,59 @@ def check_targets(targets: Sequence[Path], suffixes: Sequence[str], *, overwrite
             raise PredictionError("Parquet needs pyarrow: pip install 'napari-sparseseg[parquet]', or write CSV.")
     if len({path.resolve() for path in targets}) < len(targets):
         raise PredictionError("two of the files to write have the same name; give each its own.")
+
+
+def check_folder(path: Path, *, sources: Sequence[Path], overwrite: bool) -> None:
+    """Refuse to make an OME-Zarr over what is there.
+
+    Raises
+    ------
+    PredictionError
+        Naming the folder.
+    """
+    if not path.name.lower().endswith(".ome.zarr"):
+        raise PredictionError(f"{path} does not end with .ome.zarr; name it so.")
+    if not path.parent.is_dir():
+        raise PredictionError(f"there is no folder {path.parent} to write {path.name} into; make it first.")
+    if any(path.resolve() == source.resolve() for source in sources):
+        raise PredictionError(f"{path} is one of the two that are compared; choose another name.")
+    if path.exists() and not (overwrite and path.is_dir() and _record(path)):
+        raise PredictionError(f"{path} exists; choose another name, or ask to overwrite it.")
+
+
+def _is_image(path: AnyPath) -> bool:
+    """Whether a path is a label image rather than annotations."""
+    return Path(path).suffix.lower() in (".tif", ".tiff") or any(
+        part.lower().endswith(".zarr") for part in Path(path).parts
+    )
+
+
+def _pair(a: AnyPath, b: AnyPath, first: AnyPath, slide: Slide | None, files: ExitStack) -> tuple[Pair, StoredResult]:
+    """Both sides on their common grid, and the label image that says where that lies."""
+    from napari_sparseseg.io.comparison import AnnotationReader, Pair, ResultReader, common_grid
+    from napari_sparseseg.io.files import load_annotations
+    from napari_sparseseg.io.results import open_result
+
+    stored = files.enter_context(open_result(first, slide))
+    other = b if first is a else a
+    whole = slide or _Extent(str(first), stored.slide_shape, stored.placement.mpp)
+    mine = ResultReader(stored)
+    theirs: Reader
+    if _is_image(other):
+        second = files.enter_context(open_result(other, whole))
+        placement, shape = common_grid(stored, second)
+        theirs = ResultReader(second)
+    else:
+        placement, shape = stored.placement, stored.shape
+        theirs = AnnotationReader(load_annotations(other, whole.shape, slide=whole), Path(other).name)
+    sides = (mine, theirs) if first is a else (theirs, mine)
+    return Pair(*sides, placement, shape), stored
+
+
+def _record(path: AnyPath) -> dict[str, Any]:
+    from napari_sparseseg.io.results import record_of
+
+    return record_of(path)
 
 
 def _check_slide(result: AnyPath, made_of: str | None, slide: Slide) -> None:
