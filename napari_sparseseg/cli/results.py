@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from napari_sparseseg.io.comparison import Comparison
+    from napari_sparseseg.io.comparison import Agreement
     from napari_sparseseg.io.objects import ObjectTable
 
 
@@ -101,7 +101,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     return found.to_json()
 
 
-def _comparison_lines(found: Comparison) -> Iterator[str]:
+def _comparison_lines(found: Agreement) -> Iterator[str]:
     """The scores by region and class, for people."""
     size = found.pixel_area / (1e6 if found.unit == "um" else 1)
     unit = "mm2" if found.unit == "um" else "px2"

@@ -90,16 +90,16 @@ class AnnotationReader:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Agreement:
     """How far two sides agree, in pixels of the coarser one.
 
     Examples
     --------
     >>> import numpy as np
     >>> from napari_sparseseg.config import make_classes
-    >>> from napari_sparseseg.io.comparison import Comparison
+    >>> from napari_sparseseg.io.comparison import Agreement
     >>> counts = np.array([[0, 0, 0], [5, 40, 10], [0, 5, 45]])  # row: class of the first, column: of the second
-    >>> found = Comparison(("a", "b"), tuple(make_classes(["tumour", "stroma"])), {"slide": counts}, 1.0, "um")
+    >>> found = Agreement(("a", "b"), tuple(make_classes(["tumour", "stroma"])), {"slide": counts}, 1.0, "um")
     >>> round(found.agreement("slide"), 2), round(found.kappa("slide"), 2), found.dice("slide").round(3).tolist()
     (0.85, 0.7, [0.842, 0.857])
     """
@@ -233,7 +233,7 @@ class Pair:
         return table
 
 
-def compare(pair: Pair, regions: Mapping[str, shapely.Geometry]) -> Comparison:
+def compare(pair: Pair, regions: Mapping[str, shapely.Geometry]) -> Agreement:
     """Count both sides against each other, block by block.
 
     Parameters
@@ -253,10 +253,10 @@ def compare(pair: Pair, regions: Mapping[str, shapely.Geometry]) -> Comparison:
             inside = joint[outline.mask(block)]
             counts[name] += np.bincount(inside, minlength=n * n).reshape(n, n)
     unit = "um" if pair.placement.mpp else "px"
-    return Comparison((pair.a.name, pair.b.name), pair.classes, counts, pair.placement.pixel_area, unit)
+    return Agreement((pair.a.name, pair.b.name), pair.classes, counts, pair.placement.pixel_area, unit)
 
 
-def write_difference(path: Path, pair: Pair, found: Comparison, record: dict[str, Any]) -> None:
+def write_difference(path: Path, pair: Pair, found: Agreement, record: dict[str, Any]) -> None:
     """Write where both sides differ as OME-Zarr labels; a class is a pair of classes, such as ``tumour > stroma``.
 
     With more than 254 such pairs the rarest are one class. An existing folder is replaced once the new one is whole.

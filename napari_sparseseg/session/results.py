@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import shapely
 
     from napari_sparseseg.geometry import Box
-    from napari_sparseseg.io.comparison import Comparison, Pair, Reader
+    from napari_sparseseg.io.comparison import Agreement, Pair, Reader
     from napari_sparseseg.io.objects import ObjectTable
     from napari_sparseseg.io.results import StoredResult
     from napari_sparseseg.session.slides import SlideCollection
@@ -66,7 +66,7 @@ class Results:
         out
             Files to write: ``.csv``, ``.parquet`` (needs pyarrow) or ``.geojson``.
         slide
-            The slide, for stain densities; None: the open one that the result was made of, else none.
+            For stain densities; None: the open one that the result was made of, else none.
         regions
             Polygons in level-0 (x, y) by name, or ``FILE`` or ``FILE:CLASS``; None: those that were predicted.
         min_area_um2
@@ -76,7 +76,7 @@ class Results:
         overwrite
             Replace existing files.
         progress
-            Called on this thread with the share that is done, 0..1.
+            Called on this thread with the share of the image that is measured, 0..1.
 
         Raises
         ------
@@ -92,16 +92,14 @@ class Results:
         check_targets(targets, TABLES, overwrite=overwrite)
         if not min_area_um2 >= 0:
             raise PredictionError(f"the minimum area is {min_area_um2} um^2; give 0 or more.")
-        report = progress or (lambda _: None)
-        share = 0.6 if any(path.suffix.lower() == ".geojson" for path in targets) else 1.0
+
+        def on_rows(done: int, total: int) -> None:
+            if progress is not None:
+                progress(done / total)
+
         with self.slide_of(result, slide) as found, open_result(result, found) as stored:
-            table = measure_result(
-                stored,
-                min_area=min_area_um2,
-                regions=_regions(stored, found, regions),
-                rgb=_rgb_reader(stored, found),
-                on_rows=lambda done, total: report(share * done / total),
-            )
+            where, colours = _regions(stored, found, regions), _rgb_reader(stored, found)
+            table = measure_result(stored, min_area=min_area_um2, regions=where, rgb=colours, on_rows=on_rows)
             writers = {
                 ".csv": table.write_csv,
                 ".parquet": table.write_parquet,
@@ -109,7 +107,6 @@ class Results:
             }
             for path in targets:
                 write_atomic(path, writers[path.suffix.lower()])
-        report(1.0)
         return table
 
     def compare(
@@ -122,7 +119,7 @@ class Results:
         slide: AnyPath | Slide | None = None,
         regions: Mapping[str, shapely.Geometry] | AnyPath | None = None,
         overwrite: bool = False,
-    ) -> Comparison:
+    ) -> Agreement:
         """Count two results, or a result and a truth, against each other.
 
         They are compared at the coarser resolution, with the nearest pixel of the finer one. Only pixels that both
@@ -257,7 +254,7 @@ def _pair(a: AnyPath, b: AnyPath, first: AnyPath, slide: Slide | None, files: Ex
         placement, shape = stored.placement, stored.shape
         theirs = AnnotationReader(load_annotations(other, whole.shape, slide=whole), Path(other).name)
     sides = (mine, theirs) if first is a else (theirs, mine)
-    return Pair(*sides, placement, shape), stored
+    return Pair(sides[0], sides[1], placement, shape), stored
 
 
 def _record(path: AnyPath) -> dict[str, Any]:
