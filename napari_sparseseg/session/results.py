@@ -80,10 +80,8 @@ class Results:
 
         Raises
         ------
-        PredictionError
-            Where there is no such result, a file exists, the slide is another one.
-        AnnotationError
-            Where the label image or the file of the regions cannot be read.
+        PredictionError, AnnotationError
+            Where there is no such result, a file exists, the slide is another one; or something cannot be read.
         """
         from napari_sparseseg.io.objects import measure_result, write_objects_geojson
         from napari_sparseseg.io.results import open_result
