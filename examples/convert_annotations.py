@@ -18,7 +18,7 @@ stroma = next(c.id for c in annotations.classes if c.name == "stroma")
 annotations.fill_polygon([(600, 1000), (600, 1300), (900, 1300), (900, 1000)], stroma, dense=True)
 
 for name in ("all.sparseseg", "for-qupath.geojson", "for-asap.xml", "labels.ome.tif", "labels.ome.zarr"):
-    save_annotations(annotations, name)
+    save_annotations(annotations, name, overwrite=True)
     back = load_annotations(name, shape, annotations.classes)
     assert (back.read((0, 0, *shape)) == annotations.read((0, 0, *shape))).all()
     print(f"{name:20s} the same labels, {len(back.snapshot().dense_regions)} dense regions")

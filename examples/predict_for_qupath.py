@@ -23,4 +23,4 @@ with Session(()) as session:
     for row in result.table:
         print(f"  {row.class_name:15s} {row.mm2:6.3f} mm2  {row.objects or 0:4d} objects")
 
-    session.annotations.to_geojson("scribbles.geojson")  # and what was drawn, to continue in QuPath
+    session.annotations.to_geojson("scribbles.geojson", overwrite=True)  # and what was drawn, to continue in QuPath

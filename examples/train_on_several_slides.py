@@ -47,5 +47,5 @@ with Session(()) as session:  # no classes yet: those of the files are taken
     scores = session.status.metrics["classes"]
     print("Dice on the held-out slide:", {name: score["dice"] for name, score in scores.items()})
 
-    session.save_model("tissue.safetensors")
+    session.save_model("tissue.safetensors", overwrite=True)
     print("wrote tissue.safetensors")

@@ -39,6 +39,27 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     sync_folder(path.parent)
 
 
+class OwnFiles:
+    """Files that one object has written: it may replace them as long as nobody else has changed them."""
+
+    def __init__(self) -> None:
+        self._stamps: dict[Path, tuple[int, ...]] = {}
+
+    def require(self, path: Path, error: type[Exception], *, overwrite: bool) -> None:
+        """Raise `error` where a file is there that this object did not write, unless it may be overwritten."""
+        if not overwrite and path.exists() and self._stamps.get(path.resolve()) != _stamp(path):
+            raise error(f"{path} exists already; choose another name, or ask to overwrite it (overwrite=True).")
+
+    def add(self, path: Path) -> None:
+        """Note that a file was just written."""
+        self._stamps[path.resolve()] = _stamp(path)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def result_name(path: str | os.PathLike[str]) -> str:
     """The name of a slide without its known suffix, for the files made from it; dots inside the name stay."""
     name = Path(path).name

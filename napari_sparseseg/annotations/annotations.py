@@ -17,6 +17,7 @@ from napari_sparseseg.annotations.snapshot import read_labels
 from napari_sparseseg.annotations.sqlite_file import DamagedFileError, read_stored, write_stored
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, make_classes
 from napari_sparseseg.errors import AnnotationError
+from napari_sparseseg.files import OwnFiles
 from napari_sparseseg.geometry import Box
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Annotations:
         self._editor = Editor(self._document)
         self._file: Autosave | None = None
         self._saved_token = ""  # the state that was last saved or loaded
+        self._tokens: set[str] = set()  # of all states that were saved or loaded
+        self._exports = OwnFiles()
         self._reported_saved = False
 
     # ------------------------------------------------------------------ what there is
@@ -307,8 +310,7 @@ class Annotations:
     # ------------------------------------------------------------------ history and classes
     def undo(self) -> Box | None:
         """Take the newest step back; the box that may look different, None where there is nothing to undo."""
-        edit = self._finish(self._document.undo)
-        return edit.box if edit is not None else None
+        return edit.box if (edit := self._finish(self._document.undo)) is not None else None
 
     def redo(self) -> Box | None:
         """Make the step again that was undone last; as `undo`."""
@@ -391,18 +393,15 @@ class Annotations:
         out = cls(stored.shape, stored.classes)
         out._document.restore(stored)
         out._saved_token = stored.token
+        out._tokens.add(stored.token)
         return out
 
     @uninterrupted()
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one file, replacing it as a whole; a binding to another file stays.
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write everything to one file, as a whole; a binding to another file stays.
 
-        Raises
-        ------
-        FileInUseError
-            Where another program writes to it.
-        AnnotationError
-            Where it cannot be written.
+        A file that these annotations were loaded from or saved to is replaced, any other only with `overwrite`.
+        FileInUseError where another program writes to it, AnnotationError where it is another or cannot be written.
         """
         target, document = Path(path), self._document
         with document.lock:
@@ -410,8 +409,9 @@ class Annotations:
                 self._file.write_all(document)
                 self._file.raise_last_error()
             else:
-                write_stored(target, document.stored())
+                write_stored(target, document.stored(), replaceable=None if overwrite else self._tokens)
                 self._saved_token = document.token
+                self._tokens.add(document.token)
         self._emit_saved()
 
     def attach(self, path: str | os.PathLike[str]) -> None:
@@ -447,6 +447,7 @@ class Annotations:
     def _release(self) -> None:
         if self._file is not None:
             self._saved_token = self._document.token if self.saved else ""
+            self._tokens |= self._file.tokens
             self._file.close()
             self._file = None
 
@@ -465,11 +466,16 @@ class Annotations:
             self.saved_changed.emit(self._reported_saved)
 
     # ------------------------------------------------------------------ exchange
-    def to_geojson(self, path: str | os.PathLike[str]) -> None:
-        """Write the labels as polygons that QuPath opens, exact to the level-0 pixel; see `io.write_geojson`."""
+    def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the labels as polygons that QuPath opens, exact to the level-0 pixel; see `io.write_geojson`.
+
+        AnnotationError where a file is there that these annotations did not write, unless with `overwrite`.
+        """
         from napari_sparseseg.io import write_geojson
 
+        self._exports.require(Path(path), AnnotationError, overwrite=overwrite)
         write_geojson(self, path)
+        self._exports.add(Path(path))
 
     @classmethod
     def from_geojson(

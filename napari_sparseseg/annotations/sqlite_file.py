@@ -30,7 +30,7 @@ from napari_sparseseg.errors import AnnotationError, SparseSegError
 from napari_sparseseg.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from napari_sparseseg.annotations.document import Edit
@@ -299,17 +299,24 @@ def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[
 
 
 # ---------------------------------------------------------------------- writing
-def write_stored(path: Path, stored: StoredAnnotations) -> None:
+def write_stored(path: Path, stored: StoredAnnotations, *, replaceable: Collection[str] | None = None) -> None:
     """Write a new file beside `path`, then rename it.
+
+    Parameters
+    ----------
+    replaceable
+        Only a file that holds one of these states is replaced; None: any.
 
     Raises
     ------
     FileInUseError
         Where another program writes to the file that is there.
     AnnotationError
-        Where the folder cannot be written to.
+        Where the folder cannot be written to, or the file may not be replaced.
     """
     require_unlocked(path)
+    if replaceable is not None and path.exists() and path.stat().st_size and _token_in(path) not in replaceable:
+        raise AnnotationError(f"{path} exists already; choose another name, or ask to overwrite it (overwrite=True).")
 
     def write(part: Path) -> None:
         with closing(connect(part, create=True)) as connection, atomic(connection):
@@ -322,6 +329,15 @@ def write_stored(path: Path, stored: StoredAnnotations) -> None:
         write_atomic(path, write)
     except (OSError, sqlite3.Error) as error:
         raise AnnotationError(f"cannot write {path}: {error}.") from error
+
+
+def _token_in(path: Path) -> str | None:
+    """The state that an annotation file holds; None where it is damaged, or another kind of file."""
+    try:
+        with closing(connect(path)) as connection:
+            return str(json.loads(connection.execute("SELECT value FROM meta WHERE key = 'token'").fetchone()[0]))
+    except (AnnotationError, sqlite3.Error, ValueError, TypeError, RecursionError):
+        return None
 
 
 def require_unlocked(path: Path) -> None:

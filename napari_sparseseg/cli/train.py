@@ -50,6 +50,7 @@ def add_train(commands: Any) -> None:
     train.add_argument("--yes", action="store_true", help="download the named encoder without asking")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument("--overwrite", action="store_true", help="replace an existing model file")
     train.add_argument("--resume", action="store_true", help="continue from the model file if it exists")
     train.add_argument("--init", type=Path, metavar="MODEL", help="start from this model instead")
 
@@ -72,10 +73,7 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         raise TrainingError(
             f"--annotations has {len(args.annotations)} files for {len(args.slides)} slides; give one per slide."
         )
-    if args.model.suffix != ".safetensors":
-        raise TrainingError(f"--model {args.model} must end in .safetensors.")
-    if not args.model.resolve().parent.is_dir():
-        raise TrainingError(f"the folder of --model {args.model} does not exist; make it first.")
+    _require_model_name(args)
     init = args.model if args.resume and args.model.exists() else args.init
     _agree_to_encoder(args)
     config = TrainConfig(
@@ -97,7 +95,7 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         say(args, f"training on {len(args.slides)} slide(s), classes: {', '.join(c.name for c in session.classes)}")
         _run_training(session, args, seconds)
         if not args.silent:
-            session.save_model(args.model)
+            session.save_model(args.model, overwrite=True)
         status = session.status
         result = {
             "model": str(args.model), "steps": status.step, "loss": status.loss, "seconds": round(status.seconds, 1),
@@ -109,6 +107,20 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         say(args, status.message)
     say(args, f"wrote {args.model} after {result['steps']} steps, {result['seconds']} s on {result['device']}")
     return result
+
+
+def _require_model_name(args: argparse.Namespace) -> None:
+    """Refuse a model file that cannot be written, or would replace another one, before anything is trained."""
+    if args.model.suffix != ".safetensors":
+        raise TrainingError(f"--model {args.model} must end in .safetensors.")
+    if not args.model.resolve().parent.is_dir():
+        raise TrainingError(f"the folder of --model {args.model} does not exist; make it first.")
+    continues = args.resume or (args.init is not None and args.init.resolve() == args.model.resolve())
+    if args.model.exists() and not (continues or args.overwrite):
+        raise TrainingError(
+            f"{args.model} exists already; continue it with --resume, replace it with --overwrite, or choose another "
+            "name."
+        )
 
 
 def _agree_to_encoder(args: argparse.Namespace) -> None:
@@ -136,7 +148,7 @@ def _run_training(session: Session, args: argparse.Namespace, seconds: float | N
     except KeyboardInterrupt:
         session.stop()
         if not args.silent:
-            session.save_model(args.model)
+            session.save_model(args.model, overwrite=True)
         say(args, f"interrupted; the model so far is in {args.model}")
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
@@ -45,7 +46,11 @@ def ask_save(parent: QWidget, title: str, suggestion: str, kinds: str) -> str:
         return ""
     suffix = kind[kind.find("(*") + 2 : kind.find(")")].split(" ")[0]
     known = [k.split(")")[0].split(" ")[0] for k in kinds.split("(*")[1:]]
-    return str(path) if any(str(path).lower().endswith(s) for s in known if s) else f"{path}{suffix}"
+    if any(str(path).lower().endswith(s) for s in known if s):
+        return str(path)
+    path = f"{path}{suffix}"  # the dialog has asked about the name without it
+    asks = Path(path).is_file() and not ask_yes(parent, title, f"{path} exists already. Replace it?", "Replace")
+    return "" if asks else path
 
 
 def ask_colour(parent: QWidget, title: str, colour: str) -> str:

@@ -276,7 +276,7 @@ def save_annotations(
     if target.exists() and not overwrite:
         raise AnnotationError(f"{target} exists already; choose another name, or ask to overwrite it.")
     if suffix in OWN:
-        annotations.save(target)
+        annotations.save(target, overwrite=overwrite)
     elif suffix == ".xml":
         write_asap(annotations, target, origin=_origin(slide, "canvas"))
     elif suffix in (".geojson", ".json"):

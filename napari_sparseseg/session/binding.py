@@ -67,7 +67,7 @@ def what_is_missing(path: Path, record: SlideRecord) -> str:
 def bind_to(annotations: Annotations, path: Path) -> None:
     """Write annotations to a file of ours and bind them to it, also while another thread draws."""
     for _ in range(20):
-        annotations.save(path)
+        annotations.save(path, overwrite=True)
         written = annotations.version
         try:
             annotations.attach(path)
@@ -122,7 +122,7 @@ def aside(path: Path) -> Path:
 def copy_annotations(source: Path, target: Path) -> None:
     """Copy an annotation file with what is in its log; one that cannot be read is copied as it is, with the log."""
     try:
-        Annotations.load(source).save(target)
+        Annotations.load(source).save(target, overwrite=True)
     except AnnotationError:
         for tail in ("", "-wal"):
             part = source.with_name(source.name + tail)

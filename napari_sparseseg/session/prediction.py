@@ -10,7 +10,8 @@ import numpy as np
 from psygnal import Signal
 
 from napari_sparseseg.config import match_classes
-from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.errors import ModelError, PredictionError
+from napari_sparseseg.files import OwnFiles
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.prediction.live_view import LiveView
 from napari_sparseseg.prediction.tile_store import LABELS
@@ -124,6 +125,7 @@ class Predictor:
         self._visited: dict[str, list[Box]] = {}
         self._tissue: dict[str, TissueMask] = {}
         self._rng = np.random.default_rng(0)
+        self._written = OwnFiles()
         self.fraction: float | None = None
         """0..1 while a whole slide is predicted, else None."""
 
@@ -164,6 +166,13 @@ class Predictor:
         if metadata.extra.get("net", {}).get("kind") == "pretrained":
             self._training.recall(self._training.settings.updated({"encoder": metadata.encoder}))
 
+    def save(self, path: Path, *, overwrite: bool) -> None:
+        """Write the model as a file; see `Session.save_model`."""
+        self.model()
+        self._written.require(path, ModelError, overwrite=overwrite)
+        self._engine.call(lambda: self._training.export(path))
+        self._written.add(path)
+
     def follow_classes(self) -> None:
         """Give the model's classes the ids that their names have after a merge."""
         model, ids = self._training.model, {c.name: c.id for c in self._slides.classes}
@@ -173,8 +182,7 @@ class Predictor:
     def export(self, path: Path, *, overwrite: bool) -> None:
         """Write the model for other programs; see `Session.export_model`."""
         model = self.model()
-        if path.exists() and not overwrite:
-            raise PredictionError(f"{path} exists already; choose another name, or ask to overwrite it.")
+        self._written.require(path, PredictionError, overwrite=overwrite)
 
         def export() -> None:
             from napari_sparseseg.learning.export import export_model
@@ -182,6 +190,7 @@ class Predictor:
             export_model(model, path)
 
         self._engine.call(export)
+        self._written.add(path)
 
     def predict(self, box: tuple[int, int, int, int], mpp: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Labels and probabilities of a level-0 box; see `Session.predict`."""

@@ -294,10 +294,9 @@ class Session:
         """Load a model file and use it, see `use_model`."""
         self._predictor.load(Path(path))
 
-    def save_model(self, path: str | os.PathLike[str]) -> None:
-        """Write the current model as one ``.safetensors`` file."""
-        self._predictor.model()
-        self._engine.call(lambda: self._training.export(Path(path)))
+    def save_model(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the current model as one ``.safetensors`` file; `ModelError` if another one is there."""
+        self._predictor.save(Path(path), overwrite=overwrite)
 
     def export_model(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the current model for other programs: ``.onnx``, or a bioimage.io package ``.zip``."""
@@ -436,7 +435,7 @@ class Session:
         saved = self._keeper.save_as(Path(project), exists)
         self._predictor.follow_classes()
         if self.model is not None:
-            self.save_model(saved.checkpoint)
+            self.save_model(saved.checkpoint, overwrite=True)
         self._keeper.discard()
 
     @classmethod

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from napari_sparseseg import Session, save_annotations
+from napari_sparseseg import Annotations, Session, save_annotations
+from napari_sparseseg.cli import main
 from napari_sparseseg.errors import AnnotationError, ProjectError, SparseSegError
 from napari_sparseseg.session.recovery import delete_unsaved, recoverable, recovery_folder, unsaved_work
 from tests.helpers.data import ROOT, two_textures, write_slide
@@ -347,3 +348,42 @@ def test_a_first_import_keeps_the_objects_that_label_nothing(slides, tmp_path):
         session.annotations.set_others([{"type": "Feature", "id": "lumen"}])
         assert session.import_annotations(drawn) == 3
         assert [feature["id"] for feature in session.annotations.others] == ["lumen"]
+
+
+@pytest.mark.fault("a script that is run twice")
+def test_files_of_another_run_are_replaced_only_when_asked_for(slides, tmp_path):
+    """What an object wrote itself it may write again, until somebody else has changed the file."""
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [50, 100])
+        draw(session, [150, 200], 2)
+        session.train(steps=1, wait=True)
+        for write, name in (
+            (session.save_model, "m.safetensors"),
+            (session.annotations.to_geojson, "a.geojson"),
+            (session.annotations.save, "a.sparseseg"),
+        ):
+            path = tmp_path / name
+            write(path)
+            draw(session, [10])
+            write(path)
+            path.write_bytes(b"of another run")
+            with pytest.raises(SparseSegError, match="exists already"):
+                write(path)
+            assert path.read_bytes() == b"of another run"
+            write(path, overwrite=True)
+    loaded = Annotations.load(tmp_path / "a.sparseseg")
+    loaded.paint([(30, 20), (30, 200)], 2, 1)
+    loaded.save(tmp_path / "a.sparseseg")
+    with pytest.raises(AnnotationError, match="exists already"):
+        Annotations((256, 256)).save(tmp_path / "a.sparseseg")
+    assert len(Annotations.load(tmp_path / "a.sparseseg").strokes) == len(loaded.strokes)
+
+
+@pytest.mark.fault("a script that is run twice")
+def test_a_training_command_refuses_a_model_that_exists_before_it_trains(slides, tmp_path, capsys):
+    (tmp_path / "m.safetensors").write_bytes(b"trained for a night")
+    command = ["train", str(slides[0]), "--model", str(tmp_path / "m.safetensors"), "--seconds", "1000"]
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "m.safetensors").read_bytes() == b"trained for a night"

@@ -139,7 +139,7 @@ def as_python(session: Session, seconds: float | None) -> str:
             lines.append(f"    session.import_annotations({str(drawn)!r})")
     lines += [
         f"    session.train({session.config.balancing!r}, seconds={seconds or DEFAULT_SECONDS:g}{settings}, wait=True)",
-        '    session.save_model("model.safetensors")',
+        '    session.save_model("model.safetensors", overwrite=True)',
         '    session.predict_slide("prediction.ome.zarr", overwrite=True)',
     ]
     return "\n".join(lines) + "\n"
@@ -152,7 +152,7 @@ def as_command(session: Session, seconds: float | None) -> str:
     given = [str(a) for _, a in files if a is not None]
     if len(given) == len(files):
         train += ["--annotations", *given]
-    train += ["--model", "model.safetensors", "--seconds", f"{seconds or DEFAULT_SECONDS:g}"]
+    train += ["--model", "model.safetensors", "--overwrite", "--seconds", f"{seconds or DEFAULT_SECONDS:g}"]
     config = {"balancing": session.config.balancing, **_changed(session.config)}
     for name, value in config.items():
         if name in _SHELL:

@@ -269,7 +269,7 @@ class PredictActions(QObject):
         )
         if path:
             annotations = entry.annotations
-            self._write(path, lambda: annotations.to_geojson(path), "Exporting annotations")
+            self._write(path, lambda: annotations.to_geojson(path, overwrite=True), "Exporting annotations")
 
 
 def _beside(slide: Slide, ending: str) -> str:

@@ -166,7 +166,9 @@ class TrainActions(QObject):
         if path:
             session = self._context.session
             self._context.in_background(
-                lambda: session.save_model(path), lambda _: self._panel.say(f"Saved {path}"), name="Saving the model"
+                lambda: session.save_model(path, overwrite=True),
+                lambda _: self._panel.say(f"Saved {path}"),
+                name="Saving the model",
             )
 
 
