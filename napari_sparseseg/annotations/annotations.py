@@ -322,10 +322,9 @@ class Annotations:
 
     @uninterrupted()
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
-        """Replace the class table.
+        """Replace the class table; ids keep their meaning.
 
-        Ids keep their meaning. Classes that are not in the new table are removed with their labels, strokes and dense
-        regions; `undo` restores them.
+        Classes that are not in it are removed with their labels, strokes and dense regions; `undo` restores them.
         """
         table = make_classes(classes)
         gone = {c.id for c in self.classes} - {c.id for c in table}
@@ -467,10 +466,7 @@ class Annotations:
 
     # ------------------------------------------------------------------ exchange
     def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the labels as polygons that QuPath opens, exact to the level-0 pixel; see `io.write_geojson`.
-
-        AnnotationError where a file is there that these annotations did not write, unless with `overwrite`.
-        """
+        """Write the labels as polygons for QuPath, see `io.write_geojson`; `overwrite` as in `save`."""
         from napari_sparseseg.io import write_geojson
 
         self._exports.require(Path(path), AnnotationError, overwrite=overwrite)
