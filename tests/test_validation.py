@@ -15,6 +15,7 @@ from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.learning.holdout import HeldOut
 from napari_sparseseg.learning.sampling import PatchSampler, Source
 from napari_sparseseg.learning.sources import held_labels, training_labels
+from napari_sparseseg.learning.validation import spread
 from napari_sparseseg.metrics import Scorer
 from napari_sparseseg.slides import ArraySlide
 from tests.helpers.learning_scene import CLASSES, make_source, scribbled, write_slide
@@ -351,6 +352,20 @@ def test_one_of_two_dense_regions_beside_strokes_stays_in_training():
         held_out = HeldOut(seed=seed)
         held_out.update([on_white(annotations)], TABLE)
         assert {u.stroke.kind for u in held_out.exclude[0]} == {"brush"}
+
+
+def test_the_spread_between_two_candidates_by_hand():
+    """Three places: both are right on two; the odd one is right by the first candidate only."""
+    right, wrong = np.array([[9, 0, 0], [0, 9, 0]]), np.array([[0, 9, 0], [9, 0, 0]])
+    places = [(0, right, right), (1, right, right), (2, right, wrong)]
+    # Without either of the first two, half of the pixels differ: Dice 1 and 0.5. Without the odd one nothing does.
+    differences = np.array([0.5, 0.5, 0.0])
+    expected = np.sqrt(2 / 3 * ((differences - differences.mean()) ** 2).sum())
+    assert spread(places) == pytest.approx(expected)
+    # The same windows on two slides are too few slides: then windows count.
+    assert spread([(k % 2, a, b) for k, a, b in places]) == pytest.approx(expected)
+    assert spread(places[:2]) == 0
+    assert spread([(k, right, right) for k in range(5)]) == 0
 
 
 def test_nothing_drawn_holds_nothing_out():

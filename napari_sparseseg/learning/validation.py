@@ -247,7 +247,9 @@ class Comparison:
         self.reliable = self._reliability.value
         scores = {name: self._held.scores(scorer) for name, scorer in self._scorers.items()}
         dice = {name: found.balanced_dice for name, found in scores.items()}
-        best: float | str = INSTANT if dice[INSTANT] > dice[0.0] else 0.0
+        # Unless strokes clearly speak against it, more training is the better guess.
+        doubt = self._settings.noise + self._spread(INSTANT, 0.0) if self._settled else 0.0
+        best: float | str = INSTANT if dice[INSTANT] > dice[0.0] + doubt else 0.0
         allowed = [share for share in self._settings.shares if share <= self._most]
         fine = min(allowed, key=lambda share: scores[share].log_loss, default=0.0)
         chance = 1 / max(1, int((scores[best].confusion.sum(1) > 0).sum()))
@@ -266,19 +268,34 @@ class Comparison:
         self.metrics = {**found, "share": self.best_share, "shares": shares}
 
     def _spread(self, one: float | str, other: float | str) -> float:
-        """Standard error of the difference between two candidates' scores: jackknife over slides, or over windows."""
+        """`spread` of two candidates; 0 before the decoder has settled."""
         if not self._settled:
             return 0.0
-        sources = {source for source, _ in self._places}
-        groups = [s if len(sources) >= LEAST_PLACES else k for k, (s, _) in enumerate(self._places)]
-        found = []
-        for group in sorted(set(groups)):
-            rest = [counts for g, (_, counts) in zip(groups, self._places, strict=True) if g != group]
-            first, second = (balanced_dice(np.sum([c[name] for c in rest], axis=0)) for name in (one, other))
-            found.append(first - second)
-        if len(found) < LEAST_PLACES:
-            return 0.0
-        return float(np.sqrt((len(found) - 1) * np.var(found)))
+        return spread([(source, counts[one], counts[other]) for source, counts in self._places])
+
+
+def spread(places: Sequence[tuple[int, NDArray[np.int64], NDArray[np.int64]]]) -> float:
+    """Standard error of the difference in balanced Dice of two candidates, by a jackknife.
+
+    Parameters
+    ----------
+    places
+        Per window the index of its slide, and the confusion (K, K + 1) of either candidate.
+
+    Returns
+    -------
+    Over slides if there are `LEAST_PLACES` of them, else over windows; 0 for fewer windows, which tell nothing of it.
+    """
+    sources = {source for source, _, _ in places}
+    groups = [s if len(sources) >= LEAST_PLACES else k for k, (s, _, _) in enumerate(places)]
+    found = []
+    for group in sorted(set(groups)):
+        rest = [(a, b) for g, (_, a, b) in zip(groups, places, strict=True) if g != group]
+        one, other = (balanced_dice(np.sum(counts, axis=0)) for counts in zip(*rest, strict=True))
+        found.append(one - other)
+    if len(found) < LEAST_PLACES:
+        return 0.0
+    return float(np.sqrt((len(found) - 1) * np.nanvar(found)))
 
 
 class Reliability:
