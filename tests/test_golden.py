@@ -110,7 +110,7 @@ def test_unsaved_work_of_a_session_that_was_killed_is_offered_whole(folder, imag
     with open_slide(folder / "a.tif") as slide:
         offered = recovery.recoverable(slide.fingerprint)
         assert len(offered) == 1
-        found = recovery.recovered(offered[0], slide.fingerprint)
+        found = Annotations.load(recovery.recovered(offered[0], slide.fingerprint))
     assert isinstance(found, Annotations)
     kept = [row for row in EXPECTED["slides"][0]["strokes"] if row[1] != "dense"]  # which it had undone
     assert as_rows(found) == kept

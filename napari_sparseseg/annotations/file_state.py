@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from napari_sparseseg.annotations.sqlite_file import DamagedFileError, atomic, connect, is_blank
+from napari_sparseseg.annotations.sqlite_file import atomic, connect, is_blank, unreadable
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import SparseSegError
 
@@ -54,7 +54,7 @@ def summary(path: Path) -> FileSummary:
             meta = {key: json.loads(value) for key, value in rows}
             return FileSummary(int(strokes), int(meta.get("version", 0)), has_log or not meta.get("open", False))
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
-            raise DamagedFileError(path, str(error).rstrip(".")) from error
+            raise unreadable(path, error) from error
 
 
 def classes_in(path: Path) -> tuple[ClassDef, ...]:
@@ -79,7 +79,7 @@ def classes_in(path: Path) -> tuple[ClassDef, ...]:
                 used |= {int(label) for layer in counted for label, n in layer if n}
             return tuple(c for c in (ClassDef(*row) for row in rows) if counted is None or c.id in used)
         except (sqlite3.Error, ValueError, TypeError, RecursionError, SparseSegError) as error:
-            raise DamagedFileError(path, str(error).rstrip(".")) from error
+            raise unreadable(path, error) from error
 
 
 def _is_torn(log: Path) -> bool:

@@ -142,7 +142,23 @@ def connect(path: Path, *, create: bool = False, write: bool = False) -> sqlite3
         ) from last
     if getattr(last, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
         raise _foreign(path) from last
-    raise DamagedFileError(path, str(last)) from last
+    raise unreadable(path, last) from last
+
+
+# Extended result codes of writes that SQLite makes before it can read: its log index, a log to be recovered.
+_WRITES = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_TRUNCATE,
+           sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP)  # fmt: skip
+
+
+def unreadable(path: Path, error: Exception | None, found: str = "") -> AnnotationError:
+    """Why a file cannot be read: there is no room for what SQLite writes beside it, or it is damaged."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code & 0xFF == sqlite3.SQLITE_FULL or code in _WRITES:
+        return NotWritableError(
+            f"cannot open {path}: {error}. SQLite needs room beside the file to read it, and nothing is wrong with it: "
+            "make room on the disk, then open it again."
+        )
+    return DamagedFileError(path, str(error).rstrip("."), found)
 
 
 def _modes(path: Path, *, write: bool) -> list[str]:
@@ -219,7 +235,7 @@ def read_stored(path: Path) -> StoredAnnotations:
         except (sqlite3.Error, ValueError, TypeError, KeyError, RecursionError, SparseSegError) as error:
             strokes, chunks, lost = survey(connection)
             found = f"{len(strokes)} strokes and {len(chunks)} label chunks can still be read, {lost} cannot."
-            raise DamagedFileError(path, str(error).rstrip("."), found) from error
+            raise unreadable(path, error, found) from error
 
 
 def _stored(connection: sqlite3.Connection) -> StoredAnnotations:

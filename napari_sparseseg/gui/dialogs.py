@@ -61,11 +61,16 @@ def ask_colour(parent: QWidget, title: str, colour: str) -> str:
 
 def ask_yes(parent: QWidget, title: str, question: str, yes: str) -> bool:
     """Whether the user presses `yes` rather than Cancel, which is the default."""
+    return ask_choice(parent, title, question, yes) == yes
+
+
+def ask_choice(parent: QWidget, title: str, question: str, *choices: str) -> str:
+    """The button that the user presses; empty for Cancel, which is the default."""
     box = QMessageBox(QMessageBox.Icon.Question, title, question, QMessageBox.StandardButton.Cancel, parent)
     box.setTextFormat(Qt.TextFormat.PlainText)
-    agreed = box.addButton(yes, QMessageBox.ButtonRole.AcceptRole)
+    buttons = {text: box.addButton(text, QMessageBox.ButtonRole.AcceptRole) for text in choices}
     box.setDefaultButton(QMessageBox.StandardButton.Cancel)
     box.exec()
-    pressed = box.clickedButton() is agreed
+    pressed = next((text for text, made in buttons.items() if box.clickedButton() is made), "")
     box.deleteLater()
     return pressed

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_sparseseg.annotations import Annotations, FileInUseError
+from napari_sparseseg.annotations import FileInUseError
 from napari_sparseseg.annotations.file_state import summary
 from napari_sparseseg.annotations.sqlite_file import require_unlocked
 from napari_sparseseg.errors import AnnotationError, ProjectError
@@ -129,13 +129,13 @@ def recoverable(fingerprint: str) -> list[Path]:
     return found
 
 
-def recovered(folder: Path, fingerprint: str) -> Annotations:
-    """What an earlier session drew on the slide with this fingerprint; `folder` is one of `recoverable`."""
+def recovered(folder: Path, fingerprint: str) -> Path:
+    """The annotation file of an earlier session on the slide with this fingerprint, in one of `recoverable`."""
     project = Project.open(folder)
     records = [r for r in (*project.state.slides, *project.state.closed) if r.fingerprint == fingerprint]
     if not records:
         raise ProjectError(f"{folder} holds no strokes on this slide.")
-    return Annotations.load(project.annotations_path(max(records, key=lambda r: _strokes(project.annotations_path(r)))))
+    return max(map(project.annotations_path, records), key=_strokes)
 
 
 def discard(project: Project) -> None:

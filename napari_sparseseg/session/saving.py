@@ -144,6 +144,8 @@ def merge_into(path: Path, contents: Contents, records: RecordsOf) -> tuple[Proj
         merge.add_open()
         merge.add_carried()
         merge.finish()
+        while merge.renew():  # somebody draws meanwhile
+            merge.finish()
     except BaseException:
         merge.take_back()
         raise
@@ -166,6 +168,9 @@ class _Merge:
         self._stamp = time.strftime("%Y%m%d-%H%M%S")
         self._written: list[Path] = []
         self.made: dict[str, Annotations] = {}
+        self._unreadable = (*state.unreadable, *contents.unreadable)
+        self._sources: dict[str, tuple[SlideRecord, SlideRecord | None, bool]] = {}
+        self._versions: dict[str, int] = {}
         there = _matches(project, [one.record for one in contents.carried], opened.values())
         self._pairs = [
             (one, known, one.load() if known else None) for one, known in zip(contents.carried, there, strict=True)
@@ -201,16 +206,39 @@ class _Merge:
     def add_open(self) -> None:
         """Add the strokes of the open slides, which the project then lists as open."""
         for key, record in self._opened.items():
-            mine = renumbered(self._contents.drawn[key], self._ids, self._table)
             closed = record.annotations in self._closed
             known = self._slides.pop(record.annotations, None) or self._closed.pop(record.annotations, None)
             if known is not None:
-                mine, new = self._over(known, mine, replace(record, role=known.role, mpp=known.mpp), closed=closed)
+                record = replace(record, role=known.role, mpp=known.mpp)
             else:
-                new = replace(record, annotations=free_name(record.annotations, self._names()))
-            mine.attach(self._new_file(new))
-            self.made[key] = mine
-            self._slides[new.annotations] = _counted(replace(new, classes=()), mine)
+                record = replace(record, annotations=free_name(record.annotations, self._names()))
+            self._sources[key] = record, known, closed
+            self._add(key)
+
+    def _add(self, key: str) -> None:
+        record, known, closed = self._sources[key]
+        drawn = self._contents.drawn[key]
+        self._versions[key] = drawn.version
+        mine = renumbered(drawn, self._ids, self._table)
+        if known is not None:
+            mine, record = self._over(known, mine, record, closed=closed)
+        mine.attach(self._new_file(record))
+        self.made[key] = mine
+        self._slides[record.annotations] = _counted(replace(record, classes=()), mine)
+
+    def renew(self) -> bool:
+        """Add the strokes again of slides that were drawn on since; whether there were any."""
+        if any(drawn.classes != self._contents.classes for drawn in self._contents.drawn.values()):
+            raise ProjectError("the classes were changed while the project was saved; save it again.")
+        late = [key for key, version in self._versions.items() if self._contents.drawn[key].version != version]
+        for key in late:
+            before = self.made[key]
+            if (file := before.path) is not None:
+                del self._slides[file.name]
+                before.close()
+                file.unlink(missing_ok=True)
+            self._add(key)
+        return bool(late)
 
     def add_carried(self) -> None:
         """Add the slides that are not open; where the project has one, their strokes."""
@@ -239,7 +267,7 @@ class _Merge:
                 slides=tuple(self._slides.values()),
                 classes=self._table,
                 closed=tuple(self._closed.values()),
-                unreadable=(*project.state.unreadable, *contents.unreadable),
+                unreadable=self._unreadable,
                 next_classes=(),
             )
         )

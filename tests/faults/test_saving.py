@@ -13,6 +13,7 @@ import pytest
 from napari_sparseseg import Annotations, Session, save_annotations
 from napari_sparseseg.cli import main
 from napari_sparseseg.errors import AnnotationError, ProjectError, SparseSegError
+from napari_sparseseg.session.project import Project
 from napari_sparseseg.session.recovery import delete_unsaved, recoverable, recovery_folder, unsaved_work
 from tests.helpers.data import ROOT, two_textures, write_slide
 from tests.helpers.limits import file_size_limited
@@ -387,3 +388,125 @@ def test_a_training_command_refuses_a_model_that_exists_before_it_trains(slides,
     assert main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "m.safetensors").read_bytes() == b"trained for a night"
+
+
+@pytest.mark.fault("disk full while a project is opened")
+def test_a_full_disk_is_not_taken_for_a_damaged_file(slides, tmp_path):
+    """A log that a kill left needs room beside it to be read."""
+    path = project_with(slides[:1], tmp_path / "p.sparseseg")
+    (file,) = (path / "annotations").glob("*.sqlite")
+    with Session.load(path) as session:
+        draw(session, [50])
+        left = {tail: file.with_name(file.name + tail).read_bytes() for tail in ("", "-wal")}
+    for tail, content in left.items():
+        file.with_name(file.name + tail).write_bytes(content)
+    with file_size_limited(1024), pytest.raises(AnnotationError) as caught:
+        Annotations.load(file)
+    assert "rescue" not in str(caught.value)
+    assert "make room" in str(caught.value)
+    assert len(Annotations.load(file).strokes) == 4
+
+
+@pytest.mark.fault("save whose files cannot all be bound")
+def test_a_save_that_cannot_bind_its_files_leaves_nothing_behind(slides, tmp_path, monkeypatch):
+    """The folder for the new project is made, then the second file cannot be opened for writing."""
+    with Session(CLASSES) as session:
+        for slide in slides:
+            session.open(slide)
+            draw(session, [10])
+        session.save(tmp_path / "one")
+        attach = Annotations.attach
+
+        def fails_for_b(self, path):
+            if path.parent.parent.name == "two.sparseseg" and path.name.startswith("b"):
+                raise AnnotationError("no room")
+            attach(self, path)
+
+        monkeypatch.setattr(Annotations, "attach", fails_for_b)
+        with pytest.raises(AnnotationError, match="no room"):
+            session.save(tmp_path / "two")
+        monkeypatch.undo()
+        assert not (tmp_path / "two.sparseseg").exists()
+        draw(session, [20])
+        session.save(tmp_path / "two")
+    with Session.load(tmp_path / "two.sparseseg") as again:
+        assert strokes(again) == {"a.tif": 1, "b.tif": 2}
+
+
+@pytest.mark.fault("one slide's file cannot be written while another is closed")
+def test_a_slide_is_closed_although_the_file_of_another_cannot_be_written(slides, tmp_path):
+    path = project_with(slides, tmp_path / "p.sparseseg")
+    with Session.load(path) as session:
+        first, second = session.slides
+        session.activate(first)
+        with file_size_limited(1024), pytest.raises(AnnotationError, match="in memory only"):
+            draw(session, [60])
+        file = session.annotations.path
+        aside = file.rename(tmp_path / "aside")
+        session.remove(second)
+        assert session.slides == (first,)
+        aside.rename(file)
+        session.save(path)
+        assert session.annotations.saved
+    with Session.load(path) as again:
+        assert strokes(again) == {"a.tif": 4}
+        again.open(slides[1])
+        assert strokes(again) == {"a.tif": 4, "b.tif": 3}
+
+
+@pytest.mark.fault("disk full before the model is in the saved project")
+def test_unsaved_work_is_not_listed_once_the_model_is_saved_too(slides, tmp_path):
+    with Session(CLASSES, autosave=True) as session:
+        session.open(slides[0])
+        draw(session, [50, 100])
+        draw(session, [150, 200], 2)
+        session.train(steps=1, wait=True)
+        size = session.checkpoint.stat().st_size
+        with file_size_limited(size // 2), pytest.raises(SparseSegError):
+            session.save(tmp_path / "p")
+        assert len(unsaved_work()) == 1
+        session.save(tmp_path / "p")
+        assert unsaved_work() == ()
+
+
+@pytest.mark.fault("two sessions close and open slides of one project")
+def test_what_another_session_has_closed_stays_listed(slides, tmp_path):
+    path = project_with(slides, tmp_path / "p.sparseseg")
+    with Session.load(path) as session:
+        for slide in session.slides:
+            session.remove(slide)
+    with Session.load(path) as one, Session.load(path) as two:
+        one.open(slides[0])
+        two.open(slides[1])
+        third = write_slide(tmp_path / "c.tif", two_textures(256, 7))
+        two.open(third)
+        draw(two, [10])
+        two.remove()
+        one.set_role("predict")
+    with Session.load(path) as again:
+        for slide in (*slides, third):
+            again.open(slide)
+        assert strokes(again) == {"a.tif": 3, "b.tif": 3, "c.tif": 1}
+
+
+@pytest.mark.fault("stroke drawn while a merge is saved")
+def test_a_stroke_that_is_drawn_while_a_merge_is_saved_is_in_it(slides, tmp_path, monkeypatch):
+    path = project_with(slides[:1], tmp_path / "p.sparseseg")
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [100])
+        write, late = Project.write, [120, 140]
+
+        def draws_first(self, state):
+            if late:
+                draw(session, [late.pop()], 2)
+            write(self, state)
+
+        monkeypatch.setattr(Project, "write", draws_first)
+        session.save(path, exists="merge")
+        monkeypatch.undo()
+    with Session.load(path) as again:
+        assert strokes(again) == {"a.tif": 6}
+        assert again.notes == ()
+    listed = {r.annotations for r in Project.open(path).state.slides}
+    assert len({f.name for f in (path / "annotations").glob("*.sqlite")} - listed) == 1, "that before the merge"

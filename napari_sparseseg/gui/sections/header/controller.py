@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from qtpy.QtWidgets import QTextBrowser, QWidget
 
 from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.gui import dialogs
+from napari_sparseseg.gui.sections.header.unsaved import UnsavedDialog, described
 from napari_sparseseg.session.project import Project
-from napari_sparseseg.session.recovery import recovery_folder
+from napari_sparseseg.session.recovery import delete_unsaved, recovery_folder, unsaved_work
 from napari_sparseseg.session.session import Session
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.host import LogTrail
     from napari_sparseseg.gui.sections.header.view import Header
     from napari_sparseseg.gui.sections.train.view import TrainPanel
+    from napari_sparseseg.session.persistence import Exists
+    from napari_sparseseg.session.recovery import UnsavedWork
 
 
 class ProjectActions(QObject):
@@ -37,6 +41,7 @@ class ProjectActions(QObject):
         self._context, self._header, self._train, self._log = context, header, train, log
         header.add_action("Save project…", "Slides, annotations, settings and model in one folder", self._on_save)
         header.add_action("Open project…", "Continue with a saved project", self._on_open)
+        header.add_action("Unsaved work…", "What was drawn and never saved as a project", self._on_unsaved)
         header.add_action(
             "Predict all slides…", "Predict every open slide into one folder, with one table", predict_all
         )
@@ -49,10 +54,12 @@ class ProjectActions(QObject):
         for signal in (context.annotated, context.slides_changed, context.session_replaced):
             signal.connect(self.show_saved)
 
-    def save(self, path: str) -> None:
+    def save(self, path: str, exists: Exists = "refuse") -> None:
         """Save as a project, in the background."""
         session, saved = self._context.session, self._context.slides_changed.emit
-        self._context.in_background(lambda: session.save(path), lambda _: saved(), name="Saving the project")
+        self._context.in_background(
+            lambda: session.save(path, exists=exists), lambda _: saved(), name="Saving the project"
+        )
 
     def save_again(self) -> None:
         """Save the project where it is; ask where, if it has no place of the user's yet."""
@@ -91,7 +98,37 @@ class ProjectActions(QObject):
         suggestion = "" if entry is None else str(Path(entry.slide.path).with_suffix(".sparseseg"))
         path = dialogs.ask_save(self._header, "Save project", suggestion, "Project folder (*.sparseseg)")
         if path:
+            self.save_over(path)
+
+    def save_over(self, path: str) -> None:
+        """Save as a project; ask what becomes of one that is there."""
+        own = self._context.session.project
+        if not (Path(path) / "project.json").exists() or (own is not None and own == Path(path).resolve()):
             self.save(path)
+            return
+        question = (
+            f"{path} is a project already.\n\nReplace: it is kept beside the new one, under another name.\n"
+            "Merge: slides and strokes from here are added to it; roles and settings stay as they are there."
+        )
+        chosen = dialogs.ask_choice(self._header, "Save over a project?", question, "Replace", "Merge")
+        if chosen:
+            self.save(path, "replace" if chosen == "Replace" else "merge")
+
+    def _on_unsaved(self) -> None:
+        dialog = UnsavedDialog(self._header)
+        dialog.open_requested.connect(lambda work: self.open(str(work.path)))
+        dialog.open_requested.connect(dialog.close)
+        dialog.delete_requested.connect(lambda work: self._on_delete(dialog, work))
+        dialog.show()
+        self._list_unsaved(dialog)
+
+    def _list_unsaved(self, dialog: UnsavedDialog) -> None:
+        self._context.jobs.run(unsaved_work, lambda works: _show_works(dialog, works))
+
+    def _on_delete(self, dialog: UnsavedDialog, work: UnsavedWork) -> None:
+        question = f"{described(work)}\n\nThis cannot be undone."
+        if dialogs.ask_yes(dialog, "Delete unsaved work?", question, "Delete"):
+            self._context.jobs.run(lambda: delete_unsaved(work), always=lambda: self._list_unsaved(dialog))
 
     def _on_open(self) -> None:
         path = dialogs.ask_folder(self._header, "Open project (a folder NAME.sparseseg)")
@@ -122,6 +159,11 @@ class ProjectActions(QObject):
 
     def _on_help(self) -> None:
         Documentation(self._header).show()
+
+
+def _show_works(dialog: UnsavedDialog, works: tuple[UnsavedWork, ...]) -> None:
+    with suppress(RuntimeError):  # closed meanwhile, and deleted by Qt
+        dialog.show_works(works)
 
 
 DEFAULT_SECONDS = 60

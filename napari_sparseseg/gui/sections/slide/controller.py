@@ -409,9 +409,9 @@ class SlideActions(QObject):
         self._unsaved.pop(entry.key, None)
 
         def restore() -> None:
-            annotations = recovered(folder, entry.slide.fingerprint)
+            file = recovered(folder, entry.slide.fingerprint)
             session.activate(entry.slide)
-            session.annotations = annotations
+            session.import_annotations(file)  # over what was drawn since it was offered
 
         self._load(restore, "Restoring annotations")
 
