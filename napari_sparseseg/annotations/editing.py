@@ -83,8 +83,8 @@ class _OpenStroke:
     def close(self, number: int) -> Stroke:
         box = self.box or NOWHERE
         kind, points, rings = self.kind, self.points, self.rings
-        if not points:
-            kind, rings = "fill", []
+        if not points or kind == "fill":
+            kind, rings, self.radius = "fill", [], 0.0
             points = [(box.y, box.x), (box.y, box.x1), (box.y1, box.x1), (box.y1, box.x)]
         runs = tuple(rings) if len(rings) > 1 else ()
         return Stroke(number, kind, self.class_id, self.radius, np.array(points, np.float32), box, runs)

@@ -423,6 +423,35 @@ def test_the_log_is_saved_from_the_menu(panel, tmp_path):
     assert "notes.svs" in text
 
 
+def test_a_stroke_snaps_to_its_tissue_and_one_undo_takes_both_back(viewer, panel, mouse):
+    """The test slide has two textures side by side; the stroke grows in its own and stays out of the other."""
+    session, layer = panel.session, panel.slides.binding.scribbles.layer
+    over_slide(mouse)
+    mouse.key("S")
+    assert panel.classes.snap.isChecked()
+    draw(viewer, mouse, 500)
+    wait_until(lambda: session.annotations.version == 1, 20)
+    stroke = session.annotations.strokes[0]
+    assert stroke.kind == "fill"
+    grown = session.annotations.counts()[stroke.class_id]
+    mouse.key("Z", ctrl=True)
+    assert not any(session.annotations.counts().values())
+    mouse.key("S")
+    assert layer.snap is None
+    draw(viewer, mouse, 500)
+    assert session.annotations.strokes[0].kind == "brush"
+    assert grown > 1.1 * session.annotations.counts()[stroke.class_id]
+
+
+def test_a_stroke_that_waits_for_its_region_is_not_lost(viewer, panel, mouse):
+    annotations = panel.session.annotations
+    click(panel.classes.snap)
+    draw(viewer, mouse, 400)
+    draw(viewer, mouse, 600)
+    panel.shut_down()
+    assert len(annotations.strokes) == 2
+
+
 def test_a_layer_saved_for_asap_is_in_the_frame_of_the_whole_canvas(viewer, tmp_path):
     """ASAP does not crop an MRXS to its scanned area, as QuPath and we do."""
     mrxs(tmp_path / "a.mrxs", [(r, c) for r in (2, 3) for c in (3, 4)])

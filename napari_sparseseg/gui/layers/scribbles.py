@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.annotations.packing import Keep
+    from napari_sparseseg.gui.layers.snap_brush import SnapBrush
+    from napari_sparseseg.session.snapping import Grown
 
 DEFAULT_BRUSH_PX = 20
 CLASS_KEYS = range(1, 10)
@@ -76,6 +78,8 @@ class ScribbleLayer(LazyLabels):
         self._depth = 0  # of nested groups of edits; the stroke ends with the outermost
         self._stroke = False  # a stroke is open in the annotations
         self._refused = False  # this stroke was refused; no more messages until it ends
+        self._growing = False  # the pen is lifted, and the stroke waits for its region
+        self.snap: SnapBrush | None = None  # where it is set, strokes of the brush grow to the tissue around them
         super().__init__(annotations.levels(), annotations.classes, name=name, opacity=opacity)
         self.brush_size = DEFAULT_BRUSH_PX
         self._preview = Preview(self)
@@ -93,6 +97,7 @@ class ScribbleLayer(LazyLabels):
     def detach(self) -> None:
         """Disconnect from the annotations; an open stroke is committed."""
         self._close_stroke()
+        self.finish_stroke()
         self._annotations.changed.disconnect(self._on_changed, missing_ok=True)
         self._annotations.classes_changed.disconnect(self._on_classes_changed, missing_ok=True)
 
@@ -169,6 +174,7 @@ class ScribbleLayer(LazyLabels):
     def _open_stroke(self, label: int, kind: str) -> bool:
         if self._stroke or self._refused:
             return self._stroke
+        self.finish_stroke()
         try:
             self._annotations.begin_stroke(int(label), kind=kind, keep=self._replaceable(label))
         except AnnotationError as error:
@@ -184,11 +190,30 @@ class ScribbleLayer(LazyLabels):
             return
         self._stroke = False
         if abort:
+            if self.snap is not None:
+                self.snap.forget()
             self._annotations.abort_stroke()
             self.refresh(extent=False)
+        elif self.snap is not None and self.snap.look(int(self.selected_label), self.finish_stroke):
+            self._growing = True
         else:
-            self._annotations.commit_stroke()
-            self.events.paint(value=[])
+            self._commit()
+
+    def _commit(self) -> None:
+        self._annotations.commit_stroke()
+        self.events.paint(value=[])
+
+    def finish_stroke(self, grown: Grown | None = None) -> None:
+        """Commit a stroke that waits for its region, with the region where it was found in time."""
+        if not self._growing:
+            return
+        self._growing = False
+        if self.snap is not None:
+            self.snap.forget()
+        if grown is not None:
+            self._queue(self._annotations.paint_mask(*grown))
+        self._commit()
+        self._partial_labels_refresh()
 
     @contextmanager
     def block_history(self) -> Iterator[None]:
@@ -212,11 +237,13 @@ class ScribbleLayer(LazyLabels):
 
     def undo(self) -> None:
         """Undo the last stroke; nothing while one is being drawn."""
+        self.finish_stroke()
         if not self._stroke:
             self._annotations.undo()
 
     def redo(self) -> None:
         """Redo what was undone last."""
+        self.finish_stroke()
         if not self._stroke:
             self._annotations.redo()
 
@@ -234,13 +261,16 @@ class ScribbleLayer(LazyLabels):
 
     def _brush(self, start: Sequence[float], end: Sequence[float], label: int) -> None:
         """Paint one capsule per mouse move; dabs would be hundreds for a thin brush on a whole slide."""
-        if not self._open_stroke(label, "brush" if label else "erase"):
+        snaps = self.snap is not None and label > 0
+        if not self._open_stroke(label, "fill" if snaps else "brush" if label else "erase"):
             return
         radius = self.brush_diameter / 2
         ends = np.array([start, end], dtype=float)[:, -2:]
         if radius < 1:  # magnified: paint the pixel under the cursor
             ends, radius = np.round(ends), max(radius, 0.5)
         ends += PIXEL_CENTRE
+        if self.snap is not None and snaps:
+            self.snap.follow(ends[0], ends[1], radius)
         self._queue(self._annotations.extend_stroke(tuple(ends[0]), tuple(ends[1]), radius))
 
     def _queue(self, box: Box | None) -> None:

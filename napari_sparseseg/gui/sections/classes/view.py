@@ -6,14 +6,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QCheckBox, QWidget
+from qtpy.QtWidgets import QCheckBox, QSlider, QWidget
 
 from napari_sparseseg.config import GREY, MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.gui.dialogs import ask_colour
 from napari_sparseseg.gui.sections.classes.table import ClassTableView
 from napari_sparseseg.gui.widgets import button, column, menu_button, note, row
+from napari_sparseseg.session.snapping import TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ class ClassesPanel(QWidget):
         Signal ().
     protect_changed
         Signal (bool): strokes must not cover labelled pixels.
+    snap_changed
+        Signal (): `snap` or `tolerance` is another.
     """
 
     classes_changed = Signal(object, str)
@@ -42,6 +45,7 @@ class ClassesPanel(QWidget):
     class_selected = Signal(int)
     visibility_changed = Signal()
     protect_changed = Signal(bool)
+    snap_changed = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +94,14 @@ class ClassesPanel(QWidget):
         self.protect = QCheckBox("Do not draw over labels")
         self.protect.setToolTip("New strokes only fill unlabelled pixels (in napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)
+        self.snap = QCheckBox("Snap")
+        self.snap.setToolTip(
+            "Strokes grow to the tissue around them that looks the same (S). One Ctrl+Z takes stroke and region back."
+        )
+        self.snap.toggled.connect(self.snap_changed.emit)
+        self.tolerance = _tolerance()
+        self.tolerance.valueChanged.connect(self.snap_changed.emit)
+        self.snap.toggled.connect(self.tolerance.setEnabled)
         self.hint = note(
             "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush size, Ctrl+Z undoes a stroke."
         )
@@ -97,6 +109,7 @@ class ClassesPanel(QWidget):
         layout.addWidget(self.table)
         layout.addLayout(row(self.add, self.remove, self.up, self.down, self.undo, stretch=0))
         layout.addLayout(row(self.protect, self.presets, stretch=0))
+        layout.addLayout(row(self.snap, self.tolerance, stretch=1))
         layout.addWidget(self.hint)
         self.table.move_requested.connect(self._move)
         self.table.remove_requested.connect(self._on_remove)
@@ -145,6 +158,16 @@ class ClassesPanel(QWidget):
         order = list(self._classes)
         order[at], order[at + by] = order[at + by], order[at]
         self._wish(order, "order")
+
+
+def _tolerance() -> QSlider:
+    slider = QSlider(Qt.Orientation.Horizontal)
+    slider.setRange(10, 120)
+    slider.setValue(round(100 * TOLERANCE))
+    slider.setAccessibleName("Snap tolerance")
+    slider.setToolTip("How different the tissue may be: left, only what is very similar")
+    slider.setEnabled(False)
+    return slider
 
 
 _MORE = ("#332288", "#882255", "#44aa99", "#117733", "#ddcc77", "#aa4499")
