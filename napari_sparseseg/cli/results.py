@@ -1,13 +1,14 @@
-"""``napari-sparseseg objects`` and ``compare``: what is in a result, and how far two agree."""
+"""``napari-sparseseg objects``, ``compare`` and ``report``: what is in a result, and how far two agree."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_sparseseg.cli.common import command, not_negative, say
+from napari_sparseseg.cli.common import command, not_negative, say, write
 from napari_sparseseg.errors import SparseSegError
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ def add_result_commands(commands: Any) -> None:
     compare.add_argument("--slide", type=Path, help="the slide, for images that do not say their scale")
     compare.add_argument("--regions", metavar="FILE[:CLASS]", help="score regions apart too; see predict")
     compare.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+    report = command(commands, "report", _report, "write a project as one HTML page for a colleague or the record")
+    report.add_argument("project", type=Path, metavar="PROJECT", help="NAME.sparseseg")
+    report.add_argument("--output", type=Path, metavar="X.html", help="default: NAME.html beside the project")
+    report.add_argument(
+        "--results", type=Path, nargs="+", default=[], metavar="RESULT",
+        help="label images or folders of them; default: those in the project's folder predictions",
+    )  # fmt: skip
+    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def _objects(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,6 +109,18 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         if path is not None:
             say(args, f"wrote {path}")
     return found.to_json()
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.session import Session
+
+    output = args.output or args.project.absolute().with_suffix(".html")
+    with Session(()) as session:
+        problems = session.results.report(args.project, output, args.results, overwrite=args.overwrite)
+    for problem in problems:
+        write(problem, sys.stderr)
+    say(args, f"wrote {output}")
+    return {"output": str(output), "problems": list(problems)}
 
 
 def _comparison_lines(found: Agreement) -> Iterator[str]:

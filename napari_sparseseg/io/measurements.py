@@ -242,8 +242,13 @@ def plain_cell(text: str) -> str:
     Control characters become spaces, and a text that begins like a formula gets an apostrophe before it, as OWASP
     recommends (CSV injection).
     """
-    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") or c in _BIDI else c for c in text)
+    plain = plain_text(text)
     return f"'{plain}" if plain.lstrip().startswith(_FORMULA) else plain
+
+
+def plain_text(text: str) -> str:
+    """Text without control characters and marks that reorder what is shown; they become spaces."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI else c for c in text)
 
 
 class GeoJsonWriter:

@@ -1,4 +1,4 @@
-"""What can be done with results that are on disk: tables of objects, comparisons; `Session.results`."""
+"""What can be done with results that are on disk: tables, comparisons, a report; `Session.results`."""
 
 from __future__ import annotations
 
@@ -164,6 +164,37 @@ class Results:
                 record["mpp"] = None if pair.placement.mpp is None else list(pair.placement.mpp)
                 comparison.write_difference(Path(difference), pair, scored, record)
         return scored
+
+    def report(
+        self, project: AnyPath, output: AnyPath, results: Sequence[AnyPath] = (), *, overwrite: bool = False
+    ) -> tuple[str, ...]:
+        """Write a project as one HTML page, which needs no network and no script; returns what could not be shown.
+
+        Parameters
+        ----------
+        project
+            A project folder; it is neither locked nor changed.
+        output
+            ``.html`` to write.
+        results
+            Label images, or folders of them; none: those in the project's folder ``predictions``.
+        overwrite
+            Replace an existing file.
+
+        Raises
+        ------
+        ProjectError
+            Where it is no project.
+        PredictionError
+            Where the file exists or a result does not.
+        """
+        from napari_sparseseg.session.report import write_report
+
+        check_targets([Path(output)], (".html", ".htm"), overwrite=overwrite)
+        missing = next((path for path in results if not Path(path).exists()), None)
+        if missing is not None:
+            raise PredictionError(f"there is no result {missing}. Check the path.")
+        return write_report(Path(project), Path(output), [Path(path) for path in results])
 
     @contextmanager
     def slide_of(self, result: AnyPath, slide: AnyPath | Slide | None) -> Iterator[Slide | None]:
