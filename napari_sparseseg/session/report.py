@@ -212,7 +212,7 @@ def _page(project: Project, parts: Sequence[_SlidePart], problems: Sequence[str]
     yield f"<title>{_e(project.path.stem)}</title><style>{_STYLE}</style></head><body>\n"
     yield f"<h1>{_e(project.path.stem)}</h1>"
     drawn = sum(len(p.snapshot.strokes) for p in parts if p.snapshot is not None)
-    yield f'<p class="sub">{len(parts)} slides, {drawn} strokes; written {time.strftime("%Y-%m-%d %H:%M")} by '
+    yield f'<p class="sub">{_count(len(parts), "slide")}, {_count(drawn, "stroke")}; written {time.strftime("%Y-%m-%d %H:%M")} by '
     yield f"napari-sparseseg {_e(__version__)}</p>\n"
     yield from (f'<p class="problem">{_e(p)}</p>\n' for p in problems)
     yield from _classes(project.state.classes, parts)
@@ -351,6 +351,10 @@ def _swatch(c: ClassDef) -> str:
 
 def _row(name: str, value: str) -> Iterator[str]:
     yield f"<tr><th>{_e(name)}</th><td>{_e(value)}</td></tr>"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _figure(value: Any) -> str:
