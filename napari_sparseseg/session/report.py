@@ -212,8 +212,8 @@ def _page(project: Project, parts: Sequence[_SlidePart], problems: Sequence[str]
     yield f"<title>{_e(project.path.stem)}</title><style>{_STYLE}</style></head><body>\n"
     yield f"<h1>{_e(project.path.stem)}</h1>"
     drawn = sum(len(p.snapshot.strokes) for p in parts if p.snapshot is not None)
-    yield f'<p class="sub">{_count(len(parts), "slide")}, {_count(drawn, "stroke")}; written {time.strftime("%Y-%m-%d %H:%M")} by '
-    yield f"napari-sparseseg {_e(__version__)}</p>\n"
+    yield f'<p class="sub">{_count(len(parts), "slide")}, {_count(drawn, "stroke")}; written '
+    yield f"{time.strftime('%Y-%m-%d %H:%M')} by napari-sparseseg {_e(__version__)}</p>\n"
     yield from (f'<p class="problem">{_e(p)}</p>\n' for p in problems)
     yield from _classes(project.state.classes, parts)
     for part in parts:
