@@ -161,6 +161,7 @@ class _Merge:
 
     def __init__(self, project: Project, contents: Contents, opened: dict[str, SlideRecord]) -> None:
         self._project, self._contents, self._opened = project, contents, opened
+        self._before = project.state
         state, self._listed = project.state, project.state.next_classes or project.state.classes
         self._slides, self._closed = (
             {r.annotations: r for r in _settled(records, state)} for records in (state.slides, state.closed)
@@ -273,9 +274,11 @@ class _Merge:
         )
 
     def take_back(self) -> None:
-        """Remove what was written."""
+        """Remove what was written, after the project no longer lists it."""
         for drawn in self.made.values():
             drawn.close()
+        if self._project.state is not self._before:
+            self._project.write(self._before)
         for file in self._written:
             file.unlink(missing_ok=True)
 

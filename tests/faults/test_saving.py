@@ -510,3 +510,26 @@ def test_a_stroke_that_is_drawn_while_a_merge_is_saved_is_in_it(slides, tmp_path
         assert again.notes == ()
     listed = {r.annotations for r in Project.open(path).state.slides}
     assert len({f.name for f in (path / "annotations").glob("*.sqlite")} - listed) == 1, "that before the merge"
+
+
+def test_a_merge_that_fails_after_it_was_listed_is_not_listed_any_more(slides, tmp_path, monkeypatch):
+    path = project_with(slides[:1], tmp_path / "p.sparseseg")
+    before = (path / "project.json").read_bytes()
+    with Session(CLASSES) as session:
+        session.open(slides[0])
+        draw(session, [100])
+        write = Project.write
+
+        def then_renames(self, state):
+            write(self, state)
+            monkeypatch.undo()
+            session.classes = ["stripes", "spots"]
+
+        monkeypatch.setattr(Project, "write", then_renames)
+        with pytest.raises(ProjectError, match="classes were changed"):
+            session.save(path, exists="merge")
+        assert strokes(session) == {"a.tif": 1}
+    assert (path / "project.json").read_bytes() == before
+    with Session.load(path) as again:
+        assert strokes(again) == {"a.tif": 3}
+        assert again.notes == ()
