@@ -102,9 +102,9 @@ def read_geojson(
     """
     data = read_bytes(path)
     try:
-        return to_annotations(
-            parse_geojson(data), shape, classes, name=Path(path).name, origin=origin, progress=progress
-        )
+        document = parse_geojson(data)
+        del data  # the text of a large file is not held while it is drawn
+        return to_annotations(document, shape, classes, name=Path(path).name, origin=origin, progress=progress)
     except AnnotationError as error:
         raise AnnotationError(f"{Path(path).name}: {error}") from error
 

@@ -255,7 +255,9 @@ def to_annotations(
     for d in sorted(document.drawn, key=lambda d: -d.extent):
         class_id = table.id_of(d.name) if d.name in table else 0
         if class_id or (_key(d.name) != REGION and d.kind != "dense"):  # 0 clears what lies under it
-            shapes.append(Shape(d.kind, class_id, [ring + origin for ring in d.rings], d.radius))
+            rings = d.rings if origin == (0.0, 0.0) else [ring + origin for ring in d.rings]
+            shapes.append(Shape(d.kind, class_id, rings, d.radius))
+    document.drawn.clear()  # of cells by the hundred thousand, one copy of the outlines is enough
     out = Annotations(shape, table.classes)
     out.draw(shapes, progress)
     out.forget_history()

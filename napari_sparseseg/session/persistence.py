@@ -133,7 +133,6 @@ class ProjectKeeper:
             self._slides.changed.emit()
         return entry
 
-    @_one_at_a_time
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         """Change the class table of all slides.
 
@@ -149,7 +148,7 @@ class ProjectKeeper:
             self._slides.set_classes(table)
         finally:
             self._upcoming = ()
-        self.write_changes()
+            self.write_changes()
 
     @_one_at_a_time
     def remove(self, entry: SlideEntry) -> None:
@@ -363,7 +362,7 @@ class ProjectKeeper:
         """Go on with what a merge made of the open slides: roles and resolutions are the project's."""
         records = {r.annotations: r for r in project.state.slides}
         for entry in self._slides.entries:
-            path = made[entry.key].path
+            path = made[entry.key].path if entry.key in made else None
             if path is not None and (record := records.get(path.name)) is not None:
                 entry.role = record.role
                 entry.slide.restore_mpp()
@@ -438,6 +437,7 @@ class ProjectKeeper:
         slides = tuple((e.key, e.role, e.slide.mpp) for e in entries)
         return tuple(e.annotations.version for e in entries), slides, self._slides.classes, self._training.settings
 
+    @_one_at_a_time
     def close(self) -> None:
         """Close all slides; a recovery folder without strokes is removed, unless it has the only copy of a model."""
         for entry in self._slides.entries:

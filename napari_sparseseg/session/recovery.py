@@ -66,7 +66,10 @@ def new_recovery_project() -> Project:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{_stamp(folder)}-{os.getpid()}-{next(_count)}{SUFFIX}"
     except OSError as error:
-        raise ProjectError(f"cannot save unsaved work in {folder}: {error.strerror or error}.") from error
+        raise ProjectError(
+            f"cannot save unsaved work in {folder}: {error.strerror or error}. Set NAPARI_SPARSESEG_HOME to a folder "
+            "that can be written to."
+        ) from error
     return Project.create(folder / name)
 
 

@@ -100,7 +100,7 @@ def write_new(path: Path, contents: Contents, records: RecordsOf) -> Project:
     old, placed = aside(path), False
     try:
         project = Project.create(part)
-        opened = records(project)
+        opened = _opened(project, contents, records)
         for key, record in opened.items():
             contents.drawn[key].save(project.annotations_path(record))
         slides, closed = _bring(project, contents, opened.values())
@@ -139,7 +139,7 @@ def merge_into(path: Path, contents: Contents, records: RecordsOf) -> tuple[Proj
     """
     project = Project.open(path)
     _require_unused(project.path)
-    merge = _Merge(project, contents, records(project))
+    merge = _Merge(project, contents, _opened(project, contents, records))
     try:
         merge.add_open()
         merge.add_carried()
@@ -303,6 +303,11 @@ class _Merge:
     def _new_file(self, record: SlideRecord) -> Path:
         self._written.append(self._project.annotations_path(record))
         return self._written[-1]
+
+
+def _opened(project: Project, contents: Contents, records: RecordsOf) -> dict[str, SlideRecord]:
+    """Records of the slides that are to be saved; one that is being opened just now waits for the end."""
+    return {key: record for key, record in records(project).items() if key in contents.drawn}
 
 
 def _bring(

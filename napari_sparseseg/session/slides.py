@@ -245,20 +245,27 @@ class SlideCollection:
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         """Edit the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
         before = self._classes
-        self.replace_classes(classes)
-        self.reclassed.emit(before, self._classes)
+        try:
+            self.replace_classes(classes)
+        finally:
+            self.reclassed.emit(before, self._classes)
 
     def replace_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         """Use another class table, whose ids mean what they mean in the annotations of the open slides."""
         self._classes = make_classes(classes)
-        self._following = True
+        self._following, failed = True, list[AnnotationError]()
         try:
             for entry in self.entries:
-                if entry.annotations.classes != self._classes:
-                    entry.annotations.set_classes(self._classes)
+                try:
+                    if entry.annotations.classes != self._classes:
+                        entry.annotations.set_classes(self._classes)
+                except AnnotationError as error:  # of a full disk: all slides have the table all the same
+                    failed.append(error)
         finally:
             self._following = False
         self.annotated.emit()
+        if failed:
+            raise failed[0]
 
     def versions(self) -> Versions:
         """Annotation version of every training slide; then hashes of the slides (key, role, mpp) and the classes."""

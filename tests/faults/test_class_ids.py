@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from napari_sparseseg import Session
 from napari_sparseseg.config import ClassDef
@@ -162,6 +163,104 @@ def test_an_id_that_is_used_again_renames_no_stroke(place, tmp_path, how):
             assert [name_at(session, y) for y in (20, 40)] == ["bands", "dots"]
             session.open(a)
             assert name_at(session, 70) == "fibre"
+
+
+class Names(RuleBasedStateMachine):
+    """Slides come and go, classes too; `drawn` says which class every row of every slide has."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        for k, name in enumerate(SLIDES):
+            write_slide(self.folder / name, two_textures(SIDE, k))
+        self.session = Session(["c0", "c1"], autosave=True)
+        self.drawn = {name: {} for name in SLIDES}
+        self.made = 1
+
+    @property
+    def open_names(self):
+        return [Path(slide.path).name for slide in self.session.slides]
+
+    @rule(k=st.integers(0, 2))
+    def open(self, k):
+        self.session.open(self.folder / SLIDES[k])
+
+    @precondition(lambda self: self.session.slides)
+    @rule()
+    def close(self):
+        self.session.remove()
+
+    @precondition(lambda self: self.session.slides)
+    @rule(row=st.integers(0, 9), pick=st.integers(0, 9))
+    def paint(self, row, pick):
+        c = self.session.classes[pick % len(self.session.classes)]
+        y = y_of(row, ours=False)
+        self.session.annotations.paint([(y, 8), (y, 80)], 1, c.id)
+        self.drawn[Path(self.session.slide.path).name][row] = c.name
+
+    @precondition(lambda self: len(self.session.classes) > 1)
+    @rule(pick=st.integers(0, 9))
+    def remove_class(self, pick):
+        gone = self.session.classes[pick % len(self.session.classes)]
+        self.session.classes = [c for c in self.session.classes if c is not gone]
+        for name in self.open_names:
+            self.drawn[name] = {row: c for row, c in self.drawn[name].items() if c != gone.name}
+
+    @rule(again=st.booleans())
+    def add_class(self, again):
+        """With the smallest free id, under a new name or one that slides which are not open still have."""
+        taken = {c.name for c in self.session.classes}
+        old = sorted({c for rows in self.drawn.values() for c in rows.values()} - taken) if again else []
+        self.made += 1
+        name = old[0] if old else f"c{self.made}"
+        free = next(n for n in range(1, 99) if n not in {c.id for c in self.session.classes})
+        self.session.classes = [*self.session.classes, ClassDef(free, name, "#123456")]
+
+    @rule(pick=st.integers(0, 9))
+    def rename_class(self, pick):
+        self.made += 1
+        old = self.session.classes[pick % len(self.session.classes)]
+        new = ClassDef(old.id, f"c{self.made}", old.colour)
+        self.session.classes = [new if c is old else c for c in self.session.classes]
+        for rows in self.drawn.values():
+            rows.update({row: new.name for row, c in rows.items() if c == old.name})
+
+    @rule()
+    def save(self):
+        self.made += 1
+        self.session.save(self.folder / f"p{self.made}")
+
+    @precondition(lambda self: self.session.project is not None and any(self.drawn.values()))
+    @rule(missing=st.booleans())
+    def quit_and_return(self, missing):
+        project = self.session.project
+        self.session.close()
+        if missing:
+            (self.folder / SLIDES[0]).rename(self.folder / "aside")
+        self.session = Session.load(project, autosave=True)
+        if missing:
+            (self.folder / "aside").rename(self.folder / SLIDES[0])
+
+    @invariant()
+    def names_are_right(self):
+        names = {c.id: c.name for c in self.session.classes}
+        for entry in self.session.entries:
+            found = {}
+            for row in range(10):
+                if label := int(entry.annotations.read((y_of(row, ours=False), 40, 1, 1))[0, 0]):
+                    found[row] = names[label]
+            assert found == self.drawn[Path(entry.slide.path).name]
+
+    def teardown(self):
+        for k in range(3):
+            self.open(k)
+            self.names_are_right()
+        self.session.close()
+        shutil.rmtree(self.folder)
+
+
+Names.TestCase.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+TestNames = Names.TestCase
 
 
 KILLED = """
