@@ -148,6 +148,23 @@ def test_labels_of_another_program_are_placed_by_their_scale_or_their_size(tmp_p
     assert found.compared("slide") == labels.size
 
 
+def test_a_lone_label_image_with_five_axes_is_read_as_qupath_writes_it(tmp_path):
+    labels = np.random.default_rng(2).integers(0, 3, (64, 48)).astype(np.uint8)
+    root = zarr.open_group(str(tmp_path / "qupath.ome.zarr"), mode="w", zarr_format=3)
+    root.create_array("s0", data=labels[None, None, None], chunks=(1, 1, 1, 32, 32))
+    axes = [{"name": "t", "type": "time"}, {"name": "c", "type": "channel"}]
+    axes += [{"name": k, "type": "space", "unit": "micrometer"} for k in "zyx"]
+    scale = {"type": "scale", "scale": [1, 1, 1, 0.5, 0.5]}
+    label = {"colors": [{"label-value": k, "rgba": [9 * k, 0, 0, 255]} for k in (0, 1, 2)]}
+    label["properties"] = [{"label-value": k, "name": n} for k, n in enumerate(("Ignore", "Stroma", "Tumour"))]
+    multiscales = [{"axes": axes, "datasets": [{"path": "s0", "coordinateTransformations": [scale]}]}]
+    root.attrs["ome"] = {"version": "0.5", "multiscales": multiscales, "image-label": label}
+    ours = np.array([0, 2, 1], np.uint8)[labels]
+    found = compared(stored(tmp_path / "a.ome.zarr", ours), tmp_path / "qupath.ome.zarr")
+    assert found.agreement("slide") == 1
+    assert found.compared("slide") == (labels > 0).sum()
+
+
 def test_mistakes_end_with_2_and_one_line(tmp_path, capsys):
     labels = np.ones((20, 20), np.uint8)
     a = stored(tmp_path / "a.ome.zarr", labels)

@@ -1,4 +1,4 @@
-"""``napari-sparseseg objects``, ``compare`` and ``report``: what is in a result, and how far two agree."""
+"""``napari-sparseseg objects``, ``compare``, ``report`` and ``qupath``: what is done with results."""
 
 from __future__ import annotations
 
@@ -57,6 +57,20 @@ def add_result_commands(commands: Any) -> None:
         help="label images or folders of them; default: those in the project's folder predictions",
     )  # fmt: skip
     report.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    qupath = command(
+        commands, "qupath", _qupath, "list a QuPath project, make a project of it, or send results into it"
+    )
+    qupath.add_argument("project", type=Path, metavar="PROJECT.qpproj", help="a QuPath project")
+    qupath.add_argument("--scripts", action="store_true", help="write the scripts that exchange objects into it")
+    qupath.add_argument("--save", type=Path, metavar="NAME.sparseseg", help="make a project of its slides and classes")
+    qupath.add_argument("--results", type=Path, nargs="+", metavar="RESULT", help="results to send into it")
+    qupath.add_argument("--detections", action="store_true", help="send detections instead of annotations")
+    qupath.add_argument(
+        "--min-area", type=not_negative, default=100.0, metavar="UM2",
+        help="leave out smaller objects, in um2; default: %(default)s",
+    )  # fmt: skip
+    qupath.add_argument("--overwrite", action="store_true", help="replace results that were sent and not imported")
 
 
 def _objects(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,6 +135,42 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
         write(problem, sys.stderr)
     say(args, f"wrote {output}")
     return {"output": str(output), "problems": list(problems)}
+
+
+def _qupath(args: argparse.Namespace) -> dict[str, Any]:
+    from napari_sparseseg.session import Session
+    from napari_sparseseg.session.qupath import open_qupath, read_project, send_results
+
+    project = read_project(args.project)
+    found: dict[str, Any] = {
+        "images": [{"id": i.entry, "name": i.name, "path": i.path, "problem": i.problem} for i in project.images],
+        "classes": [c.name for c in project.classes],
+    }
+    for image in project.images:
+        say(args, f"  {image.entry:>4}  {image.name}: {image.path or image.problem}")
+    if args.scripts:
+        found["scripts"] = [str(path) for path in project.write_scripts()]
+        say(args, "wrote two scripts; in QuPath they are under Automate > Project scripts")
+    if args.save is not None:
+        with Session(()) as session:
+            found["left_out"] = list(open_qupath(session, project))
+            session.save(args.save)
+        for text in found["left_out"]:
+            write(text, sys.stderr)
+        say(args, f"wrote {args.save}")
+    if args.results:
+        with Session(()) as session:
+            found["sent"] = send_results(
+                session,
+                project,
+                args.results,
+                min_area_um2=args.min_area,
+                kind="detection" if args.detections else "annotation",
+                overwrite=args.overwrite,
+            )
+        for name in found["sent"]:
+            say(args, f"sent the result of {name}; run the import script in QuPath")
+    return found
 
 
 def _comparison_lines(found: Agreement) -> Iterator[str]:
