@@ -94,14 +94,8 @@ class ClassesPanel(QWidget):
         self.protect = QCheckBox("Do not draw over labels")
         self.protect.setToolTip("New strokes only fill unlabelled pixels (in napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)
-        self.snap = QCheckBox("Snap")
-        self.snap.setToolTip(
-            "Strokes grow to the tissue around them that looks the same (S). One Ctrl+Z takes stroke and region back."
-        )
-        self.snap.toggled.connect(self.snap_changed.emit)
-        self.tolerance = _tolerance()
-        self.tolerance.valueChanged.connect(self.snap_changed.emit)
-        self.snap.toggled.connect(self.tolerance.setEnabled)
+        self.snap, self.tolerance = QCheckBox("Snap"), _tolerance()
+        self._prepare_snap()
         self.hint = note(
             "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush size, Ctrl+Z undoes a stroke."
         )
@@ -113,6 +107,14 @@ class ClassesPanel(QWidget):
         layout.addWidget(self.hint)
         self.table.move_requested.connect(self._move)
         self.table.remove_requested.connect(self._on_remove)
+
+    def _prepare_snap(self) -> None:
+        self.snap.setToolTip(
+            "Strokes grow to the tissue around them that looks the same (S). One Ctrl+Z takes stroke and region back."
+        )
+        self.snap.toggled.connect(self.snap_changed.emit)
+        self.snap.toggled.connect(self.tolerance.setEnabled)
+        self.tolerance.valueChanged.connect(self.snap_changed.emit)
 
     def show_classes(self, classes: Sequence[ClassDef], *, can_undo: bool) -> None:
         """Show the session's table."""
