@@ -1,4 +1,9 @@
-"""The bundled sample slide, its ground truth and its scribbles (made by ``python -m sample_data.make_sample``)."""
+"""The bundled slides: one synthetic with its ground truth, one real; both with scribbles.
+
+The synthetic one is made by ``python -m sample_data.make_sample``. The real one is a piece of skin from OpenSlide's
+test data, given by Carnegie Mellon University under CC0 (https://openslide.org/demo/); its scribbles are made by
+``python -m sample_data.scribble_skin``.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,16 @@ def sample_truth() -> Path:
 def sample_scribbles() -> Path:
     """Path of a GeoJSON with a few strokes per class, in QuPath's form."""
     return _find("scribbles.geojson")
+
+
+def skin_slide() -> Path:
+    """Path of a real H&E slide, skin: Aperio SVS, 2,967 x 2,220 px at 0.499 um per px, one level."""
+    return _find("CMU-1-Small-Region.svs")
+
+
+def skin_scribbles() -> Path:
+    """Path of a GeoJSON with a few strokes on `skin_slide`: epithelium, connective tissue, keratin, background."""
+    return _find("CMU-1-Small-Region.geojson")
 
 
 def score(labels: NDArray[Any], truth: Path) -> dict[str, float]:

@@ -9,7 +9,17 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
 from napari_sparseseg import Annotations, open_slide
-from napari_sparseseg.samples import CLASS_NAMES, sample_scribbles, sample_slide, sample_truth, score
+from napari_sparseseg.samples import (
+    CLASS_NAMES,
+    sample_scribbles,
+    sample_slide,
+    sample_truth,
+    score,
+    skin_scribbles,
+    skin_slide,
+)
+from sample_data.scribble_skin import CLASSES as SKIN_CLASSES
+from sample_data.scribble_skin import STROKES as SKIN_STROKES
 
 
 def truth():
@@ -21,7 +31,7 @@ def test_slide_and_files():
         assert slide.shape == (4096, 4096)
         assert slide.mpp == (0.5, 0.5)
         assert len(slide.levels) >= 4
-    assert sum(p.stat().st_size for p in sample_slide().parent.iterdir() if p.is_file()) < 6e6
+    assert sum(p.stat().st_size for p in sample_slide().parent.iterdir() if p.is_file()) < 7e6
     assert truth().shape == (1024, 1024)
 
 
@@ -39,6 +49,22 @@ def test_scribbles_are_sparse_and_right():
     drawn = labels > 0
     assert (labels[drawn] == truth()[drawn]).mean() > 0.98
     assert len(json.loads(sample_scribbles().read_text())["features"]) <= 40
+
+
+def test_scribbles_on_skin_are_sparse_and_on_what_they_say():
+    """No truth is known, but glass is bright, keratin dark, and connective tissue redder than epithelium."""
+    with open_slide(skin_slide()) as slide:
+        assert slide.shape == (2967, 2220)
+        pixels = slide.read((0, 0, *slide.shape)).astype(float)
+    a = Annotations.from_geojson(skin_scribbles(), (2967, 2220))
+    assert [(c.name, c.colour) for c in a.classes] == SKIN_CLASSES
+    labels = a.read((0, 0, 2967, 2220))
+    assert (labels > 0).mean() < 0.03
+    assert all((labels == k).sum() > 20 * 100 * len(strokes) for k, strokes in SKIN_STROKES.items())
+    epithelium, connective, keratin, glass = (pixels[labels == k].mean(axis=0) for k in (1, 2, 3, 4))
+    assert glass.min() > 230
+    assert keratin.mean() < epithelium.mean() < connective.mean() < glass.mean()
+    assert connective[0] - connective[2] > epithelium[0] - epithelium[2]
 
 
 def test_colour_alone_does_not_separate_the_tissue():

@@ -1,4 +1,4 @@
-"""The sample slide in a window: napari's File > Open Sample, and the demo that trains on it."""
+"""The bundled slides in a window: napari's File > Open Sample, and the demo that trains on the synthetic one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def open_window() -> tuple[napari.Viewer, SparseSegWidget]:
-    """Open a viewer with the panel and load the sample slide with its scribbles; then training starts."""
+    """Open a viewer with the panel and load the synthetic sample with its scribbles; then training starts."""
     import napari
 
-    viewer = napari.Viewer(title="napari-sparseseg")
+    viewer = napari.Viewer(title="napari-sparseseg demo: synthetic H&E slide with known truth")
     _, widget = viewer.window.add_plugin_dock_widget("napari-sparseseg")
     widget.slides.binding_changed.connect(lambda: _start(widget))
     widget.slides.open_sample()
@@ -37,8 +37,17 @@ def _start(widget: SparseSegWidget) -> None:
         widget.start_training()
 
 
+def skin_layers() -> list[LayerData]:
+    """The real slide with its scribbles, in the panel, which makes the layers itself."""
+    from napari_sparseseg.gui.commands import panel
+
+    opened = panel()
+    opened.when_complete(lambda: opened.slides.open_skin())
+    return []
+
+
 def sample_layers() -> list[LayerData]:
-    """The sample slide; an open panel adopts it at once."""
+    """The synthetic slide; an open panel adopts it at once."""
     from napari_sparseseg.gui.reader import read_slide
     from napari_sparseseg.samples import sample_slide
 

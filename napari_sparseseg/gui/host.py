@@ -5,6 +5,7 @@
 - At exit, Python's garbage collector is told to skip the objects of torch, if torch was imported.
 - `CanvasFocus` gives napari's canvas the keyboard focus when the mouse is over it.
 - `WindowKeys` takes Ctrl+S from napari's menu and gives it, Ctrl+Z and Ctrl+Shift+Z one meaning in the whole window.
+- `keep_window_alive` lets the event loop run while a call in napari's console waits for the end of training.
 - `LogTrail` attaches a handler to this package's own logger; other loggers are not touched.
 """
 
@@ -20,13 +21,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from napari.settings import get_settings
-from qtpy.QtCore import QEvent, QObject, QTimer
+from qtpy.QtCore import QEvent, QEventLoop, QObject, QTimer
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QMainWindow, QPlainTextEdit, QWidget
 
 from napari_sparseseg.gui.dialogs import ask_yes
 from napari_sparseseg.gui.reader import SLIDE_SUFFIXES
+from napari_sparseseg.session.engine import stay_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +60,17 @@ def prefer_reader_for_slides() -> None:
     new = {f"*{suffix}": PACKAGE for suffix in SLIDE_SUFFIXES if f"*{suffix}" not in plugins.extension2reader}
     if new:
         plugins.extension2reader = {**plugins.extension2reader, **new}
+
+
+def keep_window_alive() -> None:
+    """While the main thread waits for the end of training, let windows be drawn and Stop be pressed."""
+    stay_alive(_spin)
+
+
+def _spin(seconds: float) -> None:
+    loop = QEventLoop()
+    QTimer.singleShot(round(1000 * seconds), loop.quit)
+    loop.exec()
 
 
 class LogTrail(logging.Handler):

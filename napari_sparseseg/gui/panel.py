@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
-from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail, WindowKeys
+from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail, WindowKeys, keep_window_alive
 from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
 from napari_sparseseg.gui.sections.classes.controller import ClassActions
 from napari_sparseseg.gui.sections.classes.view import ClassesPanel
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 HINTED_STROKES = 6
 """The hint about keys is hidden after this many strokes."""
+STEP_LINES = 2
+"""Room for the sentence that says what to do next, also while there is none."""
 
 
 class Panel(QObject):
@@ -57,6 +59,7 @@ class Panel(QObject):
     def __init__(self, napari_viewer: napari.viewer.Viewer, widget: QWidget, frame: QVBoxLayout) -> None:
         super().__init__(widget)
         register_shortcuts()
+        keep_window_alive()
         self.viewer, self._widget, self._frame = napari_viewer, widget, frame
         self._context = Context(napari_viewer, Session(autosave=True), self)
 
@@ -85,10 +88,16 @@ class Panel(QObject):
         self._add("Classes", self.classes, "The classes that the network learns; the brush draws the selected one")
         yield
         self.train: TrainPanel = TrainPanel()
-        self._add("Train", self.train, "Train the network on the annotations; the defaults are fine to start")
+        self._add("Train", self.train, "How the network is trained on the annotations; the defaults are fine to start")
         yield
         self.predict: PredictPanel = PredictPanel()
         self._add("Predict", self.predict, "Check and correct the prediction, then measure and export it")
+        yield
+        # at the end, and below what scrolls: what appears there moves nothing that is being clicked
+        self._add("Progress", self.train.results, "How training goes: loss, scores on held-out strokes, messages")
+        for part in (self.header.error, self.header.recovery, self.train.bar):
+            self._frame.addWidget(part)
+        self._frame.setContentsMargins(0, 0, 0, 4)
         yield
 
     def _make_controllers(self) -> Iterator[None]:
@@ -126,6 +135,11 @@ class Panel(QObject):
         column.setContentsMargins(4, 0, 4, 6)
         column.setSpacing(8)
         column.addStretch(1)
+        step = self.header.next_step
+        step.setMinimumHeight(STEP_LINES * step.fontMetrics().lineSpacing() + 4)
+        kept = step.sizePolicy()
+        kept.setRetainSizeWhenHidden(True)
+        step.setSizePolicy(kept)
         self._frame.addWidget(self.header)
         self._frame.addWidget(SteadyScroll(inner), 1)
         return column
@@ -212,8 +226,8 @@ class Panel(QObject):
         text = state_line(status, jobs, has_slide=has_slide)
         active = bool(jobs) or status.state in ("training", "predicting")
         summaries = (
-            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.numbers.text(),
-            f"live prediction {'on' if self.predict.live.isChecked() else 'off'}",
+            self.slide.slides.currentText(), f"{len(self.session.classes)} classes", self.train.balancing.currentText(),
+            f"live prediction {'on' if self.predict.live.isChecked() else 'off'}", self.train.scores.text(),
         )  # fmt: skip
         for section, summary in zip(self.sections, summaries, strict=True):
             section.summary.setText(summary)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer, Signal
-from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QDockWidget, QLabel, QMainWindow, QVBoxLayout, QWidget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ PARTS = (
     "view",
 )  # fmt: skip
 """What `SparseSegWidget` has of its panel."""
+LAYER_DOCKS = ("layer controls", "layer list")
+SMALL_SCREEN = 1280
+"""Narrower screens (logical pixels) have no room for a column on each side of the slide."""
 BREATH_MS = 5
 """Between two parts."""
 MIN_WIDTH, PREFERRED = 310, QSize(360, 860)
@@ -77,6 +81,7 @@ class SparseSegWidget(QWidget):
         self._panel: Panel | None = None
         self._steps: Iterator[None] | None = None
         self.complete = self._closed = False
+        self._placed = False
         self._calls: list[Callable[[], object]] = []
         self._frame = layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -147,6 +152,21 @@ class SparseSegWidget(QWidget):
     def showEvent(self, event: QEvent | None) -> None:
         super().showEvent(event)
         self._watch()
+        QTimer.singleShot(0, self._make_room)  # when napari has docked it
+
+    def _make_room(self) -> None:
+        """On a small screen, share the column of napari's layer docks as a tab: the slide keeps more than half."""
+        window, dock = self.window(), self.parentWidget()
+        if self._placed or not isinstance(window, QMainWindow) or not isinstance(dock, QDockWidget):
+            return
+        self._placed = True
+        if self.screen().availableGeometry().width() >= SMALL_SCREEN:
+            return
+        docks = {d.objectName(): d for d in window.findChildren(QDockWidget)}
+        column = [docks[name] for name in LAYER_DOCKS if name in docks and not docks[name].isFloating()]
+        for first, second in pairwise([*column, dock]):
+            window.tabifyDockWidget(first, second)
+        dock.raise_()
 
     def _watch(self) -> None:
         if self._panel is not None and self.complete:

@@ -144,3 +144,19 @@ class Engine:
                 return
             if future.set_running_or_notify_cancel():
                 future.set_exception(RuntimeError("the session was closed before this could run"))
+
+
+_meanwhile: list[Callable[[float], object]] = []
+
+
+def stay_alive(spin: Callable[[float], object]) -> None:
+    """Say what the main thread does while it waits in `wait_alive`: `spin` runs a window's event loop that long."""
+    _meanwhile[:] = [spin]
+
+
+def wait_alive(event: threading.Event, seconds: float) -> bool:
+    """Wait for an event like `threading.Event.wait`, with windows that go on living."""
+    if not _meanwhile or threading.current_thread() is not threading.main_thread():
+        return event.wait(seconds)
+    _meanwhile[0](min(seconds, 0.05))
+    return event.is_set()

@@ -243,7 +243,7 @@ class Session:
         self._engine.wake()
         self._emit_status()
         if wait:
-            run.wait(self._engine)
+            run.wait(self._engine, alive=True)
 
     def warm_up(self) -> None:
         """Import the network libraries now, in the background, so that the first training starts sooner."""

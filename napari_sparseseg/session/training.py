@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.errors import SlideClosedError, SparseSegError, TrainingError
+from napari_sparseseg.session.engine import wait_alive
 from napari_sparseseg.session.status import Status
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class Run:
             or (self.steps is not None and self.first_step is not None and step - self.first_step >= self.steps)
         )
 
-    def wait(self, engine: Engine) -> None:
-        """Wait for the end, and raise the error that ended the run."""
-        while not self.done.wait(0.2):
+    def wait(self, engine: Engine, *, alive: bool = False) -> None:
+        """Wait for the end, and raise the error that ended the run; `alive` keeps a window going (`stay_alive`)."""
+        while not (wait_alive if alive else threading.Event.wait)(self.done, 0.2):
             if not engine.running:
                 raise TrainingError("the training thread has ended; open a new session.")
         if self.error is not None:

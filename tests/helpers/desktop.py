@@ -160,6 +160,12 @@ class Napari:
         self._do(*("click", "--repeat", 2, "--delay", 60, 1) if double else ("click", 1))
         time.sleep(0.1)
 
+    def hover(self, y: float, x: float) -> None:
+        """Move the mouse over level-0 pixel (y, x), without a button."""
+        right, down = self.at(y, x)
+        self._do("mousemove", round(right) - 3, round(down), "sleep", 0.03, "mousemove", round(right), round(down))
+        time.sleep(0.1)
+
     def _middle(self, expression: str) -> tuple[float, float]:
         left, top, width, height = self.ask(f"(lambda w: w if isinstance(w, list) else place(w))({expression})")
         return left + width / 2, top + height / 2

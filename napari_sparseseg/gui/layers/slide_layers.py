@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 SIGNAL_INTERVAL_MS = 30
+LONGEST_NAME = 16
+"""Characters of a slide's name in the names of its layers."""
 MODE_KEYS = {"P": "paint", "E": "erase", "F": "fill", "G": "polygon"}
 BRUSH_KEYS = {"[": -1, "]": 1}
 FIXED = "A slide and its annotations cannot be moved: they would no longer match."
@@ -65,6 +67,11 @@ def slide_name(slide: Slide) -> str:
     """Name of a slide in lists and layers: its file name."""
     name = Path(slide.path).name or str(slide.path)
     return f"{name}, image {slide.image}" if slide.image else name
+
+
+def short(name: str) -> str:
+    """A name for the layer list, whose column every layer's name makes wider."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 + 1 :]}"
 
 
 def add_images(viewer: napari.Viewer, slide: Slide) -> list[Layer]:
@@ -199,7 +206,7 @@ class SlideBinding:
             show_info(FIXED)
 
     def _make_scribbles(self) -> Scribbles:
-        name = f"scribbles on {slide_name(self.entry.slide)}"
+        name = f"scribbles, {short(slide_name(self.entry.slide))}"
         scribbles = Scribbles(self.viewer, self.entry.annotations, name=name, add=False)
         scribbles.layer.metadata["slide"] = self.entry.slide
         return scribbles
@@ -226,7 +233,7 @@ class SlideBinding:
             return
         self._others_of = found
         self._take_others_out()
-        name = f"objects without labels on {slide_name(self.entry.slide)}"
+        name = f"other objects, {short(slide_name(self.entry.slide))}"
         self.others = other_objects_layer(found, name)
         if self.others is not None:
             active = self.viewer.layers.selection.active
@@ -295,7 +302,7 @@ class Scribbles:
     annotations
         Of the slide, which is shown at scale 1: world coordinates are its level-0 pixels.
     name
-        Of the scribble layer; the dense regions add " (dense)".
+        Of the scribble layer; the dense regions have "dense" for "scribbles".
     add
         Add the layers now; False leaves it to `add`.
 
@@ -318,7 +325,7 @@ class Scribbles:
         psygnal.qt.start_emitting_from_queue(SIGNAL_INTERVAL_MS)
         self.layer = layer = ScribbleLayer(annotations, name=name)
         self.dense_layer = DenseRegionLayer(
-            annotations, name=f"{name} (dense)", rest_class=lambda: int(layer.selected_label)
+            annotations, name=name.replace("scribbles", "dense", 1), rest_class=lambda: int(layer.selected_label)
         )
         self._camera = viewer.scene.camera
         self._view = tuple(self._camera.center), self._camera.zoom

@@ -56,8 +56,13 @@ def entry(menu: Any, text: str) -> list[int] | None:
     for action in menu.actions():
         if action.text().replace("&", "").partition("\t")[0] == text:
             r = menu.actionGeometry(action)
-            left, top, _, _ = place(menu)
-            return [left + r.x(), top + r.y(), r.width(), r.height()]
+            (left, top, _, _), ratio = place(menu), menu.devicePixelRatioF()
+            return [
+                left + round(r.x() * ratio),
+                top + round(r.y() * ratio),
+                round(r.width() * ratio),
+                round(r.height() * ratio),
+            ]
     return None
 
 
@@ -157,7 +162,7 @@ def _serve(path: str) -> None:
     while "qtpy.QtWidgets" not in sys.modules or "napari._qt.qt_viewer" not in sys.modules:
         time.sleep(0.02)
     from qtpy.QtCore import QObject, Qt, Signal
-    from qtpy.QtWidgets import QApplication
+    from qtpy.QtWidgets import QApplication, QPushButton
 
     while QApplication.instance() is None:
         time.sleep(0.02)
@@ -180,7 +185,7 @@ def _serve(path: str) -> None:
                 self.names = {"stalls": Stalls()}
             viewer = napari.current_viewer()
             found = panels()
-            names = {**globals(), **self.names, "viewer": viewer, "QApplication": QApplication}
+            names = {**globals(), **self.names, "viewer": viewer, "QPushButton": QPushButton}
             names |= {
                 "panel": found[0] if found and found[0].complete else None,
                 "window": viewer and viewer.window._qt_window,

@@ -19,7 +19,7 @@ from napari_sparseseg.gui.layers.napari_compat import problems
 from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
 from napari_sparseseg.gui.reader import layers_of_one_image, open_in, show_in_pixels, slide_of_layers
 from napari_sparseseg.gui.sections.slide.view import slide_facts
-from napari_sparseseg.samples import sample_slide
+from napari_sparseseg.samples import sample_scribbles, sample_slide, skin_scribbles, skin_slide
 from napari_sparseseg.session.recovery import recoverable, recovered, recovery_folder
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class SlideActions(QObject):
         prefer_reader_for_slides()
         panel.open_requested.connect(self._on_open)
         panel.sample_requested.connect(self.open_sample)
+        panel.skin_requested.connect(self.open_skin)
         panel.import_requested.connect(self._on_import)
         panel.close_requested.connect(self._on_close)
         panel.layer_chosen.connect(self._on_use_layer)
@@ -93,17 +94,22 @@ class SlideActions(QObject):
         self._load(lambda: open_in(session, path), f"Opening {Path(path).name}")
 
     def open_sample(self) -> None:
-        """Open the sample slide with its scribbles."""
+        """Open the synthetic sample with its scribbles."""
+        self._open_drawn(sample_slide(), sample_scribbles())
+
+    def open_skin(self) -> None:
+        """Open the real sample with its scribbles."""
+        self._open_drawn(skin_slide(), skin_scribbles())
+
+    def _open_drawn(self, slide: Path, scribbles: Path) -> None:
         session = self._context.session
 
         def load() -> None:
-            from napari_sparseseg.samples import sample_scribbles, sample_slide
-
-            session.open(sample_slide())
+            open_in(session, slide)
             if not any(session.annotations.counts().values()):
-                session.import_annotations(sample_scribbles())
+                session.import_annotations(scribbles)
 
-        self._load(load, "Opening the sample slide")
+        self._load(load, f"Opening {slide.name}")
 
     def open_folder(self) -> None:
         """Ask for an OME-Zarr, which is a folder, and open it."""
@@ -467,7 +473,7 @@ class RecentActions(QObject):
     def _on_slides(self) -> None:
         session = self._context.session
         paths = [Path(e.slide.path) for e in session.entries]
-        new = [p.absolute() for p in paths if p.exists() and p != sample_slide()]
+        new = [p.absolute() for p in paths if p.exists() and p not in (sample_slide(), skin_slide())]
         if session.project is not None and session.project.parent != recovery_folder().resolve():
             new.insert(0, session.project.absolute())
         new = [p for p in new if p not in self._seen]

@@ -27,7 +27,7 @@ class SlidePanel(QWidget):
 
     Attributes
     ----------
-    open_requested, sample_requested, import_requested, close_requested
+    open_requested, sample_requested, skin_requested, import_requested, close_requested
         Signals ().
     layer_chosen, slide_chosen
         Signals (index) into what `show_layers` and `show_slides` were given.
@@ -43,6 +43,7 @@ class SlidePanel(QWidget):
 
     open_requested = Signal()
     sample_requested = Signal()
+    skin_requested = Signal()
     import_requested = Signal()
     close_requested = Signal()
     layer_chosen = Signal(int)
@@ -58,10 +59,13 @@ class SlidePanel(QWidget):
             "Open slide…", "Open any slide that OpenSlide or tifffile reads, or drop it on the viewer",
             self.open_requested.emit,
         )  # fmt: skip
-        self.sample = button(
+        self.sample = menu_button(
             "Sample",
             "Open a small slide with scribbles, to try the plugin",
-            self.sample_requested.emit,
+            (
+                ("Skin, H&&E, real", self.skin_requested.emit),
+                ("Synthetic H&&E with known truth", self.sample_requested.emit),
+            ),
         )
         self.recent = menu_button("Recent", "Slides and projects opened lately", ())
         self.slides = NameBox("Open slides; all of them share one class table and one model")

@@ -53,10 +53,14 @@ PROGRESS_STEPS = 1000
 
 
 class TrainPanel(QWidget):
-    """The body of the section.
+    """The body of the section: settings. What is pressed and watched has places of its own.
 
     Attributes
     ----------
+    bar
+        Train, Stop and the numbers of the run. Its height never changes, so that Train stays under the pointer.
+    results
+        Curves, scores and log.
     train_requested, pause_requested, resume_requested, stop_requested
         Signals ().
     """
@@ -105,15 +109,26 @@ class TrainPanel(QWidget):
         self.log.setToolTip("Messages of this session, newest last")
         self.log.hide()
         layout = column(self)
-        layout.addLayout(row(self.train, self.stop, stretch=0))
-        for widget in (self.progress, self.numbers, self.balancing, self.explanation, self.bars, self.curves):
+        for widget in (self.balancing, self.explanation, self.bars, self.more):
             layout.addWidget(widget)
-        for widget in (self.scores, self.log, self.more):
-            layout.addWidget(widget)
+        self.bar, self.results = self._make_bar(), QWidget()
+        results = column(self.results)
+        for widget in (self.curves, self.scores, self.log):
+            results.addWidget(widget)
         self._show_balancing()
         self.progress.hide()
-        self.numbers.hide()
         self.scores.hide()
+
+    def _make_bar(self) -> QWidget:
+        bar = QWidget()
+        layout = column(bar)
+        layout.addLayout(row(self.train, self.stop, stretch=0))
+        kept = self.progress.sizePolicy()
+        kept.setRetainSizeWhenHidden(True)
+        self.progress.setSizePolicy(kept)
+        layout.addWidget(self.progress)
+        layout.addWidget(self.numbers)  # one line, also while it is empty
+        return bar
 
     def config(self, base: TrainConfig) -> TrainConfig:
         """`base` with what is chosen here."""
@@ -146,7 +161,6 @@ class TrainPanel(QWidget):
         if status.budget_seconds:
             self.progress.setValue(min(PROGRESS_STEPS, round(PROGRESS_STEPS * status.seconds / status.budget_seconds)))
         self.numbers.setText(self._numbers(status))
-        self.numbers.setVisible(bool(self.numbers.text()))
         if status.loss is not None and running:
             self.curves.add_loss(status.seconds, status.loss)
         if status.message and status.message != self._last_message:
