@@ -70,8 +70,8 @@ class Panel(QObject):
         if self._context.attempt(require_editing):
             self.slides.adopt_ours()
         else:
-            for section in self.sections:
-                section.setEnabled(False)
+            for part in (*self.sections, self.train.bar):
+                part.setEnabled(False)
         broken = qt_problem()
         if broken:
             self.header.error.report(broken, "")

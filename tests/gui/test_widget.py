@@ -35,7 +35,7 @@ from tests.helpers.windows import opened_viewer
 
 def test_it_opens_from_the_menu_and_says_what_to_do(panel):
     assert isinstance(panel.session, Session)
-    assert [s.heading.text() for s in panel.sections] == ["Slide", "Classes", "Train", "Predict"]
+    assert [s.heading.text() for s in panel.sections] == ["Slide", "Classes", "Train", "Predict", "Progress"]
     assert panel.header.state.text() == "No slide open"
     assert panel.header.next_step.text().startswith("1 of 3")
     assert names(panel) == ["tissue", "background"]
@@ -118,15 +118,15 @@ def test_the_panel_stays_where_it_is_when_a_pressed_button_is_disabled(panel):
     last = panel.predict.export
     below = last.mapTo(scroll.widget(), last.rect().bottomLeft()).y() - scroll.viewport().height()
     assert below > 0, "out of sight"
-    panel.train.stop.setEnabled(True)
-    panel.train.stop.setFocus()
-    for part in (panel.train.balancing, panel.train.more, panel.predict):
+    panel.classes.protect.setFocus()
+    for part in (panel.classes.presets, panel.train.balancing, panel.train.more, panel.predict):
         for control in (part, *part.findChildren(QWidget)):
             if control is not panel.predict and control is not last:
                 control.setEnabled(False)
-    panel.sections[3].heading.setEnabled(False)
+    for section in panel.sections[2:4]:
+        section.heading.setEnabled(False)
     scroll.verticalScrollBar().setValue(0)
-    panel.train.stop.setEnabled(False)
+    panel.classes.protect.setEnabled(False)
     assert panel.window().focusWidget() is last
     assert scroll.verticalScrollBar().value() == 0
 

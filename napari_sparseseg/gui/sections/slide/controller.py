@@ -13,7 +13,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_sparseseg.files import state_folder, write_atomic
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.context import single_shot
-from napari_sparseseg.gui.host import prefer_reader_for_slides
+from napari_sparseseg.gui.host import canvas_beside, prefer_reader_for_slides
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import problems
 from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
@@ -158,9 +158,18 @@ class SlideActions(QObject):
             self._list_layers()
 
     def _begin(self, steps: Iterator[None]) -> None:
-        """Go through steps in turns of the event loop, the first one now; then synchronise what is left."""
+        """Go through steps in turns of the event loop, the first one now; then synchronise what is left.
+
+        The canvas is not drawn in between: with some of a slide's layers, Mesa's software renderer may crash (D73).
+        """
         self._steps = steps
+        self._draw_canvas(False)
         self._go_on()
+
+    def _draw_canvas(self, on: bool) -> None:
+        canvas = canvas_beside(self._panel)
+        if canvas is not None:
+            canvas.setUpdatesEnabled(on)
 
     def _go_on(self) -> None:
         if self._steps is None:
@@ -170,6 +179,12 @@ class SlideActions(QObject):
         except StopIteration:
             self._steps = None
             self.sync()
+            if self._steps is None:
+                self._draw_canvas(True)
+        except Exception:
+            self._steps = None
+            self._draw_canvas(True)
+            raise
         else:
             self._turns.start()
 
@@ -205,6 +220,7 @@ class SlideActions(QObject):
             for _ in self._steps:
                 pass
             self._steps = None
+            self._draw_canvas(True)
         while self._bindings:
             self._bindings.popitem()[1].close(take_out=not self._context.leaving)
 
