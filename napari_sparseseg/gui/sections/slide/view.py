@@ -63,8 +63,8 @@ class SlidePanel(QWidget):
             "Sample",
             "Open a small slide with scribbles, to try the plugin",
             (
-                ("Skin, H&&E, real", self.skin_requested.emit),
-                ("Synthetic H&&E with known truth", self.sample_requested.emit),
+                ("Real slide (skin)", self.skin_requested.emit),
+                ("Synthetic slide with known truth", self.sample_requested.emit),
             ),
         )
         self.recent = menu_button("Recent", "Slides and projects opened lately", ())
