@@ -186,8 +186,11 @@ def test_comparisons_come_by_steps_and_windows_and_an_unscored_one_counts_as_sta
     half, whole = (cost_of(n, dataclasses.replace(CONFIG, patch_px=192, batch_size=4)) for n in (0, 24))
     assert 0 < half < whole
     assert cost_of(24, CONFIG) > whole  # smaller steps: more of them take as long
-    schedule.begin(10, 3.0)
-    assert [n for n in (39, 40) if schedule.is_due(n)] == [40]
+    schedule.begin(100, 3.0)
+    assert [n for n in (129, 130) if schedule.is_due(n)] == [130]
+    for now, due in ((10, 30), (30, 90), (600, 1600)):  # an expensive one: in a tenth of the time, but early sooner
+        schedule.begin(now, 100.0)
+        assert [n for n in (due - 1, due) if schedule.is_due(n)] == [due]
     schedule.skip(40, 0.1)
     assert schedule.stale == 1
     assert [n for n in (49, 50) if schedule.is_due(n)] == [50]

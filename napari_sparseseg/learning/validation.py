@@ -57,6 +57,9 @@ class ValidationSettings:
     """Approximate share of the fine part's time that later comparisons take."""
     least_steps: int = 10
     """Fewest steps between two comparisons."""
+    growth: float = 2.0
+    """Early on the next comparison comes after this many times the steps so far at the latest: the head gains much from
+    the first augmented patches, and a share given to a decoder of ten steps is a guess. See D116."""
     swap_after: int = 12
     """Comparisons until other strokes are held out, so that the decoder learns from those too."""
     shares: tuple[float, ...] = (0.5, 0.8)
@@ -65,10 +68,11 @@ class ValidationSettings:
     """Balanced Dice that a few held-out strokes cannot tell apart: within it the decoder is served rather than the
     head. Among the shares the log loss decides, which is less coarse than Dice. See D5."""
     keep_noise: float = 0.05
-    """The same for a later decoder against an earlier one; the later one is the better guess. See D5."""
+    """The same for a later decoder against an earlier one, and for the head with augmented patches against the head
+    without: the later one is the better guess. See D5 and D116."""
     settled: int = 100
-    """Fine steps after which a decoder is usually better than the head: from then on the spread between the held-out
-    places counts as noise too, and strokes that tell nothing leave it `PRIOR`. See D115."""
+    """Fine steps after which a decoder is usually better than the head. Before, no noise is granted to it; afterwards
+    the spread between the held-out places is noise too, and strokes that tell nothing leave it `PRIOR`. See D115."""
 
 
 class ValidationSchedule:
@@ -100,7 +104,8 @@ class ValidationSchedule:
 
     def begin(self, steps: int, cost: float) -> None:
         """Plan the next comparison after one that takes as long as `cost` steps."""
-        self._next = steps + max(self._settings.least_steps, round(cost / self._settings.time_share))
+        soon = min(cost / self._settings.time_share, self._settings.growth * steps)
+        self._next = steps + max(self._settings.least_steps, round(soon))
 
     def skip(self, steps: int, cost: float) -> None:
         """Plan the next comparison when there was nothing to compare on; counts as stale so that `patience` ends."""
@@ -247,8 +252,8 @@ class Comparison:
         self.reliable = self._reliability.value
         scores = {name: self._held.scores(scorer) for name, scorer in self._scorers.items()}
         dice = {name: found.balanced_dice for name, found in scores.items()}
-        # Unless strokes clearly speak against it, more training is the better guess.
-        doubt = self._settings.noise + self._spread(INSTANT, 0.0) if self._settled else 0.0
+        # Augmented patches teach what strokes of the same slides cannot test: other slides and stains.
+        doubt = self._settings.keep_noise + self._spread(INSTANT, 0.0)
         best: float | str = INSTANT if dice[INSTANT] > dice[0.0] + doubt else 0.0
         allowed = [share for share in self._settings.shares if share <= self._most]
         fine = min(allowed, key=lambda share: scores[share].log_loss, default=0.0)
@@ -256,7 +261,7 @@ class Comparison:
         self.informative = max(dice.values()) > chance + CHANCE * (1 - chance)
         if not self.informative:
             best = PRIOR if self._settled and PRIOR in self._names else best
-        elif dice[fine] >= dice[best] - self._settings.noise - self._spread(fine, best):
+        elif dice[fine] >= dice[best] - (self._settings.noise + self._spread(fine, best) if self._settled else 0.0):
             best = fine
         self.augmented = best != INSTANT
         self.best_share = 0.0 if isinstance(best, str) else best

@@ -58,8 +58,9 @@ def fitted(slide, a, config=CONFIG, **kwargs):
 
 
 def comparing(settings=None, **validation):
-    """Settings of a learner that compares at other times, or by other margins."""
-    return dataclasses.replace(settings or LearnerSettings(), validation=ValidationSettings(**validation))
+    """Settings of a learner that compares at other times, or by other margins; its decoder has settled at once."""
+    chosen = ValidationSettings(**{"settled": 0, **validation})
+    return dataclasses.replace(settings or LearnerSettings(), validation=chosen)
 
 
 NEVER = comparing(first=10**9)
