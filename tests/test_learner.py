@@ -101,12 +101,6 @@ def test_the_decoder_has_a_share_where_it_is_not_below_the_head_by_more_than_noi
     assert np.isfinite(report.loss)
 
 
-def test_a_decoder_of_a_few_steps_is_granted_no_noise(slide):
-    found = until_compared(fitted(slide, annotated(), settings=comparing(first=2, noise=1.0, settled=3))).validation
-    shares = found["shares"]
-    assert found["share"] == 0 or shares[str(found["share"])] >= shares["0.0"]
-
-
 def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide):
     a = annotated()
     learner = fitted(slide, a, settings=comparing(first=1, least_steps=1, time_share=100))

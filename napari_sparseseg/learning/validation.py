@@ -59,7 +59,7 @@ class ValidationSettings:
     """Fewest steps between two comparisons."""
     growth: float = 2.0
     """Early on the next comparison comes after this many times the steps so far at the latest: the head gains much from
-    the first augmented patches, and a share given to a decoder of ten steps is a guess. See D116."""
+    the first augmented patches. See D116."""
     swap_after: int = 12
     """Comparisons until other strokes are held out, so that the decoder learns from those too."""
     shares: tuple[float, ...] = (0.5, 0.8)
@@ -71,8 +71,8 @@ class ValidationSettings:
     """The same for a later decoder against an earlier one, and for the head with augmented patches against the head
     without: the later one is the better guess. See D5 and D116."""
     settled: int = 100
-    """Fine steps after which a decoder is usually better than the head. Before, no noise is granted to it; afterwards
-    the spread between the held-out places is noise too, and strokes that tell nothing leave it `PRIOR`. See D115."""
+    """Fine steps after which a decoder is usually better than the head: from then on the spread between the held-out
+    places counts as noise too, and strokes that tell nothing leave it `PRIOR`. See D115."""
 
 
 class ValidationSchedule:
@@ -261,7 +261,7 @@ class Comparison:
         self.informative = max(dice.values()) > chance + CHANCE * (1 - chance)
         if not self.informative:
             best = PRIOR if self._settled and PRIOR in self._names else best
-        elif dice[fine] >= dice[best] - (self._settings.noise + self._spread(fine, best) if self._settled else 0.0):
+        elif dice[fine] >= dice[best] - self._settings.noise - self._spread(fine, best):
             best = fine
         self.augmented = best != INSTANT
         self.best_share = 0.0 if isinstance(best, str) else best
