@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from napari_sparseseg.annotations.document import Edit
+    from napari_sparseseg.annotations.document import Edit, History
     from napari_sparseseg.annotations.packing import Keep, Labels
     from napari_sparseseg.annotations.snapshot import Snapshot
     from napari_sparseseg.annotations.stored import StoredAnnotations
@@ -123,12 +123,8 @@ class Annotations:
         return self._document.others
 
     def set_others(self, features: Iterable[dict[str, Any]]) -> None:
-        """Replace `others`; written at once where a file is bound."""
-        with self._document.lock:
-            self._document.others = tuple(features)
-            if self._file is not None:
-                self._file.write_all(self._document)
-        self._report()
+        """Replace `others`, as one step of the history."""
+        self._finish(lambda: self._editor.change_others(features))
 
     def snapshot(self) -> Snapshot:
         """The committed annotations, frozen, without a stroke being drawn. One object per version."""
@@ -257,6 +253,10 @@ class Annotations:
         edit = self._finish(lambda: self._editor.draw_shapes(shapes, progress))
         return len(edit.added) if edit is not None else 0
 
+    def take_over(self, other: Annotations) -> None:
+        """Draw all that other annotations of the same slide hold, as one step; nothing may be labelled here."""
+        self._finish(lambda: self._editor.take_over(other._document))
+
     def draw_masks(self, pieces: Iterable[MaskPiece]) -> None:
         """Draw masks, one stroke each, as one step of the history; nothing is drawn where `pieces` raises."""
         self._finish(lambda: self._editor.draw_masks(pieces))
@@ -308,6 +308,11 @@ class Annotations:
         self._editor.abort()
 
     # ------------------------------------------------------------------ history and classes
+    @property
+    def history(self) -> History:
+        """What can be undone and redone."""
+        return self._document.history
+
     def undo(self) -> Box | None:
         """Take the newest step back; the box that may look different, None where there is nothing to undo."""
         return edit.box if (edit := self._finish(self._document.undo)) is not None else None
@@ -321,22 +326,17 @@ class Annotations:
         self._document.forget_history()
 
     @uninterrupted()
-    def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
-        """Replace the class table; ids keep their meaning.
+    def set_classes(
+        self, classes: Iterable[ClassDef | tuple[str, str] | str], *, undoable: bool = True, act: str = ""
+    ) -> None:
+        """Replace the class table, as one step of the history.
 
-        Classes that are not in it are removed with their labels, strokes and dense regions; `undo` restores them.
+        Ids keep their meaning. Classes that are not in the new table are removed with their labels, strokes and dense
+        regions. Not `undoable`: no step, unless something is removed. `act` is that of `Edit`.
         """
         table = make_classes(classes)
-        gone = {c.id for c in self.classes} - {c.id for c in table}
-        if gone:
-            self._finish(lambda: self._editor.remove_classes(gone, table))
-        if table == self.classes:
-            return
-        with self._document.lock:
-            self._document.set_class_table(table)
-            self._write(None)
-        self.classes_changed.emit()
-        self._report()
+        if table != self.classes:
+            self._finish(lambda: self._editor.change_classes(table, act, undoable=undoable))
 
     @uninterrupted()
     def _finish(self, make: Callable[[], Edit | None]) -> Edit | None:
@@ -346,9 +346,10 @@ class Annotations:
             if edit is None:
                 return None
             self._write(edit)
-        if edit.dropped or edit.restored:
+        if edit.table is not None:
             self.classes_changed.emit()
-        self.changed.emit(self.version, edit.box)
+        if edit.draws or edit.others is not None:
+            self.changed.emit(self.version, edit.box)
         self._report()
         return edit
 
@@ -451,8 +452,10 @@ class Annotations:
             self._file = None
 
     def _write(self, edit: Edit | None) -> None:
-        if self._file is not None:
-            self._file.write(self._document, edit)
+        if self._file is not None and edit is not None and edit.others is not None:
+            self._file.write_all(self._document)
+        elif self._file is not None:
+            self._file.write(self._document, edit if edit is not None and edit.draws else None)
 
     def _report(self) -> None:
         self._emit_saved()

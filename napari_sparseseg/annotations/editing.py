@@ -6,12 +6,13 @@ import itertools
 import math
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from napari_sparseseg.annotations.document import Edit
 from napari_sparseseg.annotations.packing import CHUNK
+from napari_sparseseg.annotations.quadtree import Change
 from napari_sparseseg.annotations.raster import (
     BATCH_CROSSINGS,
     MIN_RADIUS,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.document import AnnotationDocument
     from napari_sparseseg.annotations.packing import Keep
-    from napari_sparseseg.annotations.quadtree import Change, LabelQuadtree
+    from napari_sparseseg.annotations.quadtree import LabelQuadtree
     from napari_sparseseg.config import ClassDef
 
     Mask = NDArray[np.bool_]
@@ -263,13 +264,17 @@ class Editor:
             box = _around(region.box for region in (*added, *removed)) or NOWHERE
             return self._document.record(Edit(box, dense=change, added=added, removed=tuple(removed)))
 
-    def remove_classes(self, gone: set[int], table: tuple[ClassDef, ...]) -> Edit:
-        """Remove classes with their labels, strokes and dense regions; `table` has those that stay, as they shall be.
+    def change_classes(self, table: tuple[ClassDef, ...], act: str = "", *, undoable: bool = True) -> Edit:
+        """Replace the class table; classes that are not in it go with their labels, strokes and dense regions.
 
-        One edit, so that no file ever has the old table without the classes that are gone.
+        One edit, so that no file ever has the old table without the classes that are gone. One that removes nothing is
+        left out of the history unless it is `undoable`.
         """
         document = self._document
         with document.lock:
+            before, gone = document.classes, {c.id for c in document.classes} - {c.id for c in table}
+            if not gone:
+                return document.record(Edit(NOWHERE, table=(before, table), act=act), undoable=undoable)
             document.scribbles.begin()
             for class_id in sorted(gone):
                 document.scribbles.replace_label(class_id, 0)
@@ -277,11 +282,35 @@ class Editor:
             strokes = tuple(s for s in document.strokes.values() if s.class_id in gone)
             regions = tuple(r for r in document.regions.values() if r.class_id in gone)
             dense = self._draw_regions((), regions)[1] if regions else None
-            dropped = tuple((i, c) for i, c in enumerate(document.classes) if c.id in gone)
             whole = Box(0, 0, *document.shape)
-            edit = document.record(Edit(whole, scribbles, dense, (), (*strokes, *regions), dropped))
-            document.set_class_table(table)
-            return edit
+            return document.record(Edit(whole, scribbles, dense, (), (*strokes, *regions), (before, table), act=act))
+
+    def change_others(self, features: Iterable[dict[str, Any]]) -> Edit | None:
+        """Replace the objects that label nothing."""
+        with self._document.lock:
+            before, after = self._document.others, tuple(features)
+            whole = Box(0, 0, *self._document.shape)
+            return None if before == after else self._document.record(Edit(whole, others=(before, after)))
+
+    def take_over(self, other: AnnotationDocument) -> Edit | None:
+        """Draw all that is in another document into this one, in which nothing may be labelled.
+
+        Its chunks are taken as they are: drawing hundreds of thousands of objects again would take minutes.
+        """
+        document = self._document
+        with document.lock, other.lock:
+            if document.strokes or document.regions or document.scribbles.nonzero_counts():
+                raise AnnotationError("something is labelled here already.")
+            pairs = ((document.scribbles, other.scribbles), (document.dense, other.dense))
+            scribbles, dense = (_taken(mine, theirs) for mine, theirs in pairs)
+            drawn = sorted((*other.strokes.values(), *other.regions.values()), key=lambda stroke: stroke.id)
+            strokes = tuple(replace(stroke, id=document.take_id()) for stroke in drawn)
+            if not strokes and scribbles is None and dense is None:
+                return None
+            for (tree, _), change in zip(pairs, (scribbles, dense), strict=True):
+                if change is not None:
+                    tree.apply(change)
+            return document.record(Edit(Box(0, 0, *document.shape), scribbles, dense, strokes))
 
     def _draw_regions(
         self, new: Sequence[tuple[int, Rings]], removed: Sequence[Stroke]
@@ -309,6 +338,13 @@ class Editor:
             tree.abort()
             raise
         return tuple(added), tree.commit()
+
+
+def _taken(mine: LabelQuadtree, theirs: LabelQuadtree) -> Change | None:
+    """The change that makes a tree without labels hold what another does; None where it does already."""
+    before, after = mine.packed(), theirs.packed()
+    chunks = {at: (before.get(at), after.get(at)) for at in {**before, **after} if before.get(at) != after.get(at)}
+    return Change(chunks, theirs.counts() - mine.counts()) if chunks else None
 
 
 def stamp(

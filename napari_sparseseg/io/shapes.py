@@ -260,9 +260,9 @@ def to_annotations(
     document.drawn.clear()  # of cells by the hundred thousand, one copy of the outlines is enough
     out = Annotations(shape, table.classes)
     out.draw(shapes, progress)
-    out.forget_history()
     others = [moved(feature, origin) for kind, feature in document.others if kind not in table]
     out.set_others(others)
+    out.forget_history()
     _report(name, document, len(others))
     return out
 

@@ -49,6 +49,6 @@ def joined(ours: Table, theirs: Table) -> tuple[Table, dict[int, int]]:
 def translated(annotations: Annotations, ids: dict[int, int], table: Table) -> Annotations:
     """Annotations with our ids and the whole of our table; the same object where no label changes."""
     if all(old == new for old, new in ids.items()):
-        annotations.set_classes(table)
+        annotations.set_classes(table, undoable=False)
         return annotations
     return renumbered(annotations, ids, table)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import suppress
+import uuid
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -28,7 +29,7 @@ from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.session.project import Role
@@ -85,6 +86,7 @@ class ProjectKeeper:
         self._upcoming: tuple[ClassDef, ...] = ()
         """The class table that the annotation files are getting just now."""
         slides.reclassed.connect(self._absent.follow)
+        training.write_checkpoint = self.write_checkpoint
         self.read_only = ""
         """Why nothing can be written, or empty: what is drawn here stays in memory until it is saved elsewhere."""
 
@@ -134,21 +136,28 @@ class ProjectKeeper:
         return entry
 
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
-        """Change the class table of all slides.
+        """Change the class table of all slides, as one step of their history."""
+        table = make_classes(classes)
+        if table != self._slides.classes:
+            with self.announcing(table):
+                self._slides.set_classes(table, undoable=True, act=uuid.uuid4().hex)
+
+    @contextmanager
+    def announcing(self, table: tuple[ClassDef, ...]) -> Iterator[None]:
+        """Around a change of the class table.
 
         ``project.json`` says so before the first annotation file is written: what a kill leaves undone is done when
         the project is opened.
         """
-        table = make_classes(classes)
         if len(self._slides.entries) > 1 and table != self._slides.classes:
             self._upcoming = table
             with suppress(ProjectError):  # a full disk: said below
                 self.write()
         try:
-            self._slides.set_classes(table)
+            yield
         finally:
             self._upcoming = ()
-            self.write_changes()
+        self.write_changes()
 
     @_one_at_a_time
     def remove(self, entry: SlideEntry) -> None:
@@ -295,31 +304,25 @@ class ProjectKeeper:
     def import_annotations(self, entry: SlideEntry, path: str | os.PathLike[str] | None) -> int:
         """Add the annotations of a file to a slide's; see `Session.import_annotations`."""
         from napari_sparseseg.io import find_annotations, load_annotations
+        from napari_sparseseg.io.trace import shapes_of
 
         slide, source = entry.slide, path or find_annotations(entry.slide.path, entry.slide.image)
         fresh = len(self._slides.entries) == 1 and not self._slides.labelled and self._training.model is None
         table = () if fresh else self._slides.classes
-        return self.add_annotations(entry, load_annotations(source, slide.shape, classes=table, slide=slide))
-
-    def add_annotations(self, entry: SlideEntry, loaded: Annotations) -> int:
-        """Draw other annotations over those of a slide as one undo step; see `Session.import_annotations`."""
-        from napari_sparseseg.io.trace import shapes_of
-
+        loaded = load_annotations(source, slide.shape, classes=table, slide=slide)
         mine, counts = entry.annotations, loaded.counts()
-        if loaded.others:
-            mine.set_others((*mine.others, *loaded.others))
-        if not any(counts.values()):
-            return 0
-        if not mine.strokes and not mine.dense_regions:
-            loaded.set_others(mine.others)
-            self.replace_annotations(entry, loaded)
-            return len(loaded.strokes) + len(loaded.dense_regions)
         known = {c.id for c in self._slides.classes}
-        self._slides.set_classes(
-            (*self._slides.classes, *(c for c in loaded.classes if c.id not in known and counts.get(c.id)))
-        )
-        self.write_changes()
-        return mine.draw(shapes_of(loaded.snapshot()))
+        new = tuple(c for c in loaded.classes if c.id not in known and counts.get(c.id))
+        with mine.history.one_step(f"import of {Path(source).name}"):
+            if loaded.others:
+                mine.set_others((*mine.others, *loaded.others))
+            if not any(counts.values()):
+                return 0
+            self.set_classes(loaded.classes if fresh else (*self._slides.classes, *new))
+            if mine.strokes or mine.dense_regions or any(mine.counts().values()):
+                return mine.draw(shapes_of(loaded.snapshot()))
+            mine.take_over(loaded)
+            return len(loaded.strokes) + len(loaded.dense_regions)
 
     @_one_at_a_time
     def save_as(self, path: Path, exists: Exists) -> Project:

@@ -11,6 +11,7 @@ from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, Trai
 from napari_sparseseg.errors import ProjectError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.session.engine import Engine
+from napari_sparseseg.session.history import SessionHistory
 from napari_sparseseg.session.persistence import Exists, ProjectKeeper
 from napari_sparseseg.session.prediction import LiveWorker, Predictor
 from napari_sparseseg.session.results import Results
@@ -66,6 +67,8 @@ class Session:
 
     Attributes
     ----------
+    history
+        Undo and redo of what was done on the active slide and with the classes.
     status_changed
         Signal (Status).
     live_changed
@@ -91,7 +94,7 @@ class Session:
         self._slides = SlideCollection(classes)
         self._training = learn = Training(self._slides, config or TrainConfig(), self._emit_status)
         self._keeper = ProjectKeeper(self._slides, self._training, autosave=autosave)
-        self._training.write_checkpoint = self._keeper.write_checkpoint
+        self.history = SessionHistory(self._slides, self._keeper.announcing)
         self._live = view = LiveWorker(self._slides, self._training)
         workers = (learn.end_worker, self._slides.watch, learn.refit_worker, view.work, learn.train_worker)
         self._engine = Engine(workers, learn.fail)
@@ -107,8 +110,6 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    # Slides
 
     def open(self, path: str | os.PathLike[str], *, role: Role | None = None, image: int | None = None) -> Slide:
         """Open a slide (a file, an OME-Zarr folder or an address) and make it active; `SlideOpenError` if that fails.
@@ -173,7 +174,7 @@ class Session:
 
     @property
     def classes(self) -> tuple[ClassDef, ...]:
-        """The class table of all slides; assign to change it."""
+        """The class table of all slides; assign to change it, as one step of `history`."""
         return self._slides.classes
 
     @classes.setter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -18,7 +19,7 @@ from napari_sparseseg.slides import Slide, open_slide
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from napari_sparseseg.learning.sources import Source
     from napari_sparseseg.session.class_tables import Table
@@ -70,6 +71,8 @@ class SlideCollection:
 
     def __init__(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         self._classes = make_classes(classes)
+        self.unopened = Annotations((1, 1), classes=self._classes)
+        """Of no slide: its history has the changes of the class table for when none is open."""
         self.entries: tuple[SlideEntry, ...] = ()
         self._active = -1
         self._following = False
@@ -221,11 +224,8 @@ class SlideCollection:
         AnnotationError
             As `Annotations.attach`.
         """
-        self._following = True  # the file's table may lack classes of other slides, so it must not replace theirs
-        try:
+        with self.holding_still():  # the file's table may lack classes of other slides, so it must not replace theirs
             entry.annotations.attach(path)
-        finally:
-            self._following = False
         if entry.annotations.classes != self._classes:
             self._join_classes(entry, reconcile=True, listed=listed)
 
@@ -242,30 +242,43 @@ class SlideCollection:
         table, ids = joined(self._classes, meant(used_in(annotations), remembered))
         return translated(annotations, ids, table)
 
-    def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
-        """Edit the class table of every slide; ids keep their meaning, labels of removed classes are removed."""
+    def set_classes(
+        self, classes: Iterable[ClassDef | tuple[str, str] | str], *, undoable: bool = False, act: str = ""
+    ) -> None:
+        """Edit the class table of every slide; ids keep their meaning, labels of removed classes are removed.
+
+        `undoable`: one step in the history of each of them, which `act` tells from others.
+        """
         before = self._classes
         try:
-            self.replace_classes(classes)
+            self.replace_classes(classes, undoable=undoable, act=act)
         finally:
             self.reclassed.emit(before, self._classes)
 
-    def replace_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
+    def replace_classes(
+        self, classes: Iterable[ClassDef | tuple[str, str] | str], *, undoable: bool = False, act: str = ""
+    ) -> None:
         """Use another class table, whose ids mean what they mean in the annotations of the open slides."""
         self._classes = make_classes(classes)
-        self._following, failed = True, list[AnnotationError]()
-        try:
-            for entry in self.entries:
+        failed: list[AnnotationError] = []
+        with self.holding_still():
+            for annotations in (self.unopened, *(e.annotations for e in self.entries)):
                 try:
-                    if entry.annotations.classes != self._classes:
-                        entry.annotations.set_classes(self._classes)
+                    annotations.set_classes(self._classes, undoable=undoable, act=act)
                 except AnnotationError as error:  # of a full disk: all slides have the table all the same
                     failed.append(error)
-        finally:
-            self._following = False
         self.annotated.emit()
         if failed:
             raise failed[0]
+
+    @contextmanager
+    def holding_still(self) -> Iterator[None]:
+        """Inside, a class table that changes for one slide does not change for the others."""
+        before, self._following = self._following, True
+        try:
+            yield
+        finally:
+            self._following = before
 
     def versions(self) -> Versions:
         """Annotation version of every training slide; then hashes of the slides (key, role, mpp) and the classes."""

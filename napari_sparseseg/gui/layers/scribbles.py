@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from napari.layers import Labels
@@ -22,7 +22,7 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -31,6 +31,17 @@ if TYPE_CHECKING:
     from napari_sparseseg.annotations.packing import Keep
     from napari_sparseseg.gui.layers.snap_brush import SnapBrush
     from napari_sparseseg.session.snapping import Grown
+
+
+class Steps(Protocol):
+    """Something with undo and redo."""
+
+    def undo(self) -> object:
+        """Take the last step back."""
+
+    def redo(self) -> object:
+        """Make the step again that was undone last."""
+
 
 DEFAULT_BRUSH_PX = 20
 CLASS_KEYS = range(1, 10)
@@ -73,6 +84,8 @@ class ScribbleLayer(LazyLabels):
 
     def __init__(self, annotations: Annotations, *, name: str = "scribbles", opacity: float = 0.7) -> None:
         self._annotations = annotations
+        self.history: Steps = annotations
+        """What `undo` and `redo` walk; that of a session has the changes of the class table in all slides too."""
         self.locked_classes: frozenset[int] = frozenset()  # class ids that no tool draws over or erases
         self._zoom = 1.0
         self._depth = 0  # of nested groups of edits; the stroke ends with the outermost
@@ -236,16 +249,16 @@ class ScribbleLayer(LazyLabels):
         self._close_stroke(abort=True)
 
     def undo(self) -> None:
-        """Undo the last stroke; nothing while one is being drawn."""
+        """Undo the last step; nothing while a stroke is being drawn."""
         self.finish_stroke()
         if not self._stroke:
-            self._annotations.undo()
+            _warned(self.history.undo)
 
     def redo(self) -> None:
         """Redo what was undone last."""
         self.finish_stroke()
         if not self._stroke:
-            self._annotations.redo()
+            _warned(self.history.redo)
 
     # Tools
 
@@ -328,6 +341,14 @@ class ScribbleLayer(LazyLabels):
                     self._queue(self._annotations.paint_mask(0, y, x, mask))
         if refresh:
             self._partial_labels_refresh()
+
+
+def _warned(step: Callable[[], object]) -> None:
+    """Make a step; one that is refused is explained."""
+    try:
+        step()
+    except AnnotationError as error:
+        show_warning(str(error))
 
 
 ENCIRCLE_RADIUS = 1.8

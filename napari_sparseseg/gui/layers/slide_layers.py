@@ -15,7 +15,7 @@ from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
 from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, require_editing, show_whole
 from napari_sparseseg.gui.layers.other_objects import other_objects_layer
 from napari_sparseseg.gui.layers.prediction import class_colours
-from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer
+from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -95,6 +95,8 @@ class SlideBinding:
         The slide in the session.
     images
         Existing image layers of the slide; None adds them.
+    history
+        What undo and redo walk; None: that of the annotations alone.
 
     Attributes
     ----------
@@ -102,8 +104,14 @@ class SlideBinding:
         The annotations as layers; `add_annotations` adds them to the viewer.
     """
 
-    def __init__(self, viewer: napari.Viewer, entry: SlideEntry, images: Sequence[Layer] | None = None) -> None:
-        self.viewer, self.entry = viewer, entry
+    def __init__(
+        self,
+        viewer: napari.Viewer,
+        entry: SlideEntry,
+        images: Sequence[Layer] | None = None,
+        history: Steps | None = None,
+    ) -> None:
+        self.viewer, self.entry, self._history = viewer, entry, history
         self._shown, self._seen = False, self._camera if images else None
         self._guests: dict[Layer, _Placement] = {}
         self._restoring = False
@@ -209,6 +217,7 @@ class SlideBinding:
         name = f"scribbles, {short(slide_name(self.entry.slide))}"
         scribbles = Scribbles(self.viewer, self.entry.annotations, name=name, add=False)
         scribbles.layer.metadata["slide"] = self.entry.slide
+        scribbles.layer.history = self._history or self.entry.annotations
         return scribbles
 
     def follow_annotations(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QObject, Signal
@@ -24,15 +23,6 @@ if TYPE_CHECKING:
 Table = tuple["ClassDef", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One change of the table: what it was, what was done, and the annotations' versions after a removal."""
-
-    before: Table
-    what: str
-    versions: tuple[tuple[str, int], ...] | None
-
-
 class ClassActions(QObject):
     """Joins the Classes section, the session's class table and the scribble layer.
 
@@ -47,7 +37,6 @@ class ClassActions(QObject):
     def __init__(self, context: Context, panel: ClassesPanel, slides: SlideActions) -> None:
         super().__init__(context)
         self._context, self._panel, self._slides = context, panel, slides
-        self._undo: list[_Step] = []
         self._known: Table = ()
         self._layer: Any = None
         self._statistics: LabelStatistics | None = None
@@ -60,6 +49,8 @@ class ClassActions(QObject):
         panel.snap_changed.connect(self._on_snap)
         panel.table.locks_changed.connect(self._on_locks)
         context.annotated.connect(self.sync)
+        context.annotated.connect(self._show_undo)
+        slides.binding_changed.connect(self._show_undo)
         context.slides_changed.connect(self.sync)
         context.session_replaced.connect(self._on_session)
         slides.binding_changed.connect(self._on_binding)
@@ -76,7 +67,7 @@ class ClassActions(QObject):
         if classes == self._known:
             return
         self._known = classes
-        self._panel.show_classes(classes, can_undo=bool(self._undo))
+        self._panel.show_classes(classes, can_undo=bool(self._context.session.history.next_undo))
         if self._statistics is not None:
             self._panel.table.show_statistics(self._statistics)
         self._select_drawn()
@@ -100,9 +91,7 @@ class ClassActions(QObject):
         before = self._context.session.classes
         if what.startswith("preset") and not self._agrees(before, classes):
             return
-        removal = bool({c.id for c in before} - {c.id for c in classes})
-        if self._set(tuple(classes)):
-            self._undo.append(_Step(before, what, self._versions() if removal else None))
+        self._set(tuple(classes))
         self._show_undo()
 
     def _agrees(self, before: Table, classes: Table) -> bool:
@@ -134,33 +123,22 @@ class ClassActions(QObject):
                 name="Reading classes",
             )
 
-    def _versions(self) -> tuple[tuple[str, int], ...]:
-        return tuple((e.key, e.annotations.version) for e in self._context.session.entries)
-
     def _on_undo(self) -> None:
-        step = self._undo[-1]
-        if step.versions is None:
-            self._undo.pop()
-            self._set(step.before)
-        elif step.versions != self._versions():
-            self._context.problem.emit(
-                f"Strokes were drawn since ({step.what}): undo them first with Ctrl+Z over the slide, then this.", ""
-            )
-        else:  # what was drawn with the class comes back with it
-            self._undo.pop()
-            for entry in self._context.session.entries:
-                entry.annotations.undo()
-            self._set(step.before)
+        """Take back the last step of all, as Ctrl+Z does."""
+        self._context.attempt(self._context.session.history.undo)
+        self._known = ()
+        self.sync()
         self._show_undo()
 
     def _show_undo(self) -> None:
-        self._panel.undo.setEnabled(bool(self._undo))
-        what = f": {self._undo[-1].what}" if self._undo else ""
-        self._panel.undo.setToolTip(plain_tip(f"After a slip: take back the last change of this table{what}"))
+        step = self._context.session.history.next_undo
+        self._panel.undo.setEnabled(bool(step))
+        self._panel.undo.setToolTip(plain_tip(f"Undo (Ctrl+Z): {step}" if step else "Nothing to undo (Ctrl+Z)"))
 
     def _on_session(self) -> None:
-        self._undo, self._known, self._statistics = [], (), None
+        self._known, self._statistics = (), None
         self.sync()
+        self._show_undo()
 
     def _on_selected(self, class_id: int) -> None:
         if self._layer is not None:

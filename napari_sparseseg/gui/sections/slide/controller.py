@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari.layers import Layer
 
     from napari_sparseseg.gui.context import Context
+    from napari_sparseseg.gui.layers.scribbles import Steps
     from napari_sparseseg.gui.sections.header.view import Header
     from napari_sparseseg.gui.sections.slide.view import SlidePanel
     from napari_sparseseg.session.slides import SlideEntry
@@ -204,7 +205,7 @@ class SlideActions(QObject):
         """Show a slide's layers."""
         images = self._adopting.pop(entry.slide.fingerprint, None)
         show_in_pixels(images or ())
-        self._arriving = arriving = SlideBinding(self._context.viewer, entry, images)
+        self._arriving = arriving = SlideBinding(self._context.viewer, entry, images, self._context.session.history)
         yield
         yield from arriving.add_annotations()
         self._arriving, self._bindings[entry.key] = None, arriving
@@ -233,23 +234,20 @@ class SlideActions(QObject):
 
     def undo(self) -> None:
         """Take back the last step on the active slide, or of another layer of labels while that is active."""
-        layer = self._undoing
-        if layer is not None:
-            layer.undo()
+        self._walked.undo()
 
     def redo(self) -> None:
         """Make the step again that was taken back last; as `undo`."""
-        layer = self._undoing
-        if layer is not None:
-            layer.redo()
+        self._walked.redo()
 
     @property
-    def _undoing(self) -> Labels | None:
+    def _walked(self) -> Steps:
         active = self._context.viewer.layers.selection.active
         ours = any(active == layer for b in self._bindings.values() for layer in b.layers)
         if isinstance(active, Labels) and not ours and not isinstance(active, LazyLabels):
-            return active
-        return None if self.binding is None else self.binding.scribbles.layer
+            foreign: Steps = active
+            return foreign
+        return self._context.session.history if self.binding is None else self.binding.scribbles.layer
 
     def _load(self, work: Callable[[], Any], name: str, then: Callable[[Any], object] | None = None) -> None:
         """Change slides or annotations in a job; when it ends, synchronise the layers and call `then(result)`."""
@@ -303,17 +301,15 @@ class SlideActions(QObject):
         path = dialogs.ask_open(self._panel, "Import annotations", dialogs.ANNOTATIONS)
         if path:
             session, name = self._context.session, Path(path).name
-            before = session.annotations
             self._load(
                 lambda: session.import_annotations(path),
                 f"Importing {name}",
-                lambda added: self._on_imported(name, added, undoable=session.annotations is before),
+                lambda added: self._on_imported(name, added),
             )
 
-    def _on_imported(self, name: str, added: int, *, undoable: bool) -> None:
+    def _on_imported(self, name: str, added: int) -> None:
         if added:
-            undo = " Ctrl+Z over the slide removes them." if undoable else ""
-            show_info(f"Added {added} strokes and regions of {name}.{undo}")
+            show_info(f"Added {added} strokes and regions of {name}. Ctrl+Z removes them.")
         else:
             self._context.problem.emit(f"No object of {name} lies on this slide. Nothing was changed.", "")
 
