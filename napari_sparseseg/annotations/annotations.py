@@ -223,13 +223,7 @@ class Annotations:
         self._finish(lambda: self._editor.change_regions((), removed))
 
     def reshape_dense_region(self, region_id: int, points_yx: ArrayLike) -> None:
-        """Give a dense region other corners (N, 2), level 0; its class stays. Holes are lost.
-
-        Raises
-        ------
-        AnnotationError
-            Where there is none, or the new outline lies outside the slide.
-        """
+        """Give a dense region other corners (N, 2), level 0, on the slide; its class stays, holes are lost."""
         region, ring = self._editor.region(region_id), as_points(points_yx, least=3)
         if Polygon([ring]).box.intersection(Box(0, 0, *self.shape)).area == 0:
             raise AnnotationError("the dense region would lie outside the slide.")
@@ -329,10 +323,10 @@ class Annotations:
     def set_classes(
         self, classes: Iterable[ClassDef | tuple[str, str] | str], *, undoable: bool = True, act: str = ""
     ) -> None:
-        """Replace the class table, as one step of the history.
+        """Replace the class table, as one step of the history; ids keep their meaning.
 
-        Ids keep their meaning. Classes that are not in the new table are removed with their labels, strokes and dense
-        regions. Not `undoable`: no step, unless something is removed. `act` is that of `Edit`.
+        Classes that are not in it are removed with their labels, strokes and dense regions. Not `undoable`: no step,
+        unless something is removed; `act` is that of `Edit`.
         """
         table = make_classes(classes)
         if table != self.classes:
