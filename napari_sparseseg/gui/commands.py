@@ -135,6 +135,16 @@ def go_to() -> None:
     _choose_view("Go to coordinates…")
 
 
+def save_snapshot() -> None:
+    """Save what is on screen with scale bar and class legend."""
+    _choose_view("Snapshot…")
+
+
+def slide_pictures() -> None:
+    """Show label and thumbnail of the slide."""
+    _choose_view("Label and thumbnail…")
+
+
 def predict_slide() -> None:
     """Predict the whole slide into a file."""
     _press("predict_slide")

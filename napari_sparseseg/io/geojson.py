@@ -117,7 +117,7 @@ def load_json(text: bytes) -> Any:
     except RecursionError as error:
         raise AnnotationError("it is nested far too deeply for GeoJSON.") from error
     except ValueError as error:
-        raise AnnotationError(f"it is not valid JSON: {error}.") from error
+        raise AnnotationError(f"it is not valid JSON: {error}. Perhaps it is cut short: export it again.") from error
 
 
 def _memory_of(text: bytes) -> int:
@@ -155,7 +155,7 @@ def parse_geojson(data: bytes) -> Document:
     except RecursionError as error:
         raise AnnotationError("it is nested far too deeply for GeoJSON.") from error
     except ValueError as error:
-        raise AnnotationError(f"it is not valid JSON: {error}.") from error
+        raise AnnotationError(f"it is not valid JSON: {error}. Perhaps it is cut short: export it again.") from error
     if head is not None:
         _refuse_other_formats(head)
         _read(head, document, 0)
@@ -355,8 +355,9 @@ def _parts(geometry: Any, depth: int) -> Iterator[tuple[list[NDArray[np.float64]
 
 def _geometry(kind: Any, coordinates: Any) -> Iterator[tuple[list[NDArray[np.float64]], bool]]:
     if not isinstance(coordinates, list):
+        what = f"a {kind}" if isinstance(kind, str) else "an object"
         raise AnnotationError(
-            f"a geometry of type {kind!r} needs a list of coordinates, found {type(coordinates).__name__}."
+            f"{what} has no coordinates; delete it in the program that wrote the file, or draw it again."
         )
     if not coordinates:
         return

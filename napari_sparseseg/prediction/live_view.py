@@ -105,6 +105,11 @@ class LiveView:
         """Tiles still to predict for the current view and model; 0 when idle."""
         return len(self._queue)
 
+    @property
+    def planned(self) -> int:
+        """Tiles of the current view and model, those that are there already included."""
+        return len(self._wanted)
+
     def request(self, box: Box, pixel_size: float) -> None:
         """Set the visible level-0 box and the level-0 pixels per screen pixel, from any thread."""
         self._view = View(Box(*box), pixel_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,15 +76,14 @@ class SessionHistory:
         for entry in self._slides.entries:
             if entry.annotations is not active:
                 _require_free(entry, step)
-        with self._all_slides(active, step.inverse()):
-            active.undo()
+        with self._all_slides(active, step.inverse()) as failed:
+            _make(active.undo, failed)
             for other in self._others(active):
                 theirs = other.history.of_act(step.act)
                 if theirs is not None and theirs is other.history.next_undo:
-                    other.undo()
+                    _make(other.undo, failed)
                 elif theirs is not None:
                     other.history.forget(theirs)
-                other.set_classes(active.classes, undoable=False)
         return step.title
 
     def redo(self) -> str:
@@ -95,13 +95,13 @@ class SessionHistory:
         if step.table is None:
             active.redo()
             return step.title
-        with self._all_slides(active, step):
-            active.redo()
+        with self._all_slides(active, step) as failed:
+            _make(active.redo, failed)
             for other in self._others(active):
                 theirs = other.history.next_redo
                 if theirs is not None and theirs.act and theirs.act == step.act:
-                    other.redo()
-                other.set_classes(active.classes, act=step.act)
+                    _make(other.redo, failed)
+                _make(partial(other.set_classes, active.classes, act=step.act), failed)
         return step.title
 
     @property
@@ -115,13 +115,24 @@ class SessionHistory:
         return [annotations for annotations in every if annotations is not active]
 
     @contextmanager
-    def _all_slides(self, active: Annotations, step: Edit) -> Iterator[None]:
-        """Inside, each slide makes the step; then all have the table of the active one."""
+    def _all_slides(self, active: Annotations, step: Edit) -> Iterator[list[AnnotationError]]:
+        """Inside, each slide makes the step; then all have the table of the active one, and a failure is raised."""
         assert step.table is not None
+        failed: list[AnnotationError] = []
         with self._announcing(changed_table(active.classes, *step.table)):
             with self._slides.holding_still():
-                yield
-            self._slides.set_classes(active.classes)
+                yield failed
+            _make(lambda: self._slides.set_classes(active.classes), failed)
+        if failed:
+            raise failed[0]
+
+
+def _make(step: Callable[[], object], failed: list[AnnotationError]) -> None:
+    """Make a step; where its file cannot be written, it is made in memory, and the other slides follow all the same."""
+    try:
+        step()
+    except AnnotationError as error:
+        failed.append(error)
 
 
 def _require_free(entry: SlideEntry, step: Edit) -> None:

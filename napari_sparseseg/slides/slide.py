@@ -65,7 +65,7 @@ class SlideContents:
     metadata: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     associated: tuple[str, ...] = ()
-    """Names of the label, macro and thumbnail images. They are never read: they may show patient data."""
+    """Names of the label, macro and thumbnail images. They are read on request only: they may show patient data."""
     images: tuple[ImageInfo, ...] = ()
     """The images that `open_slide` can open, in the order of their numbers; empty if there is only one."""
     image: int = 0
@@ -267,6 +267,20 @@ class Slide:
     def associated(self) -> tuple[str, ...]:
         """Names of other images in the file (label, macro, thumbnail)."""
         return self.contents.associated
+
+    def read_associated(self, name: str) -> Pixels:
+        """One of the `associated` images, uint8 (h, w, 3). A label may show the name of a patient.
+
+        Raises
+        ------
+        SlideError
+            Where there is none of that name, or it cannot be read.
+        """
+        from napari_sparseseg.slides.backends.associated import read_associated
+
+        if name not in self.associated:
+            raise SlideError(f"{self.path} has no {name}; it has: {', '.join(self.associated) or 'none'}.")
+        return read_associated(self.path, name)
 
     @property
     def closed(self) -> bool:

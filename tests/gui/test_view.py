@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QPoint, Qt
+from PIL import Image
+from qtpy.QtCore import QObject, QPoint, Qt, QUrl, Slot
+from qtpy.QtGui import QDesktopServices
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
@@ -212,6 +214,66 @@ def test_ctrl_s_and_ctrl_z_mean_the_same_wherever_the_focus_is(viewer, panel, mo
     press(mouse.widget, Qt.Key.Key_Z, CTRL)
     assert not other.data.any(), "another layer of labels keeps its own"
     assert annotations.counts()[1] > 0
+
+
+def test_snapshot_and_legend(viewer, panel, tmp_path):
+    look_at(viewer, 512, 512, 1.0)
+    for entry, name in (("Snapshot…", "view.png"), ("Legend…", "legend.svg"), ("Legend…", "legend.png")):
+        answer_file(tmp_path / name)
+        choose_entry(panel.view.bar.menu_button, entry)
+        wait_until(lambda name=name: (tmp_path / name).exists(), 10)
+    screen = viewer.screenshot(canvas_only=True, flash=False)
+    height, width, _ = screen.shape
+    shot = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
+    assert shot.shape[1] == width
+    assert shot.shape[0] > height, "the legend is below the picture"
+    np.testing.assert_array_equal(shot[:200, :200], screen[:200, :200, :3])
+    bar = shot[height - 60 : height, :140]
+    assert (bar.min(axis=2) == 255).sum(axis=1).max() >= 100, "100 um are 100 pixels here"
+    legend = shot[height:].reshape(-1, 3)
+    for c in panel.session.classes:
+        assert (legend == c.rgb).all(axis=1).sum() > 100, c.name
+        assert f">{c.name}</text>" in (tmp_path / "legend.svg").read_text()
+    assert Image.open(tmp_path / "legend.png").size[1] > 60
+
+
+def test_the_predicted_slide_is_shown_as_a_layer(viewer, panel, mouse, tmp_path):
+    give_model(panel)
+    wait_until(panel.predict.predict_slide.isEnabled, 10)
+    answer_file(tmp_path / "whole")
+    click(panel.predict.predict_slide)
+    wait_until(lambda: not panel.busy and "whole" in panel.predict.result.text(), 60)
+    wait_until(lambda: panel.predict.live.text() == "Live prediction", 30)
+    click(panel.predict.show_layer)
+    layer = next(la for la in viewer.layers if la.name == "predicted whole.ome.zarr")
+    expected = panel.session.predict((300, 300, 64, 64))[0]
+    np.testing.assert_array_equal(np.asarray(layer.data[0][300:364, 300:364]), expected)
+    assert viewer.layers.index(layer) < viewer.layers.index(panel.slides.binding.scribbles.layer)
+    assert viewer.layers.selection.active == panel.slides.binding.scribbles.layer
+    np.testing.assert_allclose(layer.extent.world[:, -1], [-0.5, 1023.5])
+    opened = []
+    catcher = Catcher(opened)
+    QDesktopServices.setUrlHandler("file", catcher, "catch")
+    click(panel.predict.open_folder)
+    QDesktopServices.unsetUrlHandler("file")
+    assert opened == [str(tmp_path)]
+    panel.predict.what.setCurrentIndex(1)
+    panel.predict.what.activated.emit(1)
+    assert panel.predict.ramp.isVisible()
+    click(panel.slide.close_slide)
+    wait_until(lambda: layer not in viewer.layers, 10)
+
+
+class Catcher(QObject):
+    """Takes the folders that would be opened."""
+
+    def __init__(self, opened: list[str]) -> None:
+        super().__init__()
+        self.opened = opened
+
+    @Slot(QUrl)
+    def catch(self, url: QUrl) -> None:
+        self.opened.append(url.toLocalFile())
 
 
 def test_closing_the_panel_clears_the_canvas_and_gives_the_keys_back(viewer, panel):

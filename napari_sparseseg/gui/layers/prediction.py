@@ -98,6 +98,12 @@ def ramp_colours(rgb: np.ndarray) -> DirectLabelColormap:
     return DirectLabelColormap(color_dict=table)
 
 
+def ramp_rgb(steps: int) -> np.ndarray:
+    """Colours of an uncertainty from 0 to 1, float (steps, 3), 0..1."""
+    rgb: np.ndarray = ensure_colormap(RAMP).map(np.linspace(0, 1, steps))[:, :3]
+    return rgb
+
+
 def _dimmed(rgb: np.ndarray, alpha: float) -> tuple[float, ...]:
     return (*(float(c) for c in (rgb + GREY @ rgb) / 2), alpha * DIM_ALPHA)
 
@@ -227,7 +233,7 @@ class LiveLayer(LazyLabels):
         if what.kind == "probability":
             rgb = next((c.rgb for c in (*classes, *self._model_classes) if c.id == what.class_id), (255, 255, 255))
             return ramp_colours(np.tile(np.array(rgb) / 255, (256, 1)))
-        return ramp_colours(ensure_colormap(RAMP).map(np.linspace(0, 1, 256))[:, :3])
+        return ramp_colours(ramp_rgb(256))
 
 
 def _features(what: Shown, classes: Sequence[ClassDef]) -> dict[str, Any]:

@@ -316,8 +316,20 @@ class ScribbleLayer(LazyLabels):
         with self.block_history():
             if self._open_stroke(new_label, "fill"):
                 self._queue(self._annotations.paint_mask(tile.level, tile.box.y + y, tile.box.x + x, mask))
+                height, width = (-(-side >> tile.level) for side in self._annotations.shape)
+                on_slide = mask[: max(0, height - tile.box.y - y), : max(0, width - tile.box.x - x)]
+                self._say_filled(old, new_label, int(on_slide.sum()) << 2 * tile.level)
         if refresh:
             self._partial_labels_refresh()
+
+    def _say_filled(self, old: int, new: int, pixels: int) -> None:
+        """Name what a fill did: one click may label all that is on screen."""
+        names = {c.id: c.name for c in self._annotations.classes}
+        mpp = getattr(self.metadata.get("slide"), "mpp", None)
+        size = f"{pixels:,} px" if mpp is None else f"{pixels * mpp[0] * mpp[1] * 1e-6:.3g} mm²"
+        before = f"from {names.get(old, old)}" if old else "that was not labelled"
+        after = f"is {names.get(new, new)} now" if new else "is not labelled any more"
+        show_info(f"Fill: {size} {before} {after}. Ctrl+Z undoes it.")
 
     def paint_polygon(self, points: Any, new_label: int) -> None:
         """Fill a polygon whose corners are the pixels with these (y, x) indices, as napari does."""

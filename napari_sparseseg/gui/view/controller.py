@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, QObject
 
 from napari_sparseseg.errors import SlideError
+from napari_sparseseg.files import result_name
+from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.host import canvas_beside
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
 from napari_sparseseg.gui.layers.napari_compat import show_whole
+from napari_sparseseg.gui.layers.slide_layers import slide_name
 from napari_sparseseg.gui.reader import rendered
 from napari_sparseseg.gui.view.canvas import MARGIN, OverviewMap, ScaleBar, ViewBar
-from napari_sparseseg.gui.view.places import PointDialog
+from napari_sparseseg.gui.view.places import Pictures, PointDialog
 from napari_sparseseg.gui.view.scale import length_text, magnification, scale_bar, zoom_of
+from napari_sparseseg.gui.view.snapshot import save_legend, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +74,11 @@ class ViewActions(QObject):
         self._map_wanted = self._add("Overview map", "Show the whole slide, small, while a part is in view", None)
         self._bar_wanted = self._add("Scale bar", "Show the scale bar", None)
         self._add("Go to coordinates…", "Centre the view on a point of the slide", self.go_to)
+        self._add("Snapshot…", "Save what is on screen with scale bar and class legend", self._on_snapshot)
+        self._add("Legend…", "Save the classes and their colours as a picture", self._on_legend)
+        self._add(
+            "Label and thumbnail…", "Pictures in the file; a label may name a patient", self._on_pictures
+        )
         self._camera = context.viewer.scene.camera
         self._camera.events.zoom.connect(self._on_camera)
         self._camera.events.center.connect(self._on_camera)
@@ -151,6 +162,34 @@ class ViewActions(QObject):
         chosen = dialog.ask()
         if chosen is not None:
             self.centre(*chosen)
+
+    def _on_snapshot(self) -> None:
+        slide = self._slide
+        if slide is None:
+            return
+        suggestion = str(Path(slide.path).with_name(f"{result_name(Path(slide.path))}-view.png"))
+        path = dialogs.ask_save(self._panel, "Save a snapshot", suggestion, "Picture (*.png)")
+        if path and self._context.attempt(lambda: snapshot(self._context.viewer, path)):
+            show_info(f"Saved {path}")
+
+    def _on_legend(self) -> None:
+        kinds = "Picture (*.png);;Drawing (*.svg)"
+        path = dialogs.ask_save(self._panel, "Save the legend", "legend.png", kinds)
+        if path and self._context.attempt(lambda: save_legend(self._context.session.classes, path)):
+            show_info(f"Saved {path}")
+
+    def _on_pictures(self) -> None:
+        slide = self._slide
+        if slide is None:
+            return
+        if not slide.associated:
+            self._context.problem.emit(f"{slide_name(slide)} contains no label, macro or thumbnail.", "")
+            return
+        self._context.in_background(
+            lambda: {name: slide.read_associated(name) for name in slide.associated},
+            lambda pictures: Pictures(self._panel, slide_name(slide), pictures).show(),
+            name="Reading label and thumbnail",
+        )
 
     def _on_map(self, y: float, x: float) -> None:
         if self._slide is not None:

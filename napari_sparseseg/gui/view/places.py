@@ -1,17 +1,32 @@
-"""The question for a point of the slide."""
+"""Windows of the view: the question for a point of the slide, and the pictures beside the slide."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QComboBox, QDialog, QDialogButtonBox, QFormLayout, QLabel, QLineEdit, QVBoxLayout
+import numpy as np
+from qtpy.QtCore import QSize, Qt
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDialog,
+    QDialogButtonBox,
+    QFormLayout,
+    QLabel,
+    QLineEdit,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_sparseseg.gui.view.scale import point_of
 from napari_sparseseg.gui.widgets import row
 
 if TYPE_CHECKING:
-    from qtpy.QtWidgets import QWidget
+    from collections.abc import Mapping
 
+PICTURE_PX = 520
+"""Longer side of a picture on the screen."""
 PIXELS, MICROMETRES = "px", "µm"
 
 
@@ -96,3 +111,41 @@ class PointDialog(QDialog):
         (height, width), (y, x) = self._shape, self._units
         self.go.setEnabled(self.point is not None)
         self.size.setText(f"Two numbers within 0, 0 and {width * x:.0f}, {height * y:.0f} {self.unit.currentText()}.")
+
+
+class Pictures(QDialog):
+    """Label, macro and thumbnail of a slide, in a window of its own.
+
+    Parameters
+    ----------
+    parent
+        Window to stand over.
+    title
+        Name of the slide.
+    pictures
+        By name, uint8 (h, w, 3).
+    """
+
+    def __init__(self, parent: QWidget, title: str, pictures: Mapping[str, np.ndarray]) -> None:
+        super().__init__(parent)
+        self.setWindowTitle(title)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        for name, pixels in pictures.items():
+            h, w, _ = pixels.shape
+            image = QImage(np.ascontiguousarray(pixels).tobytes(), w, h, 3 * w, QImage.Format.Format_RGB888)
+            shown = QLabel()
+            pixmap = QPixmap.fromImage(image)
+            most = min(1.0, PICTURE_PX / max(w, h))
+            size = QSize(round(w * most), round(h * most))
+            shown.setPixmap(pixmap.scaled(size, transformMode=Qt.TransformationMode.SmoothTransformation))
+            shown.setAccessibleName(name)
+            column.addWidget(QLabel(name.capitalize()))
+            column.addWidget(shown)
+        scroll = QScrollArea()
+        scroll.setWidget(inner)
+        layout = QVBoxLayout(self)
+        layout.addWidget(scroll)
+        size = inner.sizeHint()
+        self.resize(min(size.width() + 60, 900), min(size.height() + 60, 800))

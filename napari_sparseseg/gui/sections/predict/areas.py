@@ -64,15 +64,7 @@ def areas(
     list of Area
         In the order of `classes`; empty where nothing in the box is predicted yet.
     """
-    store = live.store
-    region = live.frame.cover(box).intersection(Box(0, 0, *store.shape))
-    level = 0
-    while level < store.n_levels - 1 and region.area >> (2 * level) > MOST_PIXELS:
-        level += 1
-    step = 1 << level
-    y, x = region.y >> level, region.x >> level
-    at = Box(y, x, -(-region.y1 // step) - y, -(-region.x1 // step) - x)
-    labels = store.read(LABELS, level, at)
+    labels, at, step = _labels(live, box)
     if outlines is not None:
         per_pixel = np.array(live.frame.downsample) * step
         labels = labels[np.any([Polygon([outline / per_pixel]).mask(at) for outline in outlines], axis=0)]
@@ -95,6 +87,25 @@ def areas(
         )
         for c in classes
     ]
+
+
+def predicted_share(live: LiveView, box: Box) -> float:
+    """How much of the slide in a level-0 box is predicted, 0..1; 0 outside the slide."""
+    labels, _, _ = _labels(live, box)
+    return float((labels > 0).mean()) if labels.size else 0.0
+
+
+def _labels(live: LiveView, box: Box) -> tuple[NDArray[Any], Box, int]:
+    """Class ids under a level-0 box, their box in pixels of that size, and the size in prediction pixels."""
+    store = live.store
+    region = live.frame.cover(box).intersection(Box(0, 0, *store.shape))
+    level = 0
+    while level < store.n_levels - 1 and region.area >> (2 * level) > MOST_PIXELS:
+        level += 1
+    step = 1 << level
+    y, x = region.y >> level, region.x >> level
+    at = Box(y, x, -(-region.y1 // step) - y, -(-region.x1 // step) - x)
+    return store.read(LABELS, level, at), at, step
 
 
 def areas_of_slide(result: SlideResult, slide: Slide, classes: Sequence[ClassDef]) -> list[Area]:

@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 
 from napari.layers import Shapes
 from napari.utils.progress import cancelable_progress
-from qtpy.QtCore import QObject
+from qtpy.QtCore import QObject, QUrl
+from qtpy.QtGui import QDesktopServices
 
 from napari_sparseseg.files import result_name
 from napari_sparseseg.gui import dialogs
@@ -17,7 +18,8 @@ from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
 from napari_sparseseg.gui.layers.napari_compat import view_box
 from napari_sparseseg.gui.layers.prediction import LiveDisplay
-from napari_sparseseg.gui.sections.predict.areas import areas, areas_of_slide
+from napari_sparseseg.gui.layers.result import result_layer
+from napari_sparseseg.gui.sections.predict.areas import areas, areas_of_slide, predicted_share
 from napari_sparseseg.gui.sections.predict.view import CONTOUR_PX, DRAWN, SCREEN, WHOLE
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class PredictActions(QObject):
         super().__init__(context)
         self._context, self._panel, self._slides, self._classes = context, panel, slides, classes
         self._results: WeakKeyDictionary[Slide, _Predicted] = WeakKeyDictionary()
+        self._written = Path()
+        self._shown: Layer | None = None
         self.display = LiveDisplay(context)
         self._activity = Activity(context)
         self._timer = single_shot(self, AREAS_MS, self._measure)
@@ -64,6 +68,8 @@ class PredictActions(QObject):
         panel.contour_toggled.connect(self._on_contour)
         panel.opacity_changed.connect(self._on_opacity)
         panel.hidden_toggled.connect(self._on_hidden)
+        panel.layer_requested.connect(self._on_layer)
+        panel.folder_requested.connect(self._on_folder)
         panel.areas.place_chosen.connect(self._measure)
         panel.areas.table_requested.connect(self._on_table)
         panel.slide_requested.connect(self._on_slide)
@@ -169,9 +175,11 @@ class PredictActions(QObject):
         self.display.visible = not hidden
 
     def _on_shown(self) -> None:
+        self._panel.ramp.setVisible(self.display.shown.kind in ("uncertainty", "margin"))
         self._panel.show_opacity(self.display.opacity, visible=self.display.visible)
 
     def _on_binding(self) -> None:
+        self._remove_result()
         self.display.follow(self._slides.binding)
         self._measure()
 
@@ -186,13 +194,25 @@ class PredictActions(QObject):
     def _on_status(self) -> None:
         self._panel.show_model(self._context.session.model is not None)
         self._panel.show_predicting(self._context.session.status.state == "predicting")
+        self._show_progress()
 
     def _on_refreshed(self) -> None:
+        self._show_progress()
         if not self._timer.isActive():
             self._timer.start()
 
     def _measure(self) -> None:
-        self._panel.areas.show_areas(self._areas())
+        live = self._context.session.live
+        on_screen = live is not None and self._panel.areas.place.currentIndex() == SCREEN
+        part = predicted_share(live, view_box(self._context.viewer)[0]) if live is not None and on_screen else 1.0
+        self._panel.areas.show_areas(self._areas(), part)
+
+    def _show_progress(self) -> None:
+        live = self._context.session.live
+        if live is None or not self._context.session.live_enabled:
+            self._panel.show_progress(0, 0)
+        else:
+            self._panel.show_progress(live.planned - live.pending, live.planned)
 
     def _areas(self) -> list[Area]:
         live, binding, place = self._context.session.live, self._slides.binding, self._panel.areas.place.currentIndex()
@@ -230,15 +250,45 @@ class PredictActions(QObject):
 
     def _write(self, path: str, work: Callable[[], object], name: str) -> None:
         """Write a file in the background and report it."""
-        self._context.in_background(work, lambda _: self._panel.show_result(f"Saved {path}"), name=name)
+        self._context.in_background(work, lambda _: self._on_written(path), name=name)
+
+    def _on_written(self, path: str) -> None:
+        self._written = Path(path)
+        self._panel.show_result(f"Saved {path}", folder=True)
 
     def _on_predicted(self, slide: Slide, predicted: _Predicted, path: str) -> None:
         self._results[slide] = predicted
         self._measure()
-        self._panel.show_result(". ".join(filter(None, [f"Saved {path}", predicted.result.skipped])))
+        self._written = Path(path)
+        said = ". ".join(filter(None, [f"Saved {path}", predicted.result.skipped]))
+        self._panel.show_result(said, folder=True, layer=_is_zarr(predicted.out))
+
+    def _on_layer(self) -> None:
+        """Show the predicted slide below the scribbles; one that is shown already is shown anew."""
+        binding = self._slides.binding
+        predicted = None if binding is None else self._results.get(binding.entry.slide)
+        if binding is None or predicted is None or predicted.model is None:
+            return
+        self._remove_result()
+        colours = {c.id: c for c in self._context.session.classes}
+        classes = [colours.get(c.id, c) for c in predicted.model.metadata.classes]
+        self._shown = layer = result_layer(predicted.out, binding.entry.slide, classes)
+        layers = self._context.viewer.layers
+        layers.insert(binding.below_scribbles, layer)
+        layers.selection.active = binding.scribbles.layer  # napari selects a new layer, which would end drawing
+        binding.attach(layer)
+
+    def _remove_result(self) -> None:
+        shown, self._shown = self._shown, None
+        if shown is not None and shown in self._context.viewer.layers and not self._context.leaving:
+            self._context.viewer.layers.remove(shown)
+
+    def _on_folder(self) -> None:
+        QDesktopServices.openUrl(QUrl.fromLocalFile(str(self._written.parent)))
 
     def _on_predicted_all(self, batch: BatchResult) -> None:
-        self._panel.show_result(f"Saved {batch.summary}")
+        self._written = Path(batch.summary)
+        self._panel.show_result(f"Saved {batch.summary}", folder=True)
         if batch.failed:
             slides = "; ".join(f"{Path(slide).name}: {reason}" for slide, reason in batch.failed)
             self._context.problem.emit(f"{len(batch.failed)} slides could not be predicted. {slides}", "")
@@ -276,6 +326,10 @@ def _beside(slide: Slide, ending: str) -> str:
     """A file beside the slide, named after it."""
     path = Path(slide.path)
     return str(path.with_name(result_name(path) + ending))
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.suffix == ".zarr"
 
 
 def _unused(path: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, QTimer, Signal
-from qtpy.QtGui import QGuiApplication
+from qtpy.QtCore import QRectF, Qt, QTimer, Signal
+from qtpy.QtGui import QColor, QGuiApplication, QLinearGradient, QPainter
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
     QComboBox,
+    QHBoxLayout,
     QHeaderView,
     QLabel,
     QPushButton,
@@ -19,7 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_sparseseg.gui.layers.prediction import Shown
+from napari_sparseseg.gui.layers.prediction import Shown, ramp_rgb
 from napari_sparseseg.gui.sections.classes.table import MOST_ROWS, percent, swatch
 from napari_sparseseg.gui.sections.predict.areas import areas_csv
 from napari_sparseseg.gui.widgets import (
@@ -39,10 +40,14 @@ from napari_sparseseg.gui.widgets import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qtpy.QtGui import QPaintEvent
+
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.gui.sections.predict.areas import Area
 
 CONTOUR_PX = 2
+RAMP_STEPS = 16
+LIVE = "Live prediction"
 PREDICT_SLIDE = "Predict slide…"
 PREDICT_SLIDE_TIP = "Predict the whole slide into an OME-Zarr or OME-TIFF file; training pauses meanwhile"
 CANCEL_TIP = "Stop after the current tile; predicting into the same file continues from there"
@@ -63,6 +68,8 @@ class PredictPanel(QWidget):
         Signal (bool).
     next_requested, review_requested, slide_requested, geojson_requested, csv_requested, scribbles_requested
         Signals ().
+    layer_requested, folder_requested
+        Signals (): show what was written last, open its folder.
     """
 
     live_toggled = Signal(bool)
@@ -77,10 +84,12 @@ class PredictPanel(QWidget):
     geojson_requested = Signal()
     csv_requested = Signal()
     scribbles_requested = Signal()
+    layer_requested = Signal()
+    folder_requested = Signal()
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = QCheckBox("Live prediction")
+        self.live = QCheckBox(LIVE)
         self.live.setChecked(True)
         self.live.setToolTip("Predict the visible region and learn every stroke at once, also while training is paused")
         self.live.toggled.connect(self.live_toggled.emit)
@@ -125,18 +134,26 @@ class PredictPanel(QWidget):
                 ("Annotations for QuPath (GeoJSON)…", self.scribbles_requested.emit),
             ),
         )  # fmt: skip
-        self.result = ElidedLabel()
-        self.result.hide()
+        self.ramp = Ramp()
         layout = column(self)
         layout.addLayout(row(self.live, self.contour, stretch=0))
         layout.addLayout(row(QLabel("Show"), self.what, stretch=1))
+        layout.addWidget(self.ramp)
         layout.addLayout(row(QLabel("Opacity"), self.opacity, self.hide_prediction, stretch=1))
         layout.addWidget(self.next)
         layout.addLayout(row(self.review, self.accept, stretch=0))
         layout.addWidget(self.doubt)
         layout.addWidget(self.areas)
         layout.addLayout(row(self.predict_slide, self.export, stretch=0))
-        layout.addWidget(self.result)
+        layout.addLayout(self._result_row())
+
+    def _result_row(self) -> QHBoxLayout:
+        self.result = ElidedLabel()
+        self.show_layer = button("Show", "Show the predicted slide as a layer", self.layer_requested.emit)
+        self.open_folder = button("Open folder", "Open the folder of this file", self.folder_requested.emit)
+        for widget in (self.result, self.show_layer, self.open_folder):
+            widget.hide()
+        return row(self.result, self.show_layer, self.open_folder, stretch=0)
 
     def _accept_button(self) -> QPushButton:
         made = QPushButton("Accept regions")
@@ -185,8 +202,14 @@ class PredictPanel(QWidget):
         self.doubt.setText(text)
         self.doubt.setVisible(bool(text))
 
-    def show_result(self, text: str) -> None:
-        """Say which file was written."""
+    def show_progress(self, done: int, of: int) -> None:
+        """Say how far the live prediction of what is on screen is."""
+        self.live.setText(LIVE if done >= of else f"{LIVE}: {done} of {of} tiles")
+
+    def show_result(self, text: str, *, folder: bool = False, layer: bool = False) -> None:
+        """Say which file was written, and offer its folder and a layer of it."""
+        self.open_folder.setVisible(folder)
+        self.show_layer.setVisible(layer)
         seen = not self.predict_slide.visibleRegion().isEmpty()
         self.result.setText(text)
         self.result.setVisible(bool(text))
@@ -205,6 +228,37 @@ PLACES = (
 )
 """Where areas are measured, and the text shown when there are none."""
 SCREEN, DRAWN, WHOLE = range(3)
+WHOLE_PART = 0.995
+"""From this share on, a place counts as predicted completely."""
+
+
+class Ramp(QWidget):
+    """The colours of an uncertainty, from certain to uncertain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFixedHeight(16)
+        self.setAccessibleName("Legend: from certain, left, to uncertain, right")
+        self.setToolTip("Colours of the uncertainty; where the model is certain the slide shows through")
+        self.hide()
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        painter = QPainter(self)
+        metrics, ends = self.fontMetrics(), ("certain", "uncertain")
+        left, right = (metrics.horizontalAdvance(text) + 6 for text in ends)
+        bar = QRectF(left, 2, max(10, self.width() - left - right), self.height() - 4)
+        gradient = QLinearGradient(bar.topLeft(), bar.topRight())
+        for at, (r, g, b) in enumerate(ramp_rgb(RAMP_STEPS)):
+            gradient.setColorAt(at / (RAMP_STEPS - 1), QColor.fromRgbF(r, g, b, at / (RAMP_STEPS - 1)))
+        painter.fillRect(bar, QColor("#f2f0ef"))  # glass
+        painter.fillRect(bar, gradient)
+        painter.setPen(self.palette().text().color())
+        middle = int(Qt.AlignmentFlag.AlignVCenter)
+        painter.drawText(QRectF(0, 0, left, self.height()), middle | int(Qt.AlignmentFlag.AlignLeft), ends[0])
+        painter.drawText(
+            QRectF(bar.right(), 0, right, self.height()), middle | int(Qt.AlignmentFlag.AlignRight), ends[1]
+        )
+        painter.end()
 
 
 class AreaPanel(QWidget):
@@ -246,8 +300,8 @@ class AreaPanel(QWidget):
         layout.addWidget(self.table)
         self.show_areas([])
 
-    def show_areas(self, areas: Sequence[Area]) -> None:
-        """Fill the table."""
+    def show_areas(self, areas: Sequence[Area], part: float = 1.0) -> None:
+        """Fill the table; `part` of the place, 0..1, is predicted and counted."""
         self.areas = list(areas)
         known = [a for a in self.areas if a.share > 0]
         unit = "mm²" if all(a.mm2 is not None for a in known) else "px"
@@ -265,8 +319,9 @@ class AreaPanel(QWidget):
                 self.table.setItem(r, column_, item)
         fit_rows(self.table, MOST_ROWS)
         self.table.setVisible(bool(known))
-        self.empty.setText(PLACES[self.place.currentIndex()][1])
-        self.empty.setVisible(not known)
+        counted = f"Counted: {percent(min(part, 0.99))} of what is on screen; the rest is not predicted yet."
+        self.empty.setText(counted if known else PLACES[self.place.currentIndex()][1])
+        self.empty.setVisible(not known or part < WHOLE_PART)
         self.copy.setEnabled(bool(known))
         self.save.setEnabled(bool(known))
 
