@@ -76,9 +76,7 @@ class ViewActions(QObject):
         self._add("Go to coordinates…", "Centre the view on a point of the slide", self.go_to)
         self._add("Snapshot…", "Save what is on screen with scale bar and class legend", self._on_snapshot)
         self._add("Legend…", "Save the classes and their colours as a picture", self._on_legend)
-        self._add(
-            "Label and thumbnail…", "Pictures in the file; a label may name a patient", self._on_pictures
-        )
+        self._add("Label and thumbnail…", "Pictures in the file; a label may name a patient", self._on_pictures)
         self._camera = context.viewer.scene.camera
         self._camera.events.zoom.connect(self._on_camera)
         self._camera.events.center.connect(self._on_camera)
