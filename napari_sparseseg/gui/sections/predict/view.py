@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 CONTOUR_PX = 2
 RAMP_STEPS = 16
+FEW_TILES = 4
 LIVE = "Live prediction"
 PREDICT_SLIDE = "Predict slide…"
 PREDICT_SLIDE_TIP = "Predict the whole slide into an OME-Zarr or OME-TIFF file; training pauses meanwhile"
@@ -203,8 +204,8 @@ class PredictPanel(QWidget):
         self.doubt.setVisible(bool(text))
 
     def show_progress(self, done: int, of: int) -> None:
-        """Say how far the live prediction of what is on screen is."""
-        self.live.setText(LIVE if done >= of else f"{LIVE}: {done} of {of} tiles")
+        """Say how far the live prediction of what is on screen is; a view of a few tiles is there at once."""
+        self.live.setText(LIVE if done >= of or of <= FEW_TILES else f"Live: {done} of {of} tiles")
 
     def show_result(self, text: str, *, folder: bool = False, layer: bool = False) -> None:
         """Say which file was written, and offer its folder and a layer of it."""
