@@ -123,6 +123,7 @@ def _laid_out(classes: Sequence[ClassDef], width: float) -> tuple[list[_Entry], 
 
 def _draw_legend(painter: QPainter, entries: Sequence[_Entry], scale: float) -> None:
     painter.setFont(bar_font(scale))
+    painter.setBrush(Qt.BrushStyle.NoBrush)
     for e in entries:
         swatch = QRectF(e.x * scale, (e.y + (ROW - SWATCH) / 2) * scale, SWATCH * scale, SWATCH * scale)
         painter.fillRect(swatch, QColor(e.colour))
