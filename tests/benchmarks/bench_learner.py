@@ -3,6 +3,7 @@
 Real fields with dense masks (EBHI-Seg), split by case; two strokes per class and field, radius 2 px::
 
     python -m tests.benchmarks.bench_learner --seeds 3 --seconds 20 60
+    python -m tests.benchmarks.bench_learner --encoder uni2-h@pytorch_model.bin --device cuda
     python -m pytest tests/benchmarks/test_learner_vs_forest.py -s
 
 Seconds are CPU seconds of this process divided by torch's threads, so that a busy machine does not change the result.
@@ -16,6 +17,7 @@ import argparse
 import csv
 import math
 import re
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,8 +28,11 @@ from imageio.v3 import imread
 from scipy import ndimage
 
 from napari_sparseseg.annotations import Annotations
-from napari_sparseseg.config import TrainConfig, class_ids
+from napari_sparseseg.config import DEFAULT_ENCODER, TrainConfig, class_ids
+from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.geometry import Box, Frame
+from napari_sparseseg.learning.encoder_info import encoder_info
+from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.feature_cache import join
 from napari_sparseseg.learning.head import Samples, fit_head
 from napari_sparseseg.learning.learner import Learner
@@ -135,18 +140,21 @@ def mean_dice(truth: np.ndarray, predicted: np.ndarray, classes: int) -> float:
 
 
 class Clock:
-    """Seconds of this process per thread of torch, without what was excluded."""
+    """Seconds of this process per thread of torch, without what was excluded; on a graphics card, of the clock."""
 
-    def __init__(self) -> None:
-        self._start = time.process_time()
+    def __init__(self, device: str = "cpu") -> None:
+        self._time, self._threads = (
+            (time.process_time, torch.get_num_threads()) if device == "cpu" else (time.perf_counter, 1)
+        )
+        self._start = self._time()
 
     def __call__(self) -> float:
-        return (time.process_time() - self._start) / torch.get_num_threads()
+        return (self._time() - self._start) / self._threads
 
     def exclude(self, work):
-        before = time.process_time()
+        before = self._time()
         result = work()
-        self._start += time.process_time() - before
+        self._start += self._time() - before
         return result
 
 
@@ -165,7 +173,9 @@ class Curve:
     """Of one fine step: forward and backward of a batch, as the run ended."""
 
 
-def learner_curve(fields: Fields, seed: int, seconds: Sequence[float]) -> Curve:
+def learner_curve(
+    fields: Fields, seed: int, seconds: Sequence[float], encoder: str = DEFAULT_ENCODER, device: str = "cpu"
+) -> Curve:
     """Learn from the training cases for the longest of `seconds`, scored at each of them."""
     train, test = split(fields.cases, seed)
     rng = np.random.default_rng(seed)
@@ -184,8 +194,9 @@ def learner_curve(fields: Fields, seed: int, seconds: Sequence[float]) -> Curve:
             found.append(labels_from(p[:, inner, inner], model.metadata.classes))
         return mean_dice(fields.labels[test].astype(int), np.stack(found), fields.classes)
 
-    clock, dice, first = Clock(), {}, math.nan
-    learner = Learner(TrainConfig(mpp=1.0, seed=seed, device="cpu"), annotated[train[0]].classes)
+    clock, dice, first = Clock(device), {}, math.nan
+    config = TrainConfig(mpp=1.0, seed=seed, device=device, encoder=encoder)
+    learner = Learner(config, annotated[train[0]].classes)
     learner.set_sources([Source(slides[i], annotated[i].snapshot(), frame) for i in train])
     learner.refit()
     first = clock()
@@ -241,14 +252,20 @@ def forest_run(fields: Fields, seed: int) -> tuple[float, float]:
     return seconds, mean_dice(fields.labels[test].astype(int), found, fields.classes)
 
 
-def run(seeds: int, marks: Sequence[float], classes: Sequence[int] = (2, 7)) -> list[dict[str, Any]]:
+def run(
+    seeds: int,
+    marks: Sequence[float],
+    classes: Sequence[int] = (2, 7),
+    encoder: str = DEFAULT_ENCODER,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
     """A row per number of classes and seed."""
     seven = load(real_data("ebhi_seg"))
     rows = []
     for fields in (f for f in (seven.two_classes(), seven) if f.classes in classes):
         for seed in range(seeds):
             ready, dice = forest_run(fields, seed)
-            curve = learner_curve(fields, seed, marks)
+            curve = learner_curve(fields, seed, marks, encoder, device)
             rows.append({
                 "classes": fields.classes, "seed": seed, "forest": dice, "forest seconds": ready, "ours": curve.dice,
                 "first model": curve.first, "refit": curve.refit, "steps": curve.steps, "gflops": curve.gflops,
@@ -263,7 +280,7 @@ def ratio(rows: Sequence[dict[str, Any]], classes: int, mark: float) -> float:
     return float(np.mean([r["ours"][mark] for r in own]) / np.mean([r["forest"] for r in own]))
 
 
-def publish(rows: Sequence[dict[str, Any]], marks: Sequence[float]) -> None:
+def publish(rows: Sequence[dict[str, Any]], marks: Sequence[float], encoder: str = DEFAULT_ENCODER) -> None:
     """Print and write the table, the picture and the numbers."""
     present = [c for c in TARGETS if any(r["classes"] == c for r in rows)]
     lines = []
@@ -278,19 +295,22 @@ def publish(rows: Sequence[dict[str, Any]], marks: Sequence[float]) -> None:
         lines.append([str(classes), "mean ± s.d.", _spread([r["forest"] for r in own]), *ours, *means])
     header = ["classes", "seed", "random forest (ready after)", *(f"ours, {m:g} s" for m in marks)]
     header += ["first model, s", f"refit of {REFIT_PIXELS // 1000}k px, s", "steps", "GFLOP a step"]
-    text = "# Learner against random forest, EBHI-Seg by case\n\n" + common.markdown(header, lines)
+    other = "" if encoder == DEFAULT_ENCODER else encoder.partition("@")[0].rpartition("/")[2]
+    named = f", encoder {other}" if other else ""
+    text = f"# Learner against random forest, EBHI-Seg by case{named}\n\n" + common.markdown(header, lines)
     together = math.prod(ratio(rows, c, marks[-1]) for c in present) ** (1 / len(present))
     least = min(ratio(rows, c, m) for c in present for m in marks)
     text += (
         f"\n\nGeometric mean of the ratios after {marks[-1]:g} s: {together:.2f}; the least at any mark: {least:.2f}."
     )
     text += "\n\n## Attacks, and their outcome\n\n" + "\n".join(f"- {a}" for a in ATTACKS)
-    _draw(rows, present, marks)
-    common.report("learner-vs-forest", text, list(rows))
+    name = f"learner-vs-forest-{other}" if other else "learner-vs-forest"
+    _draw(name, rows, present, marks)
+    common.report(name, text, list(rows))
 
 
-def _draw(rows: Sequence[dict[str, Any]], present: Sequence[int], marks: Sequence[float]) -> None:
-    axes, save = common.figure("learner-vs-forest", len(present))
+def _draw(name: str, rows: Sequence[dict[str, Any]], present: Sequence[int], marks: Sequence[float]) -> None:
+    axes, save = common.figure(name, len(present))
     for axis, classes in zip(axes, present, strict=True):
         for r in (r for r in rows if r["classes"] == classes):
             axis.plot(marks, [r["ours"][m] for m in marks], "o-", color="#0072b2", ms=4)
@@ -313,6 +333,15 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, nargs="+", default=[20.0, 60.0], help="beside 3, 5 and 10")
     parser.add_argument("--classes", type=int, nargs="+", choices=sorted(TARGETS), default=sorted(TARGETS))
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER, metavar="NAME[@FILE]", help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s; cuda counts seconds of the clock")
     given = parser.parse_args()
     all_marks = sorted({*MARKS, *given.seconds})
-    publish(run(given.seeds, all_marks, given.classes), all_marks)
+    try:
+        print(encoder_info(given.encoder).cost(given.device), flush=True)
+        Encoder(given.encoder)  # a wrong file is found before the forest has taken its minutes
+        found = run(given.seeds, all_marks, given.classes, given.encoder, given.device)
+    except SparseSegError as error:
+        print(f"bench_learner: {error}", file=sys.stderr)
+        sys.exit(2)
+    publish(found, all_marks, given.encoder)
