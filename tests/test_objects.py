@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import shapely
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -191,6 +192,20 @@ def test_geojson_has_the_outline_and_the_numbers_of_the_same_object(scene, tmp_p
         assert feature["properties"]["classification"]["name"] == table.class_names[k]
         seen.add(k)
     assert len(seen) == len(table)
+
+
+def test_certainty_is_that_of_the_own_class(scene):
+    path, _, labels = scene
+    maps = np.random.default_rng(3).integers(0, 256, (3, *labels.shape)).astype(np.uint8)
+    zarr.open_group(str(path), mode="r+").create_group("probabilities").create_array("0", data=maps)
+    with Session(()) as session:
+        table = session.results.measure_objects(path, min_area_um2=0)
+    for k in (0, len(table) // 2, len(table) - 1):
+        y, x = np.divmod(int(table.first[k]), labels.shape[1])
+        regions = numbered(labels == labels[y, x], connectivity=1)
+        own = maps[labels[y, x] - 1][regions == regions[y, x]] / 255
+        assert table.numbers["probability_mean"][k] == pytest.approx(own.mean(), rel=1e-5)
+        assert table.numbers["probability_min"][k] == pytest.approx(own.min(), rel=1e-5)
 
 
 def test_the_tiff_gives_the_same_table(scene, tmp_path):
