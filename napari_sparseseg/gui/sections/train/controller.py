@@ -180,6 +180,7 @@ def _about(encoder: str) -> str:
     link = f", see {info.link}" if info.link else ""
     return (
         f"{info.name}: {info.megabytes:,.0f} MB from {info.source}.\nLicence: {info.licence}{link}.\n"
+        f"Cost: {info.cost()}.\n"
         "The weights are downloaded once, unless they are on this computer already."
     )
 
