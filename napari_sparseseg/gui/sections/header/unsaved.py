@@ -6,7 +6,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QAbstractItemView, QDialog, QLabel, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QDialog,
+    QHeaderView,
+    QLabel,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_sparseseg.gui.widgets import SPACING, button, plain_tip, row
 from napari_sparseseg.session.recovery import KEPT_DAYS, recovery_folder
@@ -46,6 +55,9 @@ class UnsavedDialog(QDialog):
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.verticalHeader().hide()
+        for column in range(len(COLUMNS)):  # a long name is shortened, so that size and strokes stay in view
+            fits = QHeaderView.ResizeMode.Stretch if column == 1 else QHeaderView.ResizeMode.ResizeToContents
+            self.table.horizontalHeader().setSectionResizeMode(column, fits)
         self.table.setAccessibleName("Unsaved work")
         self.table.itemSelectionChanged.connect(self._on_selected)
         self.table.cellDoubleClicked.connect(self._on_open)
@@ -77,8 +89,6 @@ class UnsavedDialog(QDialog):
                 if column in (2, 3):
                     item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
                 self.table.setItem(n, column, item)
-        self.table.resizeColumnsToContents()
-        self.table.horizontalHeader().setStretchLastSection(True)
         if works:
             self.table.selectRow(0)
         self._on_selected()
