@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.errors import SparseSegError
     from napari_sparseseg.io import load_annotations, save_annotations
     from napari_sparseseg.learning.model import load_model
+    from napari_sparseseg.prediction.results.cleanup import CleanUp
     from napari_sparseseg.prediction.slide import PredictOptions
     from napari_sparseseg.prediction.tissue import detect_tissue
     from napari_sparseseg.session import Session
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Annotations",
+    "CleanUp",
     "PredictOptions",
     "Session",
     "Slide",
@@ -40,6 +42,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is logged 
 
 _HOME = {
     "Annotations": "annotations",
+    "CleanUp": "prediction.results.cleanup",
     "PredictOptions": "prediction.slide",
     "Session": "session",
     "Slide": "slides",

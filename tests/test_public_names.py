@@ -16,7 +16,7 @@ from tests.helpers.data import ROOT
 
 NAMES = {
     "open_slide", "Slide", "Annotations", "load_annotations", "save_annotations", "detect_tissue", "Session",
-    "TrainConfig", "PredictOptions", "load_model", "SparseSegError",
+    "TrainConfig", "PredictOptions", "CleanUp", "load_model", "SparseSegError",
 }  # fmt: skip
 WITH_EXAMPLES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)

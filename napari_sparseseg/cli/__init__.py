@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from napari_sparseseg import __version__
+from napari_sparseseg.cli.clean import add_clean
 from napari_sparseseg.cli.common import command, positive, say, write
 from napari_sparseseg.cli.files import add_file_commands
 from napari_sparseseg.cli.predict import add_predict
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_train(commands)
     add_predict(commands)
+    add_clean(commands)
     add_result_commands(commands)
     add_file_commands(commands)
     return parser

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_sparseseg.cli.clean import add_clean_options, clean_up_of
 from napari_sparseseg.cli.common import (
     ProgressLine,
     add_slide_options,
@@ -56,6 +57,7 @@ def add_predict(commands: Any) -> None:
         "too); in a project also the name of a class of its annotations; areas are given by region too",
     )  # fmt: skip
     predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
+    predict.add_argument("--probabilities", action="store_true", help="store the probability of each class as an image")
     predict.add_argument(
         "--flips",
         action="store_true",
@@ -70,6 +72,7 @@ def add_predict(commands: Any) -> None:
         help="OME-Zarr version; 0.5 makes far fewer files, but not every reader knows it; default: %(default)s",
     )  # fmt: skip
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
+    add_clean_options(predict)
     where = predict.add_mutually_exclusive_group()
     where.add_argument(
         "--workers",
@@ -88,7 +91,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": not args.everywhere,
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
         "workers": args.workers, "scheduler": args.scheduler,
-        "regions": args.regions,
+        "regions": args.regions, "probabilities": args.probabilities, "clean_up": clean_up_of(args),
     }  # fmt: skip
     with Session.load(args.slides[0], read_only=True) if project else Session(()) as session:
         if session.status.message:

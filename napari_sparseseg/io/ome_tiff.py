@@ -32,21 +32,22 @@ def write_ome_tiff(
 ) -> None:
     """Copy a complete prediction store, tile by tile, into one OME-TIFF.
 
-    The first image contains class ids, a second one the uncertainty where the store has it. The pixel size is that of
-    the label image; class names, colours and the store's record are OME map annotations. `on_tile(done, total)` is
-    called before each tile and at the end.
+    The first image contains class ids, further ones uncertainty and probabilities where the store has them. The pixel
+    size is that of the label image; class names, colours and the store's record are OME map annotations.
+    `on_tile(done, total)` is called before each tile and at the end.
     """
-    images = [("classes", store.labels)] + ([("uncertainty", store.uncertainty)] if store.uncertainty else [])
-    total = sum(len(_grid(level.shape)) for _, levels in images for level in levels)
+    images = [("classes", store.labels), ("uncertainty", store.uncertainty), ("probabilities", store.probabilities)]
+    images = [(name, levels) for name, levels in images if levels]
+    total = sum(len(list(_planes(level))) for _, levels in images for level in levels)
     done = 0
 
     def tile_stream(level: Any) -> Iterator[np.ndarray]:
         nonlocal done
-        for tile in _grid(level.shape):
+        for index in _planes(level):
             if on_tile is not None:
                 on_tile(done, total)
             done += 1
-            yield level[tile.slices()]
+            yield level[index]
 
     with tifffile.TiffWriter(path, bigtiff=True, ome=True) as tiff:
         for name, levels in images:
@@ -114,6 +115,13 @@ def label_bands(path: Path) -> Iterator[np.ndarray]:
                 yield band
 
 
+def _planes(level: Any) -> Iterator[tuple[Any, ...]]:
+    """Indices of the tiles of a level (h, w) or (K, h, w), channel by channel."""
+    for channel in [()] if level.ndim == 2 else [(k,) for k in range(level.shape[0])]:
+        for tile in _grid(level.shape[-2:]):
+            yield (*channel, *tile.slices())
+
+
 def _grid(shape: tuple[int, ...]) -> list[Box]:
     whole = Box(0, 0, shape[0], shape[1])
     return [tile.intersection(whole) for tile in tiles(whole, CHUNK)]
@@ -121,6 +129,8 @@ def _grid(shape: tuple[int, ...]) -> list[Box]:
 
 def _metadata(name: str, placement: Placement, classes: Sequence[ClassDef], record: dict[str, Any]) -> dict[str, Any]:
     metadata: dict[str, Any] = {"axes": "YX", "Name": name}
+    if name == "probabilities":
+        metadata |= {"axes": "CYX", "Channel": {"Name": [c.name for c in classes]}}
     if placement.mpp:
         y, x = placement.spacing
         metadata |= {"PhysicalSizeX": x, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": y, "PhysicalSizeYUnit": "µm"}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.io.comparison import Agreement, Pair, Reader
     from napari_sparseseg.io.objects import ObjectTable
     from napari_sparseseg.io.results import StoredResult
+    from napari_sparseseg.prediction.results.cleanup import CleanUp
+    from napari_sparseseg.prediction.slide.cleaning import CleanResult
     from napari_sparseseg.session.slides import SlideCollection
 
     AnyPath = str | PathLike[str]
@@ -195,6 +197,51 @@ class Results:
         if missing is not None:
             raise PredictionError(f"there is no result {missing}. Check the path.")
         return write_report(Path(project), Path(output), [Path(path) for path in results])
+
+    def clean_up(
+        self,
+        result: AnyPath,
+        settings: CleanUp,
+        out: Sequence[AnyPath] = (),
+        *,
+        name: str = "cleaned",
+        min_area_um2: float = 100.0,
+        regions: Mapping[str, shapely.Geometry] | AnyPath | None = None,
+        overwrite: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> CleanResult:
+        """Make a cleaned label image ``labels/NAME`` in a predicted ``.ome.zarr``; what was predicted stays as it is.
+
+        Parameters
+        ----------
+        result, settings, name, overwrite
+            See `prediction.slide.cleaning.clean_up`.
+        out
+            Files to write: objects to a ``.geojson``, areas to a ``.csv`` of the cleaned image.
+        min_area_um2
+            Smaller objects are neither counted nor written; level-0 px^2 where the mpp is unknown.
+        regions
+            What to measure apart: polygons by name, or ``FILE[:CLASS]``, in the frame of the slide if that is open.
+            None: where the prediction was limited to.
+        progress
+            Called with 0..1; what it raises ends the run, which the same call continues.
+
+        Raises
+        ------
+        PredictionError
+            For a result that is none, a class or region that is not there, a name or file that exists.
+        """
+        from napari_sparseseg.io.results import open_result
+        from napari_sparseseg.prediction.slide.cleaning import clean_up
+
+        named = None
+        if regions is not None:
+            with self.slide_of(result, None) as source, open_result(result, source) as stored:
+                named = _regions(stored, source, regions)
+        return clean_up(
+            result, settings, [Path(path) for path in out], name=name, min_area_um2=min_area_um2, regions=named,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
 
     @contextmanager
     def slide_of(self, result: AnyPath, slide: AnyPath | Slide | None) -> Iterator[Slide | None]:

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from napari_sparseseg.io.measurements import AreaRow
+    from napari_sparseseg.prediction.results.cleanup import CleanUp
     from napari_sparseseg.prediction.results.regions import Regions
 
-Stage = Literal["predict", "pyramid", "measure", "write"]
+Stage = Literal["predict", "pyramid", "measure", "write", "clean"]
 # (start, share) of each stage in one progress bar over all of them: a network on a CPU takes roughly so long. See D30.
 _SHARE: dict[Stage, tuple[float, float]] = {
     "predict": (0.0, 0.92),
     "pyramid": (0.92, 0.03),
     "measure": (0.95, 0.04),
     "write": (0.99, 0.01),
+    "clean": (0.0, 1.0),
 }
 
 
@@ -32,6 +34,8 @@ class PredictSettings(TypedDict, total=False):
     geojson: Path | None
     csv: Path | None
     uncertainty: bool
+    probabilities: bool
+    clean_up: CleanUp | None
     tissue_only: bool
     resume: bool
     workers: int | None
@@ -70,6 +74,11 @@ class PredictOptions:
     """File to write pixels, mm2, percent and objects per class and region to."""
     uncertainty: bool = False
     """Save the entropy (0 certain .. 255) as a second image."""
+    probabilities: bool = False
+    """Save the probability of each class (0..255) as channels of an image; implied where `clean_up` marks what is
+    unsure."""
+    clean_up: CleanUp | None = None
+    """Also save a cleaned label image, beside what was predicted; tables and objects are then those of that."""
     tissue_only: bool = True
     """Predict only where a thumbnail shows tissue. Glass gets the class named ``background``, ``glass`` or similar
     (`tissue.GLASS_NAMES`); without such a class it is 0, unlabelled, and has its own row in the table. Small slides,
@@ -104,6 +113,8 @@ class PredictOptions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, Path(value))
+        if self.clean_up is not None and self.clean_up.unsure_below:
+            object.__setattr__(self, "probabilities", True)
         if self.workers is not None and self.workers < 1:
             raise PredictionError(f"workers is {self.workers}; give 1 or more, or leave it out.")
         if self.ome_zarr not in ("0.4", "0.5"):
@@ -155,6 +166,8 @@ class SlideResult:
     table: list[AreaRow]
     geojson: Path | None = None
     csv: Path | None = None
+    cleaned: Path | None = None
+    """The cleaned label image inside the output, where one was asked for: `table` and objects are then of that."""
     objects: int = 0
     """Connected regions of at least the minimum area, all classes."""
     shards: int = 0
@@ -177,6 +190,6 @@ class SlideResult:
         """Values that JSON can hold; paths become strings."""
         data = asdict(self)
         data["table"] = [asdict(row) for row in self.table]
-        for name in ("output", "geojson", "csv"):
+        for name in ("output", "cleaned", "geojson", "csv"):
             data[name] = None if data[name] is None else str(data[name])
         return data

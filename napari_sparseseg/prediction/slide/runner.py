@@ -15,6 +15,7 @@ from napari_sparseseg.io.measurements import Measurement
 from napari_sparseseg.io.ome_tiff import label_bands, write_ome_tiff
 from napari_sparseseg.io.ome_zarr import PredictionStore, StoreLayout
 from napari_sparseseg.prediction.results.regions import RegionMask, find_regions
+from napari_sparseseg.prediction.slide.cleaning import Finish
 from napari_sparseseg.prediction.slide.executors import run_in_threads, run_on_cluster, workers_here
 from napari_sparseseg.prediction.slide.options import PredictOptions, Progress, SlideResult, Stage
 from napari_sparseseg.prediction.slide.shards import (
@@ -94,8 +95,10 @@ def run_prediction(
         Where the slide cannot be read.
     """
     logger.info("predicting %s into %s", slide.path, out)
+    chosen = replace(options or PredictOptions(), **settings)
+    if chosen.clean_up is not None:
+        return _then_clean(slide, model, Path(out), chosen, progress, stop)
     try:
-        chosen = replace(options or PredictOptions(), **settings)
         run = SlideRun(slide, model, chosen, Reporter(progress, Control(stop)))
         with Workspace(Path(out), chosen.tables) as files:
             result = run.execute(files)
@@ -110,6 +113,20 @@ def run_prediction(
         raise
     logger.info("predicted %s in %s s", slide.path, result.seconds)
     return result
+
+
+def _then_clean(
+    slide: Slide,
+    model: SavableSegmenter,
+    out: Path,
+    options: PredictOptions,
+    progress: Callable[[Progress], None] | None,
+    stop: threading.Event | None,
+) -> SlideResult:
+    """Predict, then clean up what was predicted; see `run_prediction`."""
+    finish = Finish(out, options, model.metadata.classes)
+    result = run_prediction(slide, model, out, finish.raw, progress=progress, stop=stop)
+    return finish(result, progress, stop)
 
 
 class Reporter:
@@ -223,6 +240,7 @@ class SlideRun:
             "uncertainty": options.uncertainty,
             "flips": options.flips,
             "ome_zarr": options.ome_zarr,
+            **({"probabilities": True} if options.probabilities else {}),
             **where,
         }
 
@@ -234,7 +252,9 @@ class SlideRun:
             self._warnings.append("an unfinished run with another slide, model or settings was discarded.")
         options, name = self._options, Path(self._slide.path).name
         classes = self._model.metadata.classes
-        layout = StoreLayout(self._shape, self._placement, classes, options.uncertainty, options.ome_zarr, name)
+        layout = StoreLayout(
+            self._shape, self._placement, classes, options.uncertainty, options.probabilities, options.ome_zarr, name
+        )
         files.begin(header, layout)
         return 0
 

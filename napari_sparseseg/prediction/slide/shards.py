@@ -118,6 +118,15 @@ class _Piece:
     pixels: Future[np.ndarray] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """A shard that is being filled, uint8: class ids (h, w), entropy (h, w) and probabilities (K, h, w) if stored."""
+
+    labels: np.ndarray
+    uncertainty: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+
 class ShardPredictor:
     """Predicts shards of one slide into one store; use one per thread.
 
@@ -163,7 +172,7 @@ class ShardPredictor:
         PredictionStopped
             When asked to; the shard in progress is then not stored.
         """
-        labels = uncertainty = np.zeros((0, 0), np.uint8)
+        filled = _Filled(np.zeros((0, 0), np.uint8))
         writing: tuple[int, Future[None]] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
             for piece in self._pieces(shards, reader):
@@ -172,17 +181,20 @@ class ShardPredictor:
                     writing = None
                 control.check()
                 if piece.tile.y == piece.shard.y and piece.tile.x == piece.shard.x:
-                    labels = self._unpredicted(piece.shard)
-                    uncertainty = np.zeros_like(labels)
+                    filled = self._begun(piece.shard)
                 if piece.pixels is not None:
-                    self._predict(piece, labels, uncertainty)
+                    self._predict(piece, filled)
                 on_pixels(piece.tile.area)
                 if writing is not None:
                     yield self._written(*writing)
                     writing = None
                 if piece.last:
-                    doubt = uncertainty if self._store.uncertainty else None
-                    writing = piece.index, reader.submit(self._store.write, piece.shard, labels, doubt)
+                    writing = (
+                        piece.index,
+                        reader.submit(
+                            self._store.write, piece.shard, filled.labels, filled.uncertainty, filled.probabilities
+                        ),
+                    )
             if writing is not None:
                 yield self._written(*writing)
 
@@ -220,14 +232,21 @@ class ShardPredictor:
                 pixels = reader.submit(read, source, self._plan.read_frame, mirrored=mirrored) if wanted else None
                 yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
 
-    def _unpredicted(self, shard: Box) -> np.ndarray:
-        """Labels of a shard before anything is predicted: glass, and 0 outside the regions."""
+    def _begun(self, shard: Box) -> _Filled:
+        """A shard before anything is predicted: glass, and 0 outside the regions."""
         labels = np.full((shard.height, shard.width), self._glass, np.uint8)
         if self._regions is not None and self._glass:
             labels[~self._regions.read_region(shard, self._plan.frame)] = 0
-        return labels
+        doubt = np.zeros_like(labels) if self._store.uncertainty else None
+        classes = self._model.metadata.classes
+        maps = None
+        if self._store.probabilities:
+            # glass that is not predicted is as sure as its label
+            ids = np.array([c.id for c in classes], np.uint8)[:, None, None]
+            maps = np.where((ids == labels) & (labels > 0), np.uint8(255), np.uint8(0))
+        return _Filled(labels, doubt, maps)
 
-    def _predict(self, piece: _Piece, labels: np.ndarray, uncertainty: np.ndarray) -> None:
+    def _predict(self, piece: _Piece, filled: _Filled) -> None:
         """Fill the tile's part of the shard; with a tissue mask, only its tissue."""
         if piece.pixels is None:
             return
@@ -236,21 +255,18 @@ class ShardPredictor:
         self.waited += time.perf_counter() - begun
         predict = predict_flipped if self._plan.flips else predict_pixels
         probabilities = piece.view.resampled(predict(self._model, pixels, piece.source, piece.view.needed))
-        found = labels_from(probabilities, self._model.metadata.classes)
-        doubt = entropy(probabilities) if self._store.uncertainty else None
-        if self._tissue is not None:
-            tissue = self._tissue.read_region(piece.tile, self._plan.frame)
-            found = np.where(tissue, found, np.uint8(self._glass))
-            doubt = None if doubt is None else doubt * tissue
-        if self._regions is not None:
-            inside = self._regions.read_region(piece.tile, self._plan.frame)
-            found = found * inside
-            doubt = None if doubt is None else doubt * inside
-        y, x = piece.tile.y - piece.shard.y, piece.tile.x - piece.shard.x
-        target = Box(y, x, piece.tile.height, piece.tile.width).slices()
-        labels[target] = found
-        if doubt is not None:
-            uncertainty[target] = doubt
+        shape = (piece.tile.height, piece.tile.width)
+        wanted = np.ones(shape, bool)
+        for mask in (self._tissue, self._regions):
+            if mask is not None:
+                wanted &= mask.read_region(piece.tile, self._plan.frame)
+        target = Box(piece.tile.y - piece.shard.y, piece.tile.x - piece.shard.x, *shape).slices()
+        np.copyto(filled.labels[target], labels_from(probabilities, self._model.metadata.classes), where=wanted)
+        if filled.uncertainty is not None:
+            np.copyto(filled.uncertainty[target], entropy(probabilities), where=wanted)
+        if filled.probabilities is not None:
+            for plane, stored in zip(probabilities, filled.probabilities, strict=True):
+                np.copyto(stored[target], np.rint(plane * 255).astype(np.uint8), where=wanted)
 
 
 def predict_flipped(model: Segmenter, pixels: np.ndarray, source: Box, tile: Box) -> np.ndarray:
