@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers.desktop import MUST_RUN
 from tests.helpers.windows import opened_viewer
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 # before napari is imported: it reads and writes the file named here, never the user's own settings
 os.environ.setdefault("NAPARI_CONFIG", str(Path(tempfile.mkdtemp(prefix="sparseseg-napari-")) / "settings.yaml"))
-MUST_RUN = os.environ.get("REQUIRE_GUI") == "1" or os.environ.get("CI") == "true"
 # Qt ends the process where it finds no display, so another one tries
 PROBE = """
 from qtpy.QtGui import QGuiApplication, QOpenGLContext

@@ -11,8 +11,7 @@ import time
 
 import pytest
 
-from tests.gui.conftest import MUST_RUN
-from tests.helpers.desktop import Desktop, Napari, missing_programs
+from tests.helpers.desktop import MUST_RUN, Desktop, Napari, missing_programs
 
 if missing_programs() and not MUST_RUN:
     pytest.skip(missing_programs(), allow_module_level=True)

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+MUST_RUN = os.environ.get("REQUIRE_GUI") == "1" or os.environ.get("CI") == "true"
+"""Whether tests with a window must run; else they are skipped where they cannot."""
 PROGRAMS = ("Xvfb", "openbox", "xdotool")
 PROBE = Path(__file__).parent / "outside_in"
 HERE = Path(__file__).resolve().parents[2]
