@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.model_file import ModelMetadata, PredictionRules
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
+    from napari_sparseseg.learning.strips import ReadRows, Strip
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,20 @@ class Model:
             pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
         values = self._run(pixels)
         return np.ascontiguousarray(values[:, top : top + h, left : left + w])
+
+    def strip(self, columns: tuple[int, int], read: ReadRows) -> Strip | None:
+        """A strip of a slide that is followed downwards; None where this network, or its device, is better given tiles.
+
+        Parameters
+        ----------
+        columns
+            Of the result, in pixels of the training resolution.
+        read
+            Reads pixels.
+        """
+        from napari_sparseseg.learning.strips import Strip, fits_strips
+
+        return Strip(self.net, self.scale, columns, read) if fits_strips(self.net) else None
 
     def with_rules(self, rules: PredictionRules) -> Model:
         """The same network, predicting by other rules."""

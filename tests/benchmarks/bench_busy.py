@@ -1,4 +1,4 @@
-"""Training beside busy programs: ``python -m tests.benchmarks.bench_busy [--seconds S] [--per-core 0 1 2]``.
+"""Training beside busy programs: ``python -m tests.benchmarks.bench_busy [--seconds S] [--per-core 0 1 2 4]``.
 
 A busy program is a process that computes without a pause, as other people's programs do on an ordinary machine. Each
 run trains in a process of its own and reports the fine steps of its budget, the wall time from the call to its end, the
@@ -81,8 +81,8 @@ def run(seconds: float, threads: str) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--per-core", type=float, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--per-core", type=float, nargs="+", default=[0, 1, 2])
     given = parser.parse_args(arguments)
     cores = os.cpu_count() or 1
     print(f"{cores} cores, budget {given.seconds:g} s, load before {os.getloadavg()[0]:.1f}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -69,12 +70,12 @@ def run_in_threads(
     SparseSegError
         The first error of any thread; the others end after their tile.
     """
-    unclaimed = deque(shards)
+    unclaimed = _Unclaimed(shards)
     events: queue.SimpleQueue[tuple[Callable[[int], None], int] | None] = queue.SimpleQueue()
 
     def work(predictor: ShardPredictor) -> None:
         try:
-            for index in predictor.run(_claims(unclaimed), control, lambda pixels: events.put((on_pixels, pixels))):
+            for index in predictor.run(unclaimed.claims(), control, lambda pixels: events.put((on_pixels, pixels))):
                 events.put((on_shard, index))
         except BaseException:
             control.abort.set()
@@ -96,12 +97,38 @@ def run_in_threads(
         raise error
 
 
-def _claims(unclaimed: deque[tuple[int, Box]]) -> Iterator[tuple[int, Box]]:
-    while True:
-        try:
-            yield unclaimed.popleft()  # atomic, so no shard goes to two threads
-        except IndexError:
-            return
+class _Unclaimed:
+    """Shards that no thread has taken. A thread gets the one below its last, whose feature rows it has already."""
+
+    def __init__(self, shards: Sequence[tuple[int, Box]]) -> None:
+        self._left = {(box.x, box.y): (index, box) for index, box in shards}
+        self._working: set[tuple[int, int]] = set()
+        """Where the shards below those in progress begin."""
+        self._lock = threading.Lock()
+
+    def claims(self) -> Iterator[tuple[int, Box]]:
+        """Shards for one thread."""
+        below = None
+        while True:
+            with self._lock:
+                self._working.discard(below)
+                if not self._left:
+                    return
+                index, box = self._left.pop(below if below in self._left else self._start())
+                below = box.x, box.y1
+                self._working.add(below)
+            yield index, box
+
+    def _start(self) -> tuple[int, int]:
+        """The top of the longest column of shards; its middle where another thread comes down to the top."""
+        columns: list[list[tuple[int, int]]] = []
+        for x, y in sorted(self._left):
+            if columns and columns[-1][-1][0] == x and self._left[columns[-1][-1]][1].y1 == y:
+                columns[-1].append((x, y))
+            else:
+                columns.append([(x, y)])
+        longest = max(columns, key=lambda c: len(c) - (len(c) + 1) // 2 * (c[0] in self._working))
+        return longest[len(longest) // 2 if longest[0] in self._working else 0]
 
 
 def run_on_cluster(

@@ -105,8 +105,8 @@ class PredictOptions:
     ome_zarr: Literal["0.4", "0.5"] = "0.4"
     """0.4 is read by most programs; 0.5 is sharded and makes far fewer files."""
     tile: int | None = None
-    """Side in pixels of what the network gets at once, without halo; None: chosen to need little memory. 2048 spends
-    less time on halos, and takes gigabytes."""
+    """Side in pixels of what the network gets at once, without halo. None: the default network on a CPU goes in strips,
+    without tiles; any other gets tiles that need little memory. 2048 spends less time on halos, and takes gigabytes."""
 
     def __post_init__(self) -> None:
         for name in ("geojson", "csv"):

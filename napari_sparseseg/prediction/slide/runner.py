@@ -194,7 +194,13 @@ class SlideRun:
         frame = self._placement.frame
         self._shape = frame.shape(slide.shape)
         read_frame = model_frame(model.metadata, slide, frame)
-        self._plan = TilePlan(frame, read_frame, options.tile or fitting_tile(model, frame, read_frame), options.flips)
+        self._plan = TilePlan(
+            frame,
+            read_frame,
+            options.tile or fitting_tile(model, frame, read_frame),
+            options.flips,
+            strips=options.tile is None and not options.flips,
+        )
         self._shards = shard_grid(self._shape)
         self._tissue: TissueMask | None = None
         self._regions = None if options.regions is None else find_regions(options.regions, slide)

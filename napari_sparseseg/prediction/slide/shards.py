@@ -1,7 +1,8 @@
 """Prediction of shards: the part of a run that any thread, process or machine can do.
 
-A shard is a 2,048-px block of the label image, stored whole by one task. It is predicted in tiles with halo. While the
-network works on one tile the next one is read, across shards too, so that the network does not wait for the disk.
+A shard is a 2,048-px block of the label image, stored whole by one task. The default network follows it in strips,
+which go on from shard to shard; any other network gets tiles with halo. While the network works on one piece the next
+one is read, across shards too, so that the network does not wait for the disk.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from napari_sparseseg.errors import PredictionError, SlideChangedError, SparseSe
 from napari_sparseseg.geometry import Box, Frame, tiles
 from napari_sparseseg.io.ome_zarr import SHARD, PredictionStore
 from napari_sparseseg.prediction.results.regions import RegionMask
+from napari_sparseseg.prediction.slide.strips import ROWS, InStrips, SlideStrip, strips_through
 from napari_sparseseg.prediction.tiles import (
     PredictionStopped,
     Segmenter,
@@ -58,6 +61,8 @@ class TilePlan:
     """Of a tile of the label image in pixels, without halo."""
     flips: bool = False
     """Whether to average over the eight flips and quarter turns of each tile."""
+    strips: bool = False
+    """Whether to go in strips instead of tiles, if the model can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +110,26 @@ class Control:
             raise PredictionStopped("the prediction was stopped.")
 
 
+def _nothing() -> None:
+    """Where nothing need be cancelled."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A tile of a shard and its pixels; None where there is nothing to predict."""
+    """A part of a shard that is predicted at once."""
 
     index: int
     shard: Box
     tile: Box
     view: TileView
-    source: Box
+    answer: Callable[[], np.ndarray] | None
+    """Gives the probabilities of what `view` needs; None where there is nothing to predict."""
+    area: int
+    """Pixels of the shard that are done with this piece."""
+    first: bool
     last: bool
-    pixels: Future[np.ndarray] | None
+    cancel: Callable[[], object] = _nothing
+    """Called where the piece is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +194,11 @@ class ShardPredictor:
                     yield self._written(*writing)  # a resumed run need not predict this shard again
                     writing = None
                 control.check()
-                if piece.tile.y == piece.shard.y and piece.tile.x == piece.shard.x:
+                if piece.first:
                     filled = self._begun(piece.shard)
-                if piece.pixels is not None:
-                    self._predict(piece, filled)
-                on_pixels(piece.tile.area)
+                if piece.answer is not None:
+                    self._predict(piece, piece.answer(), filled)
+                on_pixels(piece.area)
                 if writing is not None:
                     yield self._written(*writing)
                     writing = None
@@ -216,21 +230,69 @@ class ShardPredictor:
                 yield waiting.popleft()
         finally:
             for piece in waiting:
-                if piece.pixels is not None:
-                    piece.pixels.cancel()
+                piece.cancel()
 
     def _planned(self, shards: Iterable[tuple[int, Box]], reader: ThreadPoolExecutor) -> Iterator[_Piece]:
-        whole, frame = Box(0, 0, *self._store.shape), self._plan.frame
+        whole, strip = Box(0, 0, *self._store.shape), None
+        in_strips = self._plan.strips and isinstance(self._model, InStrips)
+        if in_strips:
+            in_strips = self._new_strip((0, 1), reader).fits
         for index, box in shards:
             shard = box.intersection(whole)
-            cells = list(_cells(shard, self._plan.side))
-            for number, tile in enumerate(cells, 1):
-                view = TileView(self._plan.frame, self._plan.read_frame, tile)
-                source = input_region(self._model, view.needed)
-                wanted = all(mask is None or mask.overlaps(tile, frame) for mask in (self._regions, self._tissue))
-                read, mirrored = self._slide.read_region, self._model.metadata.rules.mirrored
-                pixels = reader.submit(read, source, self._plan.read_frame, mirrored=mirrored) if wanted else None
-                yield _Piece(index, shard, tile, view, source, number == len(cells), pixels)
+            if not in_strips:
+                yield from self._in_tiles(index, shard, reader)
+                continue
+            ratio = self._plan.frame.downsample[1] / self._plan.read_frame.downsample[1]
+            boxes = [
+                Box(y, run.x, ROWS, run.width).intersection(run)
+                for run in strips_through(shard, self._is_wanted, ratio)
+                for y in range(run.y, run.y1, ROWS)
+            ]
+            views = [TileView(self._plan.frame, self._plan.read_frame, tile) for tile in boxes]
+            rest = shard.area - sum(tile.area for tile in boxes)
+            if not boxes:
+                yield _Piece(
+                    index, shard, shard, TileView(self._plan.frame, self._plan.frame, shard), None, rest, True, True
+                )
+            for k, (tile, view) in enumerate(zip(boxes, views, strict=True)):
+                needed = view.needed
+                columns = needed.x, needed.x1
+                if strip is None or strip.columns != columns or not needed.y <= strip.stop <= needed.y1:
+                    strip = self._new_strip(columns, reader)
+                strip.plan(needed.y, needed.y1)
+                answer = partial(strip.probabilities, needed.y, needed.y1)
+                first, last = k == 0, k == len(boxes) - 1
+                yield _Piece(index, shard, tile, view, answer, tile.area + first * rest, first, last, strip.close)
+
+    def _in_tiles(self, index: int, shard: Box, reader: ThreadPoolExecutor) -> Iterator[_Piece]:
+        cells = list(_cells(shard, self._plan.side))
+        for number, tile in enumerate(cells, 1):
+            view, answer = TileView(self._plan.frame, self._plan.read_frame, tile), None
+            cancel: Callable[[], object] = _nothing
+            if self._is_wanted(tile):
+                source, mirrored = input_region(self._model, view.needed), self._model.metadata.rules.mirrored
+                pixels = reader.submit(self._slide.read_region, source, self._plan.read_frame, mirrored=mirrored)
+                answer, cancel = partial(self._tile, pixels, source, view.needed), pixels.cancel
+            yield _Piece(index, shard, tile, view, answer, tile.area, number == 1, number == len(cells), cancel)
+
+    def _tile(self, pixels: Future[np.ndarray], source: Box, needed: Box) -> np.ndarray:
+        begun = time.perf_counter()
+        found = pixels.result()
+        self._wait(time.perf_counter() - begun)
+        predict = predict_flipped if self._plan.flips else predict_pixels
+        return predict(self._model, found, source, needed)
+
+    def _new_strip(self, columns: tuple[int, int], reader: ThreadPoolExecutor) -> SlideStrip:
+        assert isinstance(self._model, InStrips)
+        return SlideStrip(self._slide, self._model, self._plan.read_frame, columns, reader, self._wait)
+
+    def _is_wanted(self, tile: Box) -> bool:
+        """Whether anything is to be predicted in a box of the label image."""
+        frame = self._plan.frame
+        return all(mask is None or mask.overlaps(tile, frame) for mask in (self._regions, self._tissue))
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
 
     def _begun(self, shard: Box) -> _Filled:
         """A shard before anything is predicted: glass, and 0 outside the regions."""
@@ -246,15 +308,9 @@ class ShardPredictor:
             maps = np.where((ids == labels) & (labels > 0), np.uint8(255), np.uint8(0))
         return _Filled(labels, doubt, maps)
 
-    def _predict(self, piece: _Piece, filled: _Filled) -> None:
-        """Fill the tile's part of the shard; with a tissue mask, only its tissue."""
-        if piece.pixels is None:
-            return
-        begun = time.perf_counter()
-        pixels = piece.pixels.result()
-        self.waited += time.perf_counter() - begun
-        predict = predict_flipped if self._plan.flips else predict_pixels
-        probabilities = piece.view.resampled(predict(self._model, pixels, piece.source, piece.view.needed))
+    def _predict(self, piece: _Piece, answer: np.ndarray, filled: _Filled) -> None:
+        """Fill the piece's part of the shard; with a tissue mask, only its tissue."""
+        probabilities = piece.view.resampled(answer)
         shape = (piece.tile.height, piece.tile.width)
         wanted = np.ones(shape, bool)
         for mask in (self._tissue, self._regions):
