@@ -73,10 +73,8 @@ def clean_up(
 
     Parameters
     ----------
-    result
-        ``RESULT.ome.zarr``.
-    settings
-        What to do.
+    result, settings
+        ``RESULT.ome.zarr``, and what to do.
     out
         Files to write: objects to a ``.geojson``, areas to a ``.csv`` of the cleaned image.
     name
@@ -96,21 +94,9 @@ def clean_up(
         For a result that is none, a class that it has not, a name or file that exists.
     """
     path = Path(result)
-    if not path.name.lower().endswith(".ome.zarr"):
-        raise PredictionError(f"{path} is not a predicted .ome.zarr; only that has room for a cleaned label image.")
-    if not name.replace("-", "").replace("_", "").isalnum() or name == "classes":
-        raise PredictionError(f"{name!r} cannot be the name of a cleaned image; use letters, digits, - and _.")
-    store = PredictionStore(path)
-    settings.check(store)
-    target, tables = path / "labels" / name, {table.suffix.lower(): table for table in map(Path, out)}
+    tables = {table.suffix.lower(): table for table in map(Path, out)}
+    store, target = _checked(path, settings, name, tables, len(out), overwrite=overwrite)
     geojson, csv = tables.get(".geojson"), tables.get(".csv")
-    if set(tables) - {".geojson", ".csv"} or len(tables) < len(out):
-        raise PredictionError(f"the files {', '.join(map(str, out))} are not one .geojson and one .csv at most.")
-    for file in (target, *tables.values()):
-        if not file.parent.is_dir():
-            raise PredictionError(f"there is no folder {file.parent} to write {file.name} into; make it first.")
-        if file.exists() and not overwrite:
-            raise PredictionError(f"{file} exists; choose another name, or ask to overwrite it.")
     report = progress or (lambda share: None)
     folder = path.with_name(f"{result_name(path)}.{name}.partial")
     with _locked(folder):
@@ -121,21 +107,38 @@ def clean_up(
         measurement = Measurement(
             result_name(path), store.shape, cleaner.classes, store.placement, min_area_um2, found or None
         )
-        rows, objects = measurement.run(
-            _bands(levels[0]),
-            partial[geojson] if geojson is not None else None,
-            partial[csv] if csv is not None else None,
-            lambda done, total: report(0.9 + 0.1 * done / total),
-        )
+        files = partial.get(geojson) if geojson else None, partial.get(csv) if csv else None
+        rows, objects = measurement.run(_bands(levels[0]), *files, lambda done, total: report(0.9 + 0.1 * done / total))
         if target.exists():
             os.replace(target, folder / "replaced")
-        os.replace(cleaner.image, target)
+        for made, place in ((cleaner.image, target), *((temporary, table) for table, temporary in partial.items())):
+            os.replace(made, place)
         store.list_label_image(name)
-        for table, temporary in partial.items():
-            os.replace(temporary, table)
     shutil.rmtree(folder, ignore_errors=True)
-    report(1.0)
     return CleanResult(target, rows, objects, geojson, csv)
+
+
+def _checked(
+    path: Path, settings: CleanUp, name: str, tables: dict[str, Path], count: int, *, overwrite: bool
+) -> tuple[PredictionStore, Path]:
+    """The result and where its label image goes; raises `PredictionError` as `clean_up` says."""
+    if not path.name.lower().endswith(".ome.zarr"):
+        raise PredictionError(f"{path} is not a predicted .ome.zarr; only that has room for a cleaned label image.")
+    if not name.replace("-", "").replace("_", "").isalnum() or name == "classes":
+        raise PredictionError(f"{name!r} cannot be the name of a cleaned image; use letters, digits, - and _.")
+    store = PredictionStore(path)
+    settings.check(store)
+    target = path / "labels" / name
+    if set(tables) - {".geojson", ".csv"} or len(tables) < count:
+        raise PredictionError(
+            f"the files {', '.join(map(str, tables.values()))} are not one .geojson and one .csv at most."
+        )
+    for file in (target, *tables.values()):
+        if not file.parent.is_dir():
+            raise PredictionError(f"there is no folder {file.parent} to write {file.name} into; make it first.")
+        if file.exists() and not overwrite:
+            raise PredictionError(f"{file} exists; choose another name, or ask to overwrite it.")
+    return store, target
 
 
 class Finish:
