@@ -15,6 +15,7 @@ import numpy as np
 from napari_sparseseg.annotations.annotations import Annotations
 from napari_sparseseg.annotations.editing import draw_brush, fill_polygon
 from napari_sparseseg.annotations.packing import CHUNK, unpack
+from napari_sparseseg.annotations.pyramid import MAX_SIDE
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
 from napari_sparseseg.annotations.raster import Polygon
 from napari_sparseseg.annotations.sqlite_file import DamagedFileError, connect, survey
@@ -156,9 +157,9 @@ def _assembled(
 def _shape(connection: sqlite3.Connection) -> tuple[int, int] | None:
     try:
         (value,) = connection.execute("SELECT value FROM meta WHERE key = 'shape'").fetchone()
-        height, width = json.loads(value)
-        return int(height), int(width)
-    except (sqlite3.Error, ValueError, TypeError, RecursionError):
+        height, width = (int(side) for side in json.loads(value))
+        return (height, width) if 1 <= min(height, width) <= max(height, width) <= MAX_SIDE else None
+    except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -97,8 +97,8 @@ class Snapper:
     >>> image[10:40, 10:40] = 90
     >>> stroke = np.zeros((60, 60), bool)
     >>> stroke[20:25, 15:30] = True
-    >>> grown = Snapper(Surroundings(image, np.zeros((60, 60), np.uint8)), stroke, 1).grow()
-    >>> bool(grown[30, 35]), bool(grown[50, 50])
+    >>> grown = Snapper(Surroundings(image, np.zeros((60, 60), np.uint8)), stroke, 1).grow(1.0)
+    >>> bool(grown[30, 30]), bool(grown[50, 50])
     (True, False)
     """
 

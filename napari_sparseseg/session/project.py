@@ -348,7 +348,7 @@ def _records(items: Any, problems: list[str], consequence: str) -> tuple[tuple[S
 def _attempt(read: Callable[..., _T], problems: list[str], consequence: str) -> _T | None:
     try:
         return read()
-    except (SparseSegError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (SparseSegError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         problems.append(f"{consequence}: {str(error)[:200].rstrip('.')}")
         return None
 

@@ -332,8 +332,7 @@ def test_annotations_of_two_slides_are_offered_each_with_its_slide(qapp, tiny_sl
         opened = open_from_menu(viewer)
         for path in (tiny_slide, second):
             open_slide(opened, path)
-        wait_until(opened.header.recovery.isVisible, 10)
-        assert "second.tif" in opened.header.recovery.text.text()
+        wait_until(lambda: "second.tif" in opened.header.recovery.text.text(), 20)
         opened.slide.slides.setFocus()
         QTest.keyClick(opened.slide.slides, Qt.Key.Key_Up)
         wait_until(lambda: tiny_slide.name in opened.header.recovery.text.text(), 5)

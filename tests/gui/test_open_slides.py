@@ -157,8 +157,7 @@ def test_channels_are_added_up_in_their_colours(viewer, panel, tmp_path, dtype):
     seen = [shot[middle, int(shot.shape[1] / 2 + (x - 600) * 0.2 * scale), :3] for x in (50, 250, 600, 1000)]
     np.testing.assert_allclose(seen, [[0, 0, 0], [0, 0, 255], [0, 255, 255], [255, 255, 255]], atol=3)
     QTest.mouseClick(panel.slide.close_slide, Qt.MouseButton.LeftButton)
-    pump(0.2)
-    assert not viewer.layers
+    wait_until(lambda: not viewer.layers, 20)
 
 
 def levels_of(kind):
