@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from napari.settings import get_settings
-from qtpy.QtCore import QObject
+from psygnal import emit_queued
+from qtpy.QtCore import QObject, QTimer
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.commands import register_shortcuts, show_keys
@@ -39,6 +40,10 @@ HINTED_STROKES = 6
 """The hint about keys is hidden after this many strokes."""
 STEP_LINES = 2
 """Room for the sentence that says what to do next, also while there is none."""
+
+
+KEPT_MS = 300
+"""How long a panel that was shut down is kept for signals on their way."""
 
 
 class Panel(QObject):
@@ -189,6 +194,7 @@ class Panel(QObject):
         """End training with a checkpoint, remove the layers and close all files. Safe to call twice."""
         if self._context.closed:
             return
+        emit_queued()  # a signal that waits must not find its receiver gone
         self._closing.release()
         self._focus.release()
         self._keys.release()
@@ -201,6 +207,7 @@ class Panel(QObject):
         self.slides.close()
         self._log.detach()
         self._context.close()
+        QTimer.singleShot(KEPT_MS, lambda: self)  # for signals that other threads have queued meanwhile
 
     def watch(self) -> None:
         """Watch the window that the panel is docked in now."""

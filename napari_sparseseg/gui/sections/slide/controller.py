@@ -12,7 +12,6 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.files import state_folder, write_atomic
 from napari_sparseseg.gui import dialogs
-from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.host import canvas_beside, prefer_reader_for_slides
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import problems
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.slide.view import SlidePanel
     from napari_sparseseg.session.slides import SlideEntry
     from napari_sparseseg.slides import Slide
-
-
-BREATH_MS = 5
-"""Between two steps that show or take out a slide."""
 
 
 def is_ours(layer: Layer) -> bool:
@@ -67,7 +62,6 @@ class SlideActions(QObject):
         self.binding: SlideBinding | None = None
         self._arriving: SlideBinding | None = None
         self._steps: Iterator[None] | None = None
-        self._turns = single_shot(self, BREATH_MS, self._go_on)
         prefer_reader_for_slides()
         panel.open_requested.connect(self._on_open)
         panel.sample_requested.connect(self.open_sample)
@@ -159,35 +153,24 @@ class SlideActions(QObject):
             self._list_layers()
 
     def _begin(self, steps: Iterator[None]) -> None:
-        """Go through steps in turns of the event loop, the first one now; then synchronise what is left.
+        """Go through the steps at once, then synchronise what is left.
 
         The canvas is not drawn in between: with some of a slide's layers, Mesa's software renderer may crash (D73).
         """
         self._steps = steps
         self._draw_canvas(False)
-        self._go_on()
+        try:
+            for _ in steps:
+                pass
+        finally:
+            self._steps = None
+            self._draw_canvas(True)
+        self.sync()
 
     def _draw_canvas(self, on: bool) -> None:
         canvas = canvas_beside(self._panel)
         if canvas is not None:
             canvas.setUpdatesEnabled(on)
-
-    def _go_on(self) -> None:
-        if self._steps is None:
-            return
-        try:
-            next(self._steps)
-        except StopIteration:
-            self._steps = None
-            self.sync()
-            if self._steps is None:
-                self._draw_canvas(True)
-        except Exception:
-            self._steps = None
-            self._draw_canvas(True)
-            raise
-        else:
-            self._turns.start()
 
     def _take_out(self, key: str) -> Iterator[None]:
         """Close a slide's layers."""
@@ -216,12 +199,6 @@ class SlideActions(QObject):
         """Remove all layers of the session from the viewer, unless the window is closing."""
         self.binding = None
         self.binding_changed.emit()
-        self._turns.stop()
-        if self._steps is not None:  # half of a slide is shown or taken out
-            for _ in self._steps:
-                pass
-            self._steps = None
-            self._draw_canvas(True)
         while self._bindings:
             self._bindings.popitem()[1].close(take_out=not self._context.leaving)
 
