@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,7 @@ def encoder_info(name: str) -> EncoderInfo:
 
 def _gflop(base: str, whole: Any) -> float:
     """Counted on torch's meta device, where nothing is computed."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns of kernels that are not used here
     from torch.utils.flop_counter import FlopCounterMode
 
     side, count = _TILE + 2 * CONTEXT + _BESIDE, 1

@@ -29,8 +29,8 @@ ALLOWED = {
     "io/qupath_project.py": {"urllib.parse"},
     "session/report.py": {"system"},
 }
-"""glibc's mallopt, with constants: no other way to it from Python. Own modules and packages from constant tables. QuPath
-writes files as addresses, which are only taken apart. `platform.system` names the operating system."""
+"""glibc's mallopt, with constants: no other way to it from Python. Own modules and packages from constant tables.
+QuPath writes files as addresses, which are only taken apart. `platform.system` names the operating system."""
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 METHODS = {
     "read_pickle",
