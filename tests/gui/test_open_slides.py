@@ -36,10 +36,13 @@ from tests.helpers.slide_files import (
 )
 from tests.helpers.waiting import wait_until
 
-pytestmark = pytest.mark.xfail(
-    strict=False,
-    reason="some fail since the panel fills section by section: a layer of another reader is not always offered",
-)
+pytestmark = [
+    pytest.mark.slow,  # alone, the first one may wait for an answer to napari's question which reader to take
+    pytest.mark.xfail(
+        strict=False,
+        reason="some fail since the panel fills section by section: a layer of another reader is not always offered",
+    ),
+]
 
 COMMAND_LINE = """
 import json, sys
