@@ -36,14 +36,6 @@ from tests.helpers.slide_files import (
 )
 from tests.helpers.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.slow,  # alone, the first one may wait for an answer to napari's question which reader to take
-    pytest.mark.xfail(
-        strict=False,
-        reason="some fail since the panel fills section by section: a layer of another reader is not always offered",
-    ),
-]
-
 COMMAND_LINE = """
 import json, sys
 from napari_sparseseg.gui.host import prefer_reader_for_slides
@@ -68,13 +60,6 @@ from napari.__main__ import main
 sys.argv = ["napari", sys.argv[1]]
 main()
 """
-
-
-@pytest.fixture
-def panel(viewer):
-    panel = viewer.window.add_plugin_dock_widget("napari-sparseseg")[1]
-    yield panel
-    panel.shut_down()
 
 
 def choose_us(tries=600):
@@ -199,6 +184,16 @@ def test_a_pyramid_of_another_reader_in_micrometres(viewer, panel, mouse, kind):
     box = panel.session.annotations.snapshot().strokes[0].box
     assert abs(box.y + box.height / 2 - 300) < 3
     assert abs(box.x + box.width / 2 - 400) < 3
+
+
+def test_a_layer_that_was_there_before_the_panel_is_offered(viewer, open_panel, tmp_path):
+    write_svs(tmp_path / "a.svs", texture(700, 900))
+    [layer] = viewer.open(tmp_path / "a.svs")
+    panel = open_panel()
+    assert panel.slide.layers.currentText() == layer.name
+    QTest.mouseClick(panel.slide.use_layer, Qt.MouseButton.LeftButton)
+    wait_until(lambda: panel.slides.binding is not None, 10)
+    assert panel.slides.binding.images == [layer]
 
 
 @pytest.mark.parametrize("edited", [False, True])

@@ -136,6 +136,7 @@ class SlideActions(QObject):
         for layer in list(self._context.viewer.layers):
             if isinstance(layer, Image) and is_ours(layer) and not self._is_bound(layer):
                 self.adopt(layer)
+        self._list_layers()
 
     def sync(self) -> None:
         """Create layers for open slides, remove those of closed ones, and show the active slide."""
