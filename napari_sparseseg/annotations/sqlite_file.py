@@ -55,6 +55,8 @@ MIGRATIONS: tuple[str, ...] = ()
 _PUT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)"
 _DROP_CHUNK = "DELETE FROM chunks WHERE layer = ? AND level = ? AND i = ? AND j = ?"
 _PUT_STROKE = "INSERT OR REPLACE INTO strokes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_MAX_ID = 1 << 62
+"""Stroke numbers stay below this; SQLite's integers end at 2**63."""
 _PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 
 _TALLY = """
@@ -254,8 +256,9 @@ def _stored(connection: sqlite3.Connection) -> StoredAnnotations:
     )
     if meta.get("counts"):
         scribbles, dense = ({int(k): int(n) for k, n in layer} for layer in meta["counts"])
-        if not all(0 <= label <= 255 for layer in (scribbles, dense) for label in layer):
-            raise ValueError("it counts labels beyond 255")
+        area = out.shape[0] * out.shape[1]
+        if not all(0 <= label <= 255 and 0 <= n <= area for layer in (scribbles, dense) for label, n in layer.items()):
+            raise ValueError("it counts labels beyond 255, or more pixels than the slide has")
         out.counts = scribbles, dense
     others = meta.get("others") or []
     if not isinstance(others, list) or not all(isinstance(feature, dict) for feature in others):
@@ -265,6 +268,8 @@ def _stored(connection: sqlite3.Connection) -> StoredAnnotations:
     for row in connection.execute("SELECT * FROM strokes ORDER BY id"):
         out.strokes.append(read_stroke(row))
         crc += row[-1]
+    if not max((stroke.id for stroke in out.strokes), default=0) < out.next_id < _MAX_ID:
+        raise ValueError(f"the next stroke would get the number {out.next_id}")
     for row in connection.execute("SELECT layer, level, i, j, data, crc FROM chunks"):
         layer, at, data = read_chunk(row)
         out.chunks[layer][at] = data

@@ -198,9 +198,8 @@ SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "view_10x": (view_10x, "Magnification 10×", "Ctrl+2"),
     "view_20x": (view_20x, "Magnification 20×", "Ctrl+3"),
     "view_40x": (view_40x, "Magnification 40×", "Ctrl+4"),
-    "view_fit": (view_fit, "Show the whole slide", "Ctrl+0"),
 }
-"""Frequent commands: function, description and default key."""
+"""Frequent commands: function, description and default key. The whole slide has napari's own key, Ctrl+0."""
 TIPS: dict[str, Callable[[SparseSegWidget | Panel], QWidget]] = {**BUTTONS, "step_opacity": lambda p: p.predict.opacity}
 """Whose tooltip names the key of a command."""
 

@@ -319,7 +319,6 @@ def test_an_import_for_another_slide_says_so(viewer, panel, mouse, tmp_path):
     assert panel.session.annotations.counts() == counts
 
 
-@pytest.mark.xfail(strict=False, reason="fails now and then on a busy machine: what is offered comes late")
 def test_annotations_of_two_slides_are_offered_each_with_its_slide(qapp, tiny_slide, tmp_path):
     second = write_slide(tmp_path / "second.tif", two_textures(512, 5))
     with opened_viewer() as viewer:

@@ -16,7 +16,6 @@ from tests.helpers.desktop import MUST_RUN, Desktop, Napari, missing_programs
 if missing_programs() and not MUST_RUN:
     pytest.skip(missing_programs(), allow_module_level=True)
 
-pytestmark = pytest.mark.xfail(strict=False, reason="not yet seen passing as a whole on a busy machine")
 PANEL = "Scribbles (napari-sparseseg)"
 STROKES = "len(panel.session.annotations.strokes)"
 LAYER = "panel.slides.binding.scribbles.layer"

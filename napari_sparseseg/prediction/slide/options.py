@@ -177,7 +177,7 @@ class SlideResult:
     """Time by stage in this run; ``wait`` is how long the network waited for pixels and files during ``predict``."""
     megapixels_per_second: float = 0.0
     tissue_share: float | None = None
-    """Share of the slide found to be tissue, where only tissue was predicted."""
+    """Share of the slide found to be tissue, where only tissue was predicted; 1 where that is all of it, see D103."""
     warnings: tuple[str, ...] = ()
 
     @property

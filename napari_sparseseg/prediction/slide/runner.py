@@ -203,6 +203,7 @@ class SlideRun:
         )
         self._shards = shard_grid(self._shape)
         self._tissue: TissueMask | None = None
+        self._tissue_share: float | None = None
         self._regions = None if options.regions is None else find_regions(options.regions, slide)
         self._where = None if self._regions is None or options.beyond_regions else RegionMask(self._regions)
 
@@ -269,6 +270,7 @@ class SlideRun:
         if self._options.tissue_only:
             seen = self._plan.read_frame.shape(self._slide.shape)
             self._tissue = where_to_predict(self._slide, seen, self._model.metadata.rules.tissue)
+            self._tissue_share = 1.0 if self._tissue is None else self._tissue.share
         if self._tissue is not None:
             self._tissue.save(files.tissue)
         if self._where is not None:
@@ -362,7 +364,7 @@ class SlideRun:
             shards_resumed=resumed,
             seconds={k: round(v, 3) for k, v in self._reporter.seconds.items()},
             megapixels_per_second=round(self._reporter.speed, 3),
-            tissue_share=self._tissue.share if self._tissue is not None else None,
+            tissue_share=self._tissue_share,
             warnings=(*self._warnings, *self._slide.warnings),
         )
 
