@@ -45,7 +45,7 @@ class ClassDef:
     colour: str
 
     def __post_init__(self) -> None:
-        if not 1 <= self.id <= MAX_CLASS_ID:
+        if type(self.id) in (bool, float) or not 1 <= self.id <= MAX_CLASS_ID:
             raise SparseSegError(f"class id {self.id} of {self.name!r} is not in 1..255; 0 means unlabelled.")
         if not self.name.strip():
             raise SparseSegError(f"class {self.id} has no name; give it one.")

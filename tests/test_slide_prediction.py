@@ -361,10 +361,16 @@ def test_an_error_in_the_progress_callback_ends_the_run(tmp_path):
     def broken(_):
         raise KeyError("the panel is gone")
 
-    model = SmoothModel()
+    class Slow(SmoothModel):
+        def probabilities(self, pixels, *, origin=(0, 0)):
+            time.sleep(0.01)  # 88 tiles take longer than a report is held back
+            return super().probabilities(pixels, origin=origin)
+
+    model = Slow()
     with pytest.raises(KeyError, match="panel"):
         run_prediction(patches_slide(), model, tmp_path / "a.ome.zarr", progress=broken, tile=128)
-    assert model.calls < 70
+    assert model.calls < 88
+    assert not (tmp_path / "a.ome.zarr").exists()
 
 
 def test_refusals_say_what_to_do(tmp_path):

@@ -234,7 +234,7 @@ def read_stored(path: Path) -> StoredAnnotations:
             return _stored(connection)
         except BlankFileError:
             raise
-        except (sqlite3.Error, ValueError, TypeError, KeyError, RecursionError, SparseSegError) as error:
+        except (sqlite3.Error, ValueError, TypeError, KeyError, OverflowError, RecursionError, SparseSegError) as error:
             strokes, chunks, lost = survey(connection)
             found = f"{len(strokes)} strokes and {len(chunks)} label chunks can still be read, {lost} cannot."
             raise unreadable(path, error, found) from error
@@ -293,7 +293,7 @@ def survey(connection: sqlite3.Connection) -> tuple[list[Stroke], list[tuple[int
     for row in _rows(connection, "strokes", "*"):
         try:
             stroke = read_stroke(row)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             lost += 1
         else:
             strokes[stroke.id] = stroke
@@ -301,7 +301,7 @@ def survey(connection: sqlite3.Connection) -> tuple[list[Stroke], list[tuple[int
         try:
             layer, at, data = read_chunk(row)
             unpack(data)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             lost += 1
         else:
             chunks[layer, at] = data

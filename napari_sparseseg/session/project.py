@@ -137,6 +137,14 @@ class Project:
                 f"{file} is damaged ({type(error).__name__}: {str(error)[:200]}). The annotations beside it are not "
                 "affected: open them one by one from the annotations folder."
             ) from error
+        listed = {record.annotations for record in state.closed}
+        unlisted = sorted(f.name for f in (folder / "annotations").glob("*.sqlite") if f.name not in listed)
+        if unlisted and not state.slides:
+            names = ", ".join(unlisted[:3]) + (" ..." if len(unlisted) > 3 else "")
+            problems.append(
+                f"project.json lists no slide, but {len(unlisted)} annotation files are there ({names}); "
+                "open a slide and import them from the annotations folder"
+            )
         return cls(folder.resolve(), state, problems)
 
     def listed_by_others(self) -> ProjectState:
@@ -305,7 +313,7 @@ def _state_from_json(data: dict[str, Any]) -> tuple[ProjectState, list[str]]:
     """The state, and what of it cannot be read: one bad value costs its own slide or setting only."""
     schema = data["schema"]
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise ProjectError(f"the project was written by a newer version (schema {schema!r}); update napari-sparseseg.")
+        raise ProjectError(f"the project was written by a newer version (schema {schema!r:.60}); update napari-sparseseg.")
     problems: list[str] = []
     slides, unreadable = _records(data["slides"], problems, "slide {} of project.json is left out")
     closed, unreadable_closed = _records(
@@ -367,6 +375,8 @@ def _record(item: dict[str, Any]) -> SlideRecord:
     texts = (record.path, record.fingerprint, record.annotations, record.relative)
     if not all(isinstance(v, str) and len(v) <= _MAX_TEXT and "\0" not in v for v in texts):
         raise ValueError("its path, fingerprint or annotation file is not a name")
+    for text in texts:
+        os.fsencode(text)  # UnicodeEncodeError, a ValueError, for a name that no file can have
     if record.role not in get_args(Role):
         raise ValueError(f"its role is {record.role!r}")
     if not all(type(n) is int and 0 <= n < 1 << 53 for n in (record.strokes, record.version)):
