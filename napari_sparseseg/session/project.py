@@ -313,7 +313,8 @@ def _state_from_json(data: dict[str, Any]) -> tuple[ProjectState, list[str]]:
     """The state, and what of it cannot be read: one bad value costs its own slide or setting only."""
     schema = data["schema"]
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise ProjectError(f"the project was written by a newer version (schema {schema!r:.60}); update napari-sparseseg.")
+        version = f"schema {schema!r:.60}"
+        raise ProjectError(f"the project was written by a newer version ({version}); update napari-sparseseg.")
     problems: list[str] = []
     slides, unreadable = _records(data["slides"], problems, "slide {} of project.json is left out")
     closed, unreadable_closed = _records(
