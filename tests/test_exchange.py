@@ -130,9 +130,15 @@ def test_bare_objects(tmp_path, wrap):
         "list": [feature(geometry)],
         "collection": {"type": "FeatureCollection", "features": [feature(geometry)]},
     }[wrap]
-    a = read(tmp_path, data)
-    assert a.counts() == {1: 100}
-    assert a.classes[0].name == ("unclassified" if wrap == "geometry" else "tumour")
+    if wrap == "geometry":  # it has no class, so it trains none
+        with pytest.warns(AnnotationWarning, match="1 objects without a class"):
+            a = read(tmp_path, data)
+        assert not sum(a.counts().values())
+        assert [other["geometry"] for other in a.others] == [geometry]
+    else:
+        a = read(tmp_path, data)
+        assert a.counts() == {1: 100}
+        assert a.classes[0].name == "tumour"
 
 
 def test_names_match_whatever_their_case_and_new_ones_are_appended(tmp_path):
@@ -186,7 +192,7 @@ def test_bad_geojson_is_refused_with_the_name_of_the_file(tmp_path, text):
 def test_too_many_points_or_classes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("napari_sparseseg.io.shapes.MAX_POINTS", 100)
     with pytest.raises(AnnotationError, match="more than 100 points"):
-        read(tmp_path, {"type": "Polygon", "coordinates": [[[k, k * k] for k in range(101)]]})
+        read(tmp_path, feature({"type": "Polygon", "coordinates": [[[k, k * k] for k in range(101)]]}))
     monkeypatch.undo()
     with pytest.raises(AnnotationError, match="255 classes"):
         read(tmp_path, [feature({"type": "Point", "coordinates": [1, 1]}, f"c{k}") for k in range(256)])

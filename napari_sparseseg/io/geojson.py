@@ -21,7 +21,6 @@ from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import AnnotationError, SparseSegError
 from napari_sparseseg.io.shapes import (
     THIN_RADIUS,
-    UNCLASSIFIED,
     Document,
     Drawn,
     FileLimitError,
@@ -262,8 +261,7 @@ def _read(data: Any, document: Document, depth: int) -> None:
     elif data.get("type") == "Feature":
         _read_feature(data, document, depth)
     else:
-        for rings, is_line in _parts(data, depth):  # a bare geometry cannot have a class, so it is meant as one
-            document.add(Drawn(UNCLASSIFIED, "brush" if is_line else "polygon", rings, radius=THIN_RADIUS))
+        _read_feature({"type": "Feature", "geometry": data}, document, depth)
 
 
 def _attempt(item: Any, document: Document, depth: int) -> None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
     Rings = list[NDArray[np.float64]]
 
-UNCLASSIFIED = "unclassified"
-"""Class of bare geometries."""
 THIN_RADIUS = 4.0
 """Radius in level-0 pixels at which lines and dots without a width are drawn."""
 MAX_POINTS = 50_000_000
