@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,8 +15,8 @@ from tests.helpers.data import real_data, two_textures, write_slide
 
 os.environ.setdefault("LP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `tune_process` does, for tests that import torch first
-# Machines differ and are shared: a slow example is no failure.
-settings.register_profile("default", deadline=None)
+# Machines differ and are shared: a slow example is no failure. In CI the examples are the same every time.
+settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("default")
 
 
@@ -24,6 +25,20 @@ def pytest_runtest_makereport(item: pytest.Item):
     outcome = yield
     report.count(item, outcome)
     return outcome
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """A failure whose text holds half a surrogate pair must not end the whole run: xdist cannot send it."""
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_sendable(k): _sendable(v) for k, v in value.items()}
+    return type(value)(map(_sendable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -417,18 +417,18 @@ def test_class_ids_with_gaps_reach_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("device", "cores", "threads", "free_gb", "workers"),
+    ("device", "cores", "threads", "memory_gb", "workers"),
     [
-        ("cpu", 2, 1, 20, 2),  # cores
-        ("cpu", 16, 4, 100, 4),  # cores over torch's threads
-        ("cpu", 8, 1, 12, 3),  # a quarter of 12 GB
-        ("cpu", 8, 1, 1, 1),  # never none
+        ("cpu", 2, 1, 5, 2),  # cores
+        ("cpu", 16, 4, 25, 4),  # cores over torch's threads
+        ("cpu", 8, 1, 3.2, 3),  # memory
+        ("cpu", 8, 1, 0.3, 1),  # never none
         ("cuda:0", 16, 1, 100, 1),
         ("mps", 8, 1, 100, 1),
     ],
 )
-def test_workers_by_default(device, cores, threads, free_gb, workers):
-    assert default_workers(device, cores, threads, free_gb * 10**9) == workers
+def test_workers_by_default(device, cores, threads, memory_gb, workers):
+    assert default_workers(device, cores, threads, memory_gb * 1e9) == workers
 
 
 def test_the_tile_fits_halo_and_shard():

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from napari_sparseseg.errors import PredictionError, SlideError
 from napari_sparseseg.files import result_name
 from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.prediction.slide import Progress
+from napari_sparseseg.prediction.tiles import PredictionStopped
 from napari_sparseseg.session.session import Session
 from napari_sparseseg.slides import ArraySlide
 from tests.helpers.networks import network
@@ -56,6 +58,57 @@ def slides(tmp_path_factory):
 def rows_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def predicted(slides, model, out, **settings):
+    with Session() as session:
+        for path in slides:
+            session.open(path, role="predict")
+        session.load_model(model)
+        return session.predict_project(out, **settings)
+
+
+def test_small_slides_at_once_give_what_they_give_one_by_one(slides, model, tmp_path, monkeypatch):
+    from napari_sparseseg.learning.model import Model
+
+    both = threading.Barrier(2, timeout=60)
+    threads = set()
+
+    def meeting(self, *args, probabilities=Model.probabilities, **kwargs):
+        if threading.get_ident() not in threads and len(threads) < 2:
+            threads.add(threading.get_ident())
+            both.wait()  # passes only where two slides are predicted at the same time
+        return probabilities(self, *args, **kwargs)
+
+    alone = predicted(slides, model, tmp_path / "alone", workers=1)
+    monkeypatch.setattr(Model, "probabilities", meeting)
+    monkeypatch.setattr(Model, "strip", lambda *_: None)
+    told = []
+    together = predicted(slides, model, tmp_path / "together", workers=2, progress=told.append)
+    assert len(threads) == 2
+    assert [r.output.name for r in together.results] == [r.output.name for r in alone.results]
+    assert (tmp_path / "together" / "summary.csv").read_text() == (tmp_path / "alone" / "summary.csv").read_text()
+    for a, b in zip(alone.results, together.results, strict=True):
+        labels = [np.asarray(PredictionStore(r.output, "r").labels[0]) for r in (a, b)]
+        assert (labels[0] == labels[1]).mean() > 0.999  # in tiles, not in strips
+    assert [state.done for state in told] == sorted(state.done for state in told)
+    assert told[-1].fraction == pytest.approx(0.92)
+
+
+def test_a_small_slide_that_fails_keeps_the_others_and_a_stop_ends_all(slides, model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "case-2.ome.zarr").write_text("in the way")
+    batch = predicted(slides, model, out, workers=2)
+    assert [r.output.name for r in batch.results] == ["case.ome.zarr", "other.ome.zarr"]
+    assert [slide for slide, _ in batch.failed] == [str(slides[1])]
+    stop = threading.Event()
+    with pytest.raises(PredictionStopped):
+        predicted(slides, model, tmp_path / "stopped", workers=2, stop=stop, progress=lambda _: stop.set())
+    finished = sorted(p.name for p in (tmp_path / "stopped").glob("*.ome.zarr"))
+    assert len(finished) < 3
+    again = predicted(slides, model, tmp_path / "stopped", workers=2, resume=True)
+    assert len(again.results) == 3
 
 
 def test_one_summary_over_slides_that_are_trained_on_held_out_or_only_predicted(slides, model, tmp_path):

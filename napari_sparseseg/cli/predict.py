@@ -77,9 +77,13 @@ def add_predict(commands: Any) -> None:
     where.add_argument(
         "--workers",
         type=positive_int,
-        help="number of threads on this machine; default: by cores and free memory",
+        help="number of threads on this machine; default: by cores and memory",
     )
     where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of a dask.distributed cluster")
+    predict.add_argument(
+        "--memory", type=positive, metavar="GB",
+        help="what the threads may take together, 1 GB each; default: a quarter of the free memory",
+    )  # fmt: skip
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     options = {
         "mpp": args.mpp, "resume": args.resume, "overwrite": args.overwrite, "tissue_only": not args.everywhere,
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
-        "workers": args.workers, "scheduler": args.scheduler,
+        "workers": args.workers, "memory_gb": args.memory, "scheduler": args.scheduler,
         "regions": args.regions, "probabilities": args.probabilities, "clean_up": clean_up_of(args),
     }  # fmt: skip
     with Session.load(args.slides[0], read_only=True) if project else Session(()) as session:

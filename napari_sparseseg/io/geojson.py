@@ -293,7 +293,7 @@ def _read_feature(feature: dict[str, Any], document: Document, depth: int) -> No
     metadata = metadata if isinstance(metadata, dict) else {}
     mark = metadata.get(MARK)
     if not name or name.endswith("*"):
-        document.keep(name, {"type": "Feature", "geometry": geometry, "properties": _plain(properties)})
+        document.keep(name, {"type": "Feature", "geometry": _flat(geometry), "properties": _plain(properties)})
     if not name or mark == "other":
         return
     for rings, is_line in parts:
@@ -316,6 +316,17 @@ def _why_left_out(feature: dict[str, Any], properties: dict[str, Any], geometry:
         if isinstance(plane, dict) and any(plane.get(axis) not in (None, 0, -1) for axis in "zt"):
             return "on other planes"
     return ""
+
+
+def _flat(value: Any) -> Any:
+    """A geometry without what its positions have beyond x and y, which may be no number: QuPath writes NaN."""
+    if isinstance(value, dict):
+        return {key: _flat(inner) for key, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    if value and not isinstance(value[0], (list, dict)):
+        return value[:2]
+    return [_flat(inner) for inner in value]
 
 
 def _plain(properties: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,7 @@ from napari_sparseseg.prediction.live_view import LiveView
 from napari_sparseseg.prediction.tile_store import LABELS
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from napari_sparseseg.config import ClassDef
@@ -282,16 +283,35 @@ class Predictor:
     ) -> BatchResult:
         """Predict every open slide into a folder; see `Session.predict_project`."""
         from napari_sparseseg.prediction.slide.batch import predict_batch
+        from napari_sparseseg.prediction.slide.executors import workers_here
         from napari_sparseseg.prediction.slide.options import PredictOptions
+        from napari_sparseseg.prediction.slide.shards import shard_grid
 
-        chosen = replace(options or PredictOptions(), **settings)
+        model, chosen = self.model(), replace(options or PredictOptions(), **settings)
+        stop = stop or threading.Event()
+        workers = 1 if chosen.scheduler else chosen.workers or workers_here(model, chosen.memory_gb)
 
-        def predict(slide: Slide, files: dict[str, Path]) -> SlideResult:
+        def predict(slide: Slide, files: dict[str, Path], of_several: bool) -> SlideResult:
             mine = replace(chosen, geojson=files["geojson"], csv=files["csv"])
-            return self.whole_slide(files["out"], mine, {}, slide=slide, progress=progress, stop=stop)
+            if of_several:
+                return self._run(model, slide, files["out"], replace(mine, workers=1), None, stop)
+            return self._run(model, slide, files["out"], mine, self._reported(progress), stop)
 
-        slides = [e.slide for e in self._slides.entries]
-        return predict_batch(slides, folder, predict, replace=chosen.resume or chosen.overwrite)
+        def small(slide: Slide) -> bool:
+            frame = slide.frame(chosen.mpp or model.metadata.mpp if slide.mpp else None)
+            return len(shard_grid(frame.shape(slide.shape))) < workers
+
+        with self._others_paused():
+            return predict_batch(
+                [e.slide for e in self._slides.entries],
+                folder,
+                predict,
+                workers=workers,
+                small=small,
+                progress=self._reported(progress),
+                stop=stop,
+                replace=chosen.resume or chosen.overwrite,
+            )
 
     def whole_slide(
         self,
@@ -304,20 +324,42 @@ class Predictor:
         stop: threading.Event | None,
     ) -> SlideResult:
         """Predict a slide into a file while training and the live view pause; see `Session.predict_slide`."""
-        from napari_sparseseg.prediction.results.regions import find_regions
-        from napari_sparseseg.prediction.slide import PredictOptions, run_prediction
+        from napari_sparseseg.prediction.slide.options import PredictOptions
 
-        model, slide = self.model(), slide or self._slides.active.slide
         options = replace(options or PredictOptions(), **settings)
+        with self._others_paused():
+            return self._run(
+                self.model(), slide or self._slides.active.slide, out, options, self._reported(progress), stop
+            )
+
+    def _run(
+        self,
+        model: Model,
+        slide: Slide,
+        out: Path,
+        options: PredictOptions,
+        progress: Callable[[Progress], None] | None,
+        stop: threading.Event | None,
+    ) -> SlideResult:
+        from napari_sparseseg.prediction.results.regions import find_regions
+        from napari_sparseseg.prediction.slide import run_prediction
+
         if options.regions is not None:  # a class of the annotations is known here only
             annotations = self._slides.entry_of(slide).annotations
             options = replace(options, regions=find_regions(options.regions, slide, annotations))
+        return run_prediction(slide, model, out, options, progress=progress, stop=stop)
 
+    def _reported(self, progress: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
         def report(state: Progress) -> None:
             self._set(state.fraction)
             if progress is not None:
                 progress(state)
 
+        return report
+
+    @contextmanager
+    def _others_paused(self) -> Iterator[None]:
+        """Training and the live view wait meanwhile."""
         run = self._training.run
         hold = run is not None and not run.paused
         if run is not None and hold:
@@ -325,7 +367,7 @@ class Predictor:
         self._live.held = True
         self._set(0.0)
         try:
-            return run_prediction(slide, model, out, options, progress=report, stop=stop)
+            yield
         finally:
             self._live.held = False
             if run is not None and hold:

@@ -33,7 +33,7 @@ def desktop():
 def started(desktop, home, *arguments, **environment) -> Napari:
     app = Napari(desktop, home, *arguments, environment=environment)
     app.menu("Plugins", PANEL)
-    app.until("panel is not None")
+    app.until("panel is not None and panel.complete")
     return app
 
 

@@ -169,8 +169,15 @@ class Napari:
         time.sleep(0.1)
 
     def _middle(self, expression: str) -> tuple[float, float]:
-        left, top, width, height = self.ask(f"(lambda w: w if isinstance(w, list) else place(w))({expression})")
-        return left + width / 2, top + height / 2
+        """The middle of a widget once it rests: a window manager resizes a window a moment after it was asked to."""
+        end, before = time.monotonic() + 10, None
+        while True:
+            place = self.ask(f"(lambda w: w if isinstance(w, list) else place(w))({expression})")
+            if place == before or time.monotonic() > end:
+                left, top, width, height = place
+                return left + width / 2, top + height / 2
+            before = place
+            time.sleep(0.1)
 
     def key(self, *keys: str) -> None:
         """Press keys, in X's names ("ctrl+z", "Return", "bracketleft")."""

@@ -25,7 +25,7 @@ _WORKER_BYTES = 1_000_000_000
 _FREE_SHARE = 0.25
 
 
-def default_workers(device: str, cores: int, threads: int, free_bytes: int) -> int:
+def default_workers(device: str, cores: int, threads: int, memory_bytes: float) -> int:
     """Number of threads that predict when the user names none.
 
     Parameters
@@ -36,22 +36,23 @@ def default_workers(device: str, cores: int, threads: int, free_bytes: int) -> i
         Cores that this process may use.
     threads
         Threads inside torch's operators.
-    free_bytes
-        Free memory, of which a quarter may be used, 1 GB for each worker.
+    memory_bytes
+        What all of them may take, 1 GB each; there is one in any case.
     """
     if not device.startswith("cpu"):
         return 1
-    return max(1, min(cores // threads, int(free_bytes * _FREE_SHARE / _WORKER_BYTES)))
+    return max(1, min(cores // threads, int(memory_bytes / _WORKER_BYTES)))
 
 
-def workers_here(model: Segmenter) -> int:
-    """`default_workers` for a model, this process and the memory that is free now."""
+def workers_here(model: Segmenter, memory_gb: float | None = None) -> int:
+    """`default_workers` for a model and this process, in `memory_gb` or in a quarter of the memory that is free now."""
     import psutil
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = str(getattr(model, "device", "cpu"))
-    return default_workers(device, cores, torch.get_num_threads(), psutil.virtual_memory().available)
+    memory = psutil.virtual_memory().available * _FREE_SHARE if memory_gb is None else memory_gb * 1e9
+    return default_workers(device, cores, torch.get_num_threads(), memory)
 
 
 def run_in_threads(

@@ -39,6 +39,7 @@ class PredictSettings(TypedDict, total=False):
     tissue_only: bool
     resume: bool
     workers: int | None
+    memory_gb: float | None
     scheduler: str | None
     overwrite: bool
     min_area_um2: float
@@ -87,7 +88,10 @@ class PredictOptions:
     """Continue an interrupted run of the same slide, model and settings; any other unfinished run is discarded. Where
     the output is complete, only missing tables are written."""
     workers: int | None = None
-    """Threads that predict; None: one a core while a quarter of the free memory has 1 GB for each; on a GPU 1."""
+    """Threads that predict; None: one a core while `memory_gb` has 1 GB for each; on a GPU 1."""
+    memory_gb: float | None = None
+    """What the threads may take together, in GB (1e9 bytes); None: a quarter of the free memory. It decides how many
+    there are, at least one."""
     scheduler: str | None = None
     """Address of a dask.distributed scheduler, ``tcp://host:port``, whose workers predict instead of local threads."""
     overwrite: bool = False
@@ -117,6 +121,8 @@ class PredictOptions:
             object.__setattr__(self, "probabilities", True)
         if self.workers is not None and self.workers < 1:
             raise PredictionError(f"workers is {self.workers}; give 1 or more, or leave it out.")
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise PredictionError(f"the memory is {self.memory_gb} GB; give more than 0, or leave it out.")
         if self.ome_zarr not in ("0.4", "0.5"):
             raise PredictionError(f"OME-Zarr version {self.ome_zarr!r} is not one of 0.4, 0.5.")
         if not self.min_area_um2 >= 0:

@@ -299,7 +299,7 @@ class SlideRun:
                     ShardPredictor(
                         self._slide, self._model, PredictionStore(files.store), self._plan, self._tissue, self._where
                     )
-                    for _ in range(min(options.workers or workers_here(self._model), len(todo)))
+                    for _ in range(min(options.workers or workers_here(self._model, options.memory_gb), len(todo)))
                 ]
                 with TILES.limited(READ_CACHE):
                     run_in_threads(predictors, todo, control, files.journal.shard_done, on_pixels)
