@@ -10,6 +10,7 @@ import numpy as np
 from psygnal import Signal
 
 from napari_sparseseg.annotations.autosave import Autosave, uninterrupted
+from napari_sparseseg.annotations.changes import change_strokes
 from napari_sparseseg.annotations.document import AnnotationDocument
 from napari_sparseseg.annotations.editing import Editor, MaskPiece, Shape
 from napari_sparseseg.annotations.raster import Polygon, as_points
@@ -228,6 +229,10 @@ class Annotations:
         if Polygon([ring]).box.intersection(Box(0, 0, *self.shape)).area == 0:
             raise AnnotationError("the dense region would lie outside the slide.")
         self._finish(lambda: self._editor.change_regions([(region.class_id, [ring])], [region]))
+
+    def change_strokes(self, ids: Iterable[int], class_id: int) -> None:
+        """Give strokes and regions another class, 0 removes them, as one step; see `changes.change_strokes`."""
+        self._finish(lambda: change_strokes(self._document, ids, class_id))
 
     def draw(self, shapes: Sequence[Shape], progress: Progress | None = None) -> int:
         """Draw shapes in order, later ones over earlier ones, as one step of the history.

@@ -319,13 +319,8 @@ class Editor:
         tree = self._document.dense
         tree.begin()
         try:
-            for gone in removed:
-                fill_polygon(tree, Polygon(gone.parts()), 0)
-            # Regions below a removed one appear again, in the order of drawing.
             ids = {gone.id for gone in removed}
-            for region in self._document.regions.values():
-                if region.id not in ids and any(region.box.intersection(gone.box).area for gone in removed):
-                    fill_polygon(tree, Polygon(region.parts()), region.class_id)
+            clear_regions(tree, removed, [r for r in self._document.regions.values() if r.id not in ids])
             added = []
             for class_id, exact in new:
                 # Drawn in the single precision in which it is stored: otherwise pixels along its sides would remain
@@ -355,10 +350,15 @@ def stamp(
     keep: Keep = None,
     *,
     live: bool = False,
+    slack: float = 0.0,
 ) -> Box | None:
-    """Move a round brush between two points (y, x) in the open transaction of `tree`; the box that may have changed."""
+    """Move a round brush between two points (y, x) in the open transaction of `tree`; the box that may have changed.
+
+    `slack` widens it without moving it to another level.
+    """
     level = write_level(radius, tree.top_level)
     scale = 1 << level
+    wide = max(radius / scale, MIN_RADIUS) + slack / scale
     p, q = (np.asarray(end, np.float64) / scale for end in ends)
     # A long thin move is drawn in pieces, because the box around a slanting one is nearly empty.
     pieces = max(1, math.ceil(float(np.abs(q - p).max()) / LONGEST_PX))
@@ -366,7 +366,7 @@ def stamp(
     clip = Box(0, 0, *tree.valid(level))
     boxes = []
     for start, stop in itertools.pairwise(steps):
-        area, mask = capsule_mask(start.tolist(), stop.tolist(), max(radius / scale, MIN_RADIUS), clip)
+        area, mask = capsule_mask(start.tolist(), stop.tolist(), wide, clip)
         boxes.append(tree.paint_mask(level, area.y, area.x, mask, label, keep, live=live))
     return _around(boxes)
 
@@ -388,6 +388,16 @@ def fill_polygon(
         tree.paint_mask(level, y0, x0, mask, label, keep, live=live)
         for level, y0, x0, mask in polygon.pieces(Box(0, 0, *tree.shape), tree.top_level)
     )
+
+
+def clear_regions(tree: LabelQuadtree, gone: Sequence[Stroke], left: Sequence[Stroke]) -> None:
+    """Clear dense regions in the open transaction of `tree`; those of `left`, in order, that lie below appear again."""
+    for region in gone:
+        fill_polygon(tree, Polygon(region.parts()), 0)
+    # The newest first and only where nothing is, so that what lies beside the cleared ones stays as it is.
+    for region in reversed(left):
+        if any(region.box.intersection(cleared.box).area for cleared in gone):
+            fill_polygon(tree, Polygon(region.parts()), region.class_id, keep=0)
 
 
 def _with_bounds(shapes: Sequence[Shape]) -> Iterator[tuple[Shape, Bounds]]:

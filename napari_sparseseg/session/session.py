@@ -17,6 +17,7 @@ from napari_sparseseg.session.prediction import LiveWorker, Predictor
 from napari_sparseseg.session.results import Results
 from napari_sparseseg.session.slides import SlideCollection, SlideEntry
 from napari_sparseseg.session.status import Status
+from napari_sparseseg.session.strokes import StrokeList
 from napari_sparseseg.session.training import Training
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Slides, annotations, training and prediction; `results` measures, compares and reports what is on disk.
+    """Slides, annotations, training and prediction; `strokes` lists what was drawn, `results` measures what is on disk.
 
     Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
     where the change happened; in a GUI, connect with ``thread="main"``.
@@ -99,7 +100,7 @@ class Session:
         workers = (learn.end_worker, self._slides.watch, learn.refit_worker, view.work, learn.train_worker)
         self._engine = Engine(workers, learn.fail)
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
-        self.results = Results(self._slides)
+        self.results, self.strokes = Results(self._slides), StrokeList(self._slides, learn, self._engine)
         self._closed = False
         self._live.changed.connect(self.live_changed.emit)
         self._slides.annotated.connect(self._on_annotated)
