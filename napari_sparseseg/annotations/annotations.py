@@ -295,10 +295,7 @@ class Annotations:
         return self._editor.add_mask(level, y0, x0, np.asarray(mask, bool))
 
     def commit_stroke(self) -> Stroke | None:
-        """Finish the stroke: one step of the history, durable on return where a file is bound.
-
-        Returns None where nothing changed.
-        """
+        """Finish the stroke, one step of the history, durable on return with a bound file; None: nothing changed."""
         edit = self._finish(self._editor.commit)
         return edit.added[0] if edit is not None else None
 

@@ -91,7 +91,7 @@ class StrokeList:
     ...     listed = session.strokes.list()
     ...     session.strokes.change([listed[0].id], 0)
     ...     len(session.strokes.list()) == len(listed) - 1, session.history.next_undo
-    (True, 'removal of brush stroke')
+    (True, 'removal of polygon')
     """
 
     def __init__(self, slides: SlideCollection, training: Training, engine: Engine) -> None:
