@@ -322,11 +322,9 @@ def _flat(value: Any) -> Any:
     """A geometry without what its positions have beyond x and y, which may be no number: QuPath writes NaN."""
     if isinstance(value, dict):
         return {key: _flat(inner) for key, inner in value.items()}
-    if not isinstance(value, list):
-        return value
-    if value and not isinstance(value[0], (list, dict)):
-        return value[:2]
-    return [_flat(inner) for inner in value]
+    if isinstance(value, list):
+        return [_flat(v) for v in value] if value and isinstance(value[0], list | dict) else value[:2]
+    return value
 
 
 def _plain(properties: dict[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,7 @@ def predict_batch(
     folder
         Made where it does not exist.
     predict
-        Does one slide, given the files to write by name of their option (``out``, ``geojson``, ``csv``), and whether it
-        is one of several at once, on a thread of its own.
+        Does one slide, given the files to write by option, and whether it is one of several at once, on its own thread.
     workers
         How many small slides are predicted at once.
     small
