@@ -38,12 +38,16 @@ def _start(widget: SparseSegWidget) -> None:
 
 
 def skin_layers() -> list[LayerData]:
-    """The real slide with its scribbles, in the panel, which makes the layers itself."""
+    """The real slide; the panel adopts it and draws its scribbles. (napari takes a sample without layers for an error.)"""
+    from qtpy.QtCore import QTimer
+
     from napari_sparseseg.gui.commands import panel
+    from napari_sparseseg.gui.reader import read_slide
+    from napari_sparseseg.samples import skin_slide
 
     opened = panel()
-    opened.when_complete(lambda: opened.slides.open_skin())
-    return []
+    QTimer.singleShot(0, lambda: opened.when_complete(lambda: opened.slides.open_skin()))  # when napari has the layers
+    return read_slide(str(skin_slide()))
 
 
 def sample_layers() -> list[LayerData]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from napari.settings import get_settings
@@ -67,6 +68,9 @@ class Panel(QObject):
         keep_window_alive()
         self.viewer, self._widget, self._frame = napari_viewer, widget, frame
         self._context = Context(napari_viewer, Session(autosave=True), self)
+        self._ends = ExitStack()
+        """How to end what was made so far; the last made ends first."""
+        self._ends.callback(self._context.close)
 
     def assemble(self) -> Iterator[None]:
         """Make the parts; every step ends with a ``yield``."""
@@ -106,18 +110,24 @@ class Panel(QObject):
         yield
 
     def _make_controllers(self) -> Iterator[None]:
-        context = self._context
+        context, ends = self._context, self._ends
+        self._log = LogTrail()
+        ends.callback(self._log.detach)
         self.slides = SlideActions(context, self.slide, self.header)
+        ends.callback(self.slides.close)
         self._recent = RecentActions(context, self.slide, self.slides, lambda path: self._project.open(path))
         self.class_actions = ClassActions(context, self.classes, self.slides)
         yield
         self.training = TrainActions(context, self.train)
         self.prediction = PredictActions(context, self.predict, self.slides, self.class_actions)
+        ends.callback(self.prediction.close)
         self._guidance = GuidanceActions(context, self.predict, self.slides, self.prediction.display)
-        self._log = LogTrail()
+        ends.callback(self._guidance.close)
+        ends.callback(self.training.stop_timers)
         self._project = ProjectActions(context, self.header, self.train, self._log, self.prediction.predict_all)
         yield
         self.view: ViewActions = ViewActions(context, self._widget, self.slides)
+        ends.callback(self.view.close)
         self._closing = CloseGuard(self._widget, context, self.shut_down)
         self._focus = CanvasFocus(self._widget)
         self._keys = WindowKeys(
@@ -127,6 +137,8 @@ class Panel(QObject):
             undo=self.slides.undo,
             redo=self.slides.redo,
         )
+        for watcher in (self._keys, self._focus, self._closing):
+            ends.callback(watcher.release)
         self._connect()
         self._paint()
         show_keys(self)
@@ -165,8 +177,12 @@ class Panel(QObject):
         for signal in (context.status_changed, context.slides_changed, context.jobs.changed):
             signal.connect(self._show_state)
         context.session_replaced.connect(self._on_session)
-        self.viewer.events.theme.connect(self._paint)
-        get_settings().shortcuts.events.shortcuts.connect(self._show_keys)
+        for event, call in (
+            (self.viewer.events.theme, self._paint),
+            (get_settings().shortcuts.events.shortcuts, self._show_keys),
+        ):
+            event.connect(call)
+            self._ends.callback(event.disconnect, call)
 
     @property
     def session(self) -> Session:
@@ -195,18 +211,7 @@ class Panel(QObject):
         if self._context.closed:
             return
         emit_queued()  # a signal that waits must not find its receiver gone
-        self._closing.release()
-        self._focus.release()
-        self._keys.release()
-        self.viewer.events.theme.disconnect(self._paint)
-        get_settings().shortcuts.events.shortcuts.disconnect(self._show_keys)
-        self.training.stop_timers()
-        self._guidance.close()
-        self.view.close()
-        self.prediction.close()
-        self.slides.close()
-        self._log.detach()
-        self._context.close()
+        self._ends.close()
         QTimer.singleShot(KEPT_MS, lambda: self)  # for signals that other threads have queued meanwhile
 
     def watch(self) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer, Signal
-from qtpy.QtWidgets import QDockWidget, QLabel, QMainWindow, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QDockWidget, QLabel, QMainWindow, QSizePolicy, QVBoxLayout, QWidget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +37,7 @@ PARTS = (
 LAYER_DOCKS = ("layer controls", "layer list")
 SMALL_SCREEN = 1280
 """Narrower screens (logical pixels) have no room for a column on each side of the slide."""
+DONE = object()
 BREATH_MS = 5
 """Between two parts."""
 MIN_WIDTH, PREFERRED = 310, QSize(360, 860)
@@ -87,9 +88,12 @@ class SparseSegWidget(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(4)
         self._wait = QLabel("Loading\u2026")
+        self._wait.setWordWrap(True)
         self._wait.setAlignment(Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignTop)
         layout.addWidget(self._wait)
         self.setMinimumWidth(MIN_WIDTH)
+        # what is not expanding gets a spacer from napari, wider with every dock, and the sections come below it
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         self._imports = _Imports(self)
         self._imports.done.connect(self._step)
         self._imports.start()
@@ -136,9 +140,9 @@ class SparseSegWidget(QWidget):
         """End training with a checkpoint, remove the layers and close all files. Safe to call twice."""
         if self._closed:
             return
-        if self._panel is not None:
-            self._completed().shut_down()
         self._closed = True
+        if self._panel is not None:
+            self._panel.shut_down()
 
     def event(self, event: QEvent | None) -> bool:
         """Shut down when the dock is closed, which takes the panel out of the window."""
@@ -179,18 +183,23 @@ class SparseSegWidget(QWidget):
             QTimer.singleShot(BREATH_MS, self._step)
 
     def _advance(self) -> None:
-        if self._panel is None or self._steps is None:
-            from napari_sparseseg.gui.panel import Panel
+        from napari_sparseseg.gui.panel import Panel
 
-            self._panel = Panel(self.viewer, self, self._frame)
-            self._steps = self._panel.assemble()
         try:
-            next(self._steps)
-        except StopIteration:
-            self.complete = True
-            self._panel.watch()
-            for call in self._calls:
-                QTimer.singleShot(0, call)
+            if self._panel is None or self._steps is None:
+                self._panel = Panel(self.viewer, self, self._frame)
+                self._steps = self._panel.assemble()
+            if next(self._steps, DONE) is DONE:
+                self.complete = True
+                self._panel.watch()
+                for call in self._calls:
+                    QTimer.singleShot(0, call)
+        except Exception as error:
+            self.shut_down()
+            self._wait.setText(f"The panel could not be made: {error}")  # napari shows the rest
+            self._wait.show()
+            self.setEnabled(False)
+            raise
         self._wait.hide()
 
     def _completed(self) -> Panel:

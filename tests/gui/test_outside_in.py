@@ -186,7 +186,25 @@ def test_the_real_sample_opens_from_the_file_menu_with_its_scribbles(window):
     window.menu("File", "Open Sample", "napari-sparseseg", "Real slide (skin) with scribbles")
     window.until("panel.session.slide.path.endswith('CMU-1-Small-Region.svs') and not panel.busy", 20)
     window.until("'keratin' in [c.name for c in panel.session.classes]", 10)
-    assert window.ask(STROKES) > 10
+    drawn = window.ask(STROKES)
+    assert drawn > 10
+    assert window.ask("notes()") == []
+    layers = window.ask("len(viewer.layers)")
+    window.menu("File", "Open Sample", "napari-sparseseg", "Real slide (skin) with scribbles")
+    window.until("any('open already' in text for text in notes())", 20)
+    assert window.ask("len(viewer.layers)") == layers
+    assert window.ask(STROKES) == drawn
+
+
+def test_a_panel_closed_and_opened_again_begins_at_its_top(window):
+    window.click("closer()")
+    window.until("panels() == []", 10)
+    window.menu("Plugins", PANEL)
+    window.until("panel is not None", 20)
+    assert window.ask("place(panel.header)[1] == place(panels()[0])[1]")
+    open_again = "panel.slides.binding is not None and not panel.busy"
+    window.menu("File", "Open Sample", "napari-sparseseg", "Real slide (skin) with scribbles")
+    window.until(open_again, 20)
 
 
 def test_after_a_crash_the_strokes_are_offered(desktop, tmp_path, tiny_slide):

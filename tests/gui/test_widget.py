@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QGuiApplication, QWheelEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QGraphicsView, QScrollArea, QWidget
+from qtpy.QtWidgets import QApplication, QGraphicsView, QLabel, QScrollArea, QWidget
 
 from napari_sparseseg import Session
 from napari_sparseseg.config import make_classes
@@ -165,6 +166,35 @@ def test_a_slide_dropped_on_the_viewer_is_adopted(viewer, panel, tiny_slide):
     assert panel.session.slide is viewer.layers[0].metadata["slide"]
     assert len(panel.session.slides) == 1
     assert len([la for la in viewer.layers if la.name == "tiny.tif"]) == 1
+
+
+def test_a_slide_that_napari_opens_again_is_only_shown(viewer, panel, tiny_slide, cmu_svs):
+    """Two sets of strokes on one slide would replace each other on disk."""
+    for path in (tiny_slide, cmu_svs, tiny_slide):
+        viewer.open(path, plugin="napari-sparseseg")
+        wait_until(lambda path=path: panel.session.slide.path == str(path) and not panel.busy, 10)
+        pump(0.1)
+    assert [Path(s.path).name for s in panel.session.slides] == [tiny_slide.name, cmu_svs.name]
+    assert panel.slides.binding.entry is panel.session.entries[0]
+    assert len([la for la in viewer.layers if la.name.startswith("tiny.tif")]) == 1
+
+
+def test_a_panel_that_cannot_be_made_says_so_and_leaves_nothing_behind(viewer, open_panel, monkeypatch):
+    from napari_sparseseg.gui import panel as parts
+
+    def fail(*_):
+        raise RuntimeError("no room for guidance")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "GuidanceActions", fail)
+        _, broken = viewer.window.add_plugin_dock_widget("napari-sparseseg")
+        with pytest.raises(RuntimeError, match="no room for guidance"):
+            _ = broken.session
+        assert any("could not be made: no room for guidance" in la.text() for la in broken.findChildren(QLabel))
+        assert not broken.complete
+        broken.shut_down()
+        viewer.window.remove_dock_widget(broken)
+    assert open_panel().session.entries == ()
 
 
 def test_a_slide_opened_before_the_panel_is_adopted(viewer, open_panel, tiny_slide):

@@ -85,6 +85,23 @@ def modal() -> Any:
     return QApplication.activeModalWidget()
 
 
+def notes() -> list[str]:
+    """What napari's notifications in sight say."""
+    from napari._qt.dialogs.qt_notification import NapariQtNotification
+    from qtpy.QtWidgets import QApplication
+
+    shown = [w for w in QApplication.allWidgets() if isinstance(w, NapariQtNotification) and w.isVisible()]
+    return [note.message.text() for note in shown]
+
+
+def closer() -> list[int]:
+    """Place of the cross of the panel's dock."""
+    from qtpy.QtWidgets import QPushButton
+
+    dock = panels()[0].parentWidget()
+    return place(next(b for b in dock.findChildren(QPushButton) if b.objectName() == "QTitleBarCloseButton"))
+
+
 def press_of(widget: Any, text: str) -> list[int]:
     """Place of the button with that text inside a widget."""
     from qtpy.QtWidgets import QAbstractButton

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from napari_sparseseg.samples import sample_scribbles, sample_slide, skin_scribb
 from napari_sparseseg.session.recovery import recoverable, recovered, recovery_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from napari.layers import Layer
 
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 def is_ours(layer: Layer) -> bool:
     slide: Slide | None = layer.metadata.get("slide")
     return slide is not None and not slide.closed
+
+
+def same_image(a: Slide, b: Slide) -> bool:
+    """Whether two slides are one image of one file."""
+    return a.image == b.image and os.path.exists(a.path) and os.path.realpath(a.path) == os.path.realpath(b.path)
 
 
 class SlideActions(QObject):
@@ -98,6 +104,7 @@ class SlideActions(QObject):
 
     def _open_drawn(self, slide: Path, scribbles: Path) -> None:
         session = self._context.session
+        self.adopt_ours()  # the slide may be a layer already
 
         def load() -> None:
             open_in(session, slide)
@@ -116,18 +123,30 @@ class SlideActions(QObject):
         """Annotate an image that napari shows already."""
         together = layers_of_one_image(layer, self._context.viewer.layers)
 
-        def take() -> None:
-            made = slide_of_layers(together)
-            known = next((e for e in self._context.session.entries if e.slide is made), None)
+        def take() -> Slide | None:
+            made, session = slide_of_layers(together), self._context.session
+            known = next((e for e in session.entries if e.slide is made or same_image(e.slide, made)), None)
             if known is None:
                 self._adopting[made.fingerprint] = list(together)
-                self._context.session.add(made)
+                session.add(made)
+            elif known.slide is not made:  # strokes on one slide in two places would replace each other on disk
+                session.activate(known.slide)
+                return made
+            return None
 
         if is_ours(layer):
-            if self._context.attempt(take):
+            if self._context.attempt(lambda: self._drop(take(), together)):
                 self.sync()
         elif not self._loading:  # a second click
-            self._load(take, f"Reading {layer.name}")
+            self._load(take, f"Reading {layer.name}", lambda twin: self._drop(twin, ()))
+
+    def _drop(self, twin: Slide | None, layers: Iterable[Layer]) -> None:
+        """Take out the layers of a slide that was open already, and close it."""
+        if twin is not None:
+            for layer in layers:
+                self._context.viewer.layers.remove(layer)
+            twin.close()
+            show_info(f"{slide_name(twin)} is open already.")
 
     def adopt_ours(self) -> None:
         """Adopt every slide that our reader has opened in this viewer."""
