@@ -38,7 +38,7 @@ def _start(widget: SparseSegWidget) -> None:
 
 
 def skin_layers() -> list[LayerData]:
-    """The real slide; the panel adopts it and draws its scribbles. (napari takes a sample without layers for an error.)"""
+    """The real slide; the panel adopts it and draws its scribbles. (A sample without layers is an error in napari.)"""
     from qtpy.QtCore import QTimer
 
     from napari_sparseseg.gui.commands import panel
