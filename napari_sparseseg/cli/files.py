@@ -39,7 +39,7 @@ def add_file_commands(commands: Any) -> None:
 def _info(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg import open_slide
 
-    if args.slide.endswith(".safetensors"):
+    if args.slide.lower().endswith((".safetensors", ".onnx", ".zip")):
         return _model_info(args)
     with open_slide(args.slide, image=args.image) as slide:
         facts = {"shape": slide.shape, "mpp": slide.mpp, **describe(slide)}

@@ -33,7 +33,11 @@ def add_predict(commands: Any) -> None:
     predict.add_argument(
         "slides", type=Path, nargs="+", metavar="SLIDE", help="slides, or one project NAME.sparseseg for all its slides"
     )
-    predict.add_argument("--model", type=Path, help="a .safetensors file; default: the model of the project")
+    predict.add_argument(
+        "--model",
+        type=Path,
+        help="a .safetensors file, .onnx, or a bioimage.io package .zip; default: the model of the project",
+    )
     predict.add_argument(
         "--output",
         type=Path,
@@ -98,12 +102,15 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         "regions": args.regions, "probabilities": args.probabilities, "clean_up": clean_up_of(args),
     }  # fmt: skip
     with Session.load(args.slides[0], read_only=True) if project else Session(()) as session:
-        if session.status.message:
-            write(session.status.message, sys.stderr)
+        message = session.status.message
+        if message:
+            write(message, sys.stderr)
         session.config = session.config.updated({"device": args.device})
         unreadable = [] if project else _open_all(session, args)
         if (model := args.model or session.checkpoint) is not None:
             session.load_model(model)
+            if session.status.message != message:
+                write(session.status.message, sys.stderr)
         try:
             if several:
                 return _predict_batch(session, args, unreadable, options)
@@ -128,7 +135,7 @@ def _kinds(args: argparse.Namespace) -> tuple[bool, bool, bool]:
     if project and len(args.slides) > 1:
         raise SparseSegError("give one project, or slides; for several projects, run the command for each.")
     if not project and args.model is None:
-        raise SparseSegError("slides need --model MODEL.safetensors; only a project has a model of its own.")
+        raise SparseSegError("slides need --model MODEL; only a project has a model of its own.")
     if several and not folder:
         raise SparseSegError(f"--output {args.output} is one file, but there may be several slides; name a folder.")
     if several and (args.geojson or args.csv):

@@ -84,6 +84,8 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
     with Session((), config=config) as session:
         if init is not None:
             session.load_model(init)
+            if session.model is not None and not session.model.trainable:
+                raise TrainingError(f"{init} is a network of another program; it can predict, but not be trained on.")
         for path, annotations in zip(args.slides, args.annotations or repeat(None), strict=False):
             slide = open_slide_of(session, path, args, "train")
             for problem in slide.warnings:

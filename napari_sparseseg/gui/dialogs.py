@@ -19,6 +19,8 @@ SLIDES = (
 ANNOTATIONS = "Annotations (*.geojson *.json *.xml *.sparseseg *.sqlite *.png *.tif *.tiff);;All files (*)"
 QUPATH_CLASSES = "QuPath (*.qpproj *.json *.geojson);;All files (*)"
 MODELS = "Models (*.safetensors)"
+MODELS_TO_OPEN = "Models (*.safetensors *.onnx *.zip)"
+"""Others' too: ONNX files, bioimage.io packages."""
 RESULTS = "OME-Zarr (*.ome.zarr);;OME-TIFF (*.ome.tif)"
 
 

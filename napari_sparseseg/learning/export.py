@@ -22,6 +22,7 @@ from torch import nn
 from napari_sparseseg import __version__
 from napari_sparseseg.errors import ModelError
 from napari_sparseseg.files import write_atomic
+from napari_sparseseg.learning.model import Model
 
 if TYPE_CHECKING:
     import os
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_sparseseg.learning.features import InputScale
-    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.onnx_model import OnnxModel
 
 OPSET = 17
 TOLERANCE = 1e-3
@@ -37,7 +38,7 @@ TOLERANCE = 1e-3
 _MODULES = {"onnx": ("onnx", "onnxruntime"), "bioimageio": ("onnx", "onnxruntime", "bioimageio.spec")}
 
 
-def export_model(model: Model, path: str | os.PathLike[str]) -> Path:
+def export_model(model: Model | OnnxModel, path: str | os.PathLike[str]) -> Path:
     """Write a model as ``.onnx`` or as a bioimage.io package ``.zip``, atomically.
 
     The ONNX file takes float32 (batch, channel, height, width) with sides that are multiples of `Model.size_divisor`,
@@ -46,8 +47,8 @@ def export_model(model: Model, path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ModelError
-        For another ending, where an extra is not installed, where the network cannot be exported with a dynamic size,
-        and where the file cannot be written.
+        For another ending, for a model that came from such a file, where an extra is not installed, where the network
+        cannot be exported with a dynamic size, and where the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".zip"):
@@ -60,6 +61,8 @@ def export_model(model: Model, path: str | os.PathLike[str]) -> Path:
         raise ModelError(
             f"{path.suffix} needs {error.name}; run: pip install 'napari-sparseseg[{kind}]', then export again."
         ) from error
+    if not isinstance(model, Model):
+        raise ModelError("the model is from another program's ONNX file, which is what an export would be; copy that.")
     net = Standalone(model)
 
     def write(temporary: Path) -> None:
@@ -141,6 +144,7 @@ def _write_onnx(net: Standalone, model: Model, path: Path) -> None:
         "mpp": metadata["mpp"],
         "multiple": model.size_divisor,
         "halo": model.halo,
+        "rules": metadata["rules"],
     }
     for key, value in facts.items():
         written.metadata_props.add(key=key, value=json.dumps(value))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.features import InputScale
     from napari_sparseseg.learning.model_file import ModelMetadata, PredictionRules
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
+    from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.learning.strips import ReadRows, Strip
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Model:
     memory
         Features of labelled pixels of the slides it was trained on, see `learning.replay`.
     """
+
+    trainable = True
 
     def __init__(
         self,
@@ -101,6 +104,11 @@ class Model:
             pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
         values = self._run(pixels)
         return np.ascontiguousarray(values[:, top : top + h, left : left + w])
+
+    @property
+    def note(self) -> str:
+        """For the user: what the model may predict differently from when it was saved; else empty."""
+        return self.metadata.rules.note
 
     def strip(self, columns: tuple[int, int], read: ReadRows) -> Strip | None:
         """A strip of a slide that is followed downwards; None where this network, or its device, is better given tiles.
@@ -166,13 +174,14 @@ class Model:
         return result
 
 
-def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
-    """Read a model file.
+def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model | OnnxModel:
+    """Read a model file: ``.safetensors`` of this program, ``.onnx``, or a bioimage.io ``.zip`` with ONNX weights.
 
     Raises
     ------
     ModelError
-        When the file cannot be read, was not written by this program, or its weights do not fit its metadata.
+        When the file cannot be read, is neither a model of this program nor one that can be run over slides, or its
+        weights do not fit its metadata; and where the extra ``onnx`` is needed and not installed.
     TrainingError
         When the device is not there.
 
@@ -190,6 +199,20 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     >>> model.probabilities(np.zeros((128, 192, 3), np.uint8)).shape
     (5, 128, 192)
     """
+    from napari_sparseseg.learning.onnx_model import KIND, load_inside, load_onnx
+
+    path = Path(path)
+    if path.suffix.lower() in (".onnx", ".zip"):
+        return load_onnx(path, device)
+    metadata = read_metadata(path)
+    net = metadata.extra.get("net")
+    if isinstance(net, dict) and net.get("kind") == KIND:
+        return load_inside(path, metadata, device)
+    return _load_own(path, metadata, device)
+
+
+def _load_own(path: Path, metadata: ModelMetadata, device: str) -> Model:
+    """A model that this program trained; see `load_model`."""
     from safetensors.torch import load_file
 
     from napari_sparseseg.learning.features import InputScale
@@ -197,14 +220,13 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> Model:
     from napari_sparseseg.learning.network import PlainUNet
     from napari_sparseseg.learning.replay import PREFIX, from_tensors
 
-    metadata = read_metadata(path)
     shapes = {name: shape for name, shape in read_shapes(path).items() if not name.startswith(PREFIX)}
     import_torch()
     target = choose_device(device)
     try:
         scale = InputScale.from_json(metadata.extra["input"])
         net = rebuild(metadata, shapes)
-        tensors = load_file(Path(path))
+        tensors = load_file(path)
         columns = 0 if isinstance(net, PlainUNet) else sum(net.features.channels)
         memory = from_tensors(tensors, metadata.extra.get("memory", ()), columns)
         net.load_state_dict(tensors)

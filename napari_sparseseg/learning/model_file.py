@@ -172,6 +172,18 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         raise ModelError(
             f"the metadata in {path} cannot be read: {error}. The file is damaged; use another copy."
         ) from error
+    require_metadata(metadata, path)
+    return metadata
+
+
+def require_metadata(metadata: ModelMetadata, path: str | os.PathLike[str]) -> None:
+    """Check what other code relies on; `path` is for messages.
+
+    Raises
+    ------
+    ModelError
+        For values that no model has, and rules that this version does not know.
+    """
     if not metadata.classes or not 1 <= len(metadata.channels) <= MAX_CHANNELS:
         raise ModelError(f"the metadata in {path} name {len(metadata.classes)} classes; use another copy of the file.")
     for rule in fields(PredictionRules):
@@ -184,7 +196,6 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     if wrong:
         value = repr(getattr(metadata, wrong[0]))[:100]
         raise ModelError(f"the metadata in {path} have {wrong[0]} {value}; the file is damaged, use another copy.")
-    return metadata
 
 
 def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:

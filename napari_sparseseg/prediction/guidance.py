@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from napari_sparseseg.annotations import Snapshot
-    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.prediction.tiles import Segmenter
     from napari_sparseseg.prediction.tissue import TissueMask
     from napari_sparseseg.slides import Slide
 
@@ -79,7 +79,7 @@ def candidates(
 
 
 def suggest(
-    model: Model, slide: Slide, frame: Frame, cells: Sequence[Box], near: Sequence[Box] = ()
+    model: Segmenter, slide: Slide, frame: Frame, cells: Sequence[Box], near: Sequence[Box] = ()
 ) -> Suggestion | None:
     """Predict `cells` (frame pixels) and pick the most uncertain; `near` are earlier suggestions, level 0.
 

@@ -17,7 +17,7 @@ from napari_sparseseg.prediction.tiles import predict_region
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.prediction.tiles import Segmenter
     from napari_sparseseg.slides import Slide
 
 QUICK_TILES = 4
@@ -114,7 +114,7 @@ class LiveView:
         """Set the visible level-0 box and the level-0 pixels per screen pixel, from any thread."""
         self._view = View(Box(*box), pixel_size)
 
-    def work(self, model: Model, model_version: int, annotation_version: int) -> bool:
+    def work(self, model: Segmenter, model_version: int, annotation_version: int) -> bool:
         """Predict the next tile of the view, on the engine thread; False when there is none."""
         view = self._view
         if view is None:
@@ -149,7 +149,7 @@ class LiveView:
         region = Box(i * TILE, j * TILE, TILE, TILE).intersection(Box(0, 0, *self.store.shapes[level]))
         return level > 0 and bool(self.store.read(LABELS, level, region)[:: TILE // 8, :: TILE // 8].all())
 
-    def _predict(self, key: TileKey, model: Model, model_version: int, annotation_version: int) -> Tile:
+    def _predict(self, key: TileKey, model: Segmenter, model_version: int, annotation_version: int) -> Tile:
         level, i, j = key
         dy, dx = self.frame.downsample
         coarse = Frame((dy * (1 << level), dx * (1 << level)))

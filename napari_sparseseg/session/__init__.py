@@ -21,9 +21,14 @@ __all__ = ["Session", "encoder_info", "join_ranks", "model_info", "tune_process"
 
 
 def model_info(path: str | os.PathLike[str]) -> ModelMetadata:
-    """What a model file states about itself, read without torch; `ModelError` where it cannot be read."""
-    from napari_sparseseg.learning.model_file import read_metadata
+    """What a model file states about itself; `ModelError` where it cannot be read.
 
+    A ``.safetensors`` file is read without torch. Of a network of another program much is known only once it was tried.
+    """
+    from napari_sparseseg.learning.model import load_model, read_metadata
+
+    if str(path).lower().endswith((".onnx", ".zip")):
+        return load_model(path, "cpu").metadata
     return read_metadata(path)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Frame
     from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.prediction.component import Component
     from napari_sparseseg.prediction.guidance import Suggestion
     from napari_sparseseg.prediction.review import Mistake
@@ -130,7 +131,7 @@ class Predictor:
         self.fraction: float | None = None
         """0..1 while a whole slide is predicted, else None."""
 
-    def model(self) -> Model:
+    def model(self) -> Model | OnnxModel:
         """The present model.
 
         Raises
@@ -145,19 +146,20 @@ class Predictor:
     def load(self, path: Path) -> None:
         """Load a model file and use it; see `Session.load_model`."""
 
-        def load() -> Model:
+        def load() -> Model | OnnxModel:
             from napari_sparseseg.learning.legacy import recognised
-            from napari_sparseseg.learning.model import load_model
+            from napari_sparseseg.learning.model import Model, load_model
 
             model = load_model(path, device=self._training.settings.device)
-            return recognised(model, [entry.slide for entry in self._slides.entries])
+            slides = [entry.slide for entry in self._slides.entries]
+            return recognised(model, slides) if isinstance(model, Model) else model
 
         model = self._engine.call(load)
         self.use(model)
-        if note := model.metadata.rules.note:
+        if note := model.note:
             self._training.note(note)
 
-    def use(self, model: Model) -> None:
+    def use(self, model: Model | OnnxModel) -> None:
         """Show a model; see `Session.use_model`."""
         metadata = model.metadata
         classes, channels = match_classes(self._slides.classes if self._slides.labelled else (), metadata.classes)
@@ -257,7 +259,9 @@ class Predictor:
         entry.annotations.draw([Shape("dense", found.class_id, found.rings)])
         return found
 
-    def _labels_around(self, model: Model, slide: Slide, frame: Frame, y: int, x: int) -> tuple[Box, np.ndarray]:
+    def _labels_around(
+        self, model: Model | OnnxModel, slide: Slide, frame: Frame, y: int, x: int
+    ) -> tuple[Box, np.ndarray]:
         """Class ids around a frame pixel: those that the live view shows, else predicted now in a smaller window."""
         from napari_sparseseg.prediction.tiles import model_frame, predict_region
 

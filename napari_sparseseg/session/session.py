@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.prediction.component import Component
     from napari_sparseseg.prediction.guidance import Suggestion
     from napari_sparseseg.prediction.live_view import LiveView
@@ -280,11 +281,11 @@ class Session:
     # Models
 
     @property
-    def model(self) -> Model | None:
+    def model(self) -> Model | OnnxModel | None:
         """The best model now, an immutable snapshot."""
         return self._training.model
 
-    def use_model(self, model: Model) -> None:
+    def use_model(self, model: Model | OnnxModel) -> None:
         """Use a model: predict with it, and continue from it when training starts.
 
         Its classes are matched by name with the session's; while nothing is labelled, its table replaces the session's.

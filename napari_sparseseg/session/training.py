@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.holdout import HeldOut
     from napari_sparseseg.learning.learner import Learner
     from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.session.engine import Engine
     from napari_sparseseg.session.slides import SlideCollection, TrainingData, Versions
 
@@ -93,8 +94,8 @@ class Training:
         self._closed_at: Versions = ()
         self._begin_lock = threading.Lock()
         self.seen: Versions = ()
-        self.model: Model | None = None
-        self._exported: Model | None = None
+        self.model: Model | OnnxModel | None = None
+        self._exported: Model | OnnxModel | None = None
         self.follow_strokes = False
         self.config: TrainConfig | None = None
         """What the present learner was made with."""
@@ -172,10 +173,14 @@ class Training:
         """Show a message in the status."""
         self.status = replace(self.status, message=message)
 
-    def use_model(self, model: Model) -> None:
-        """Show a model and continue from it when training starts (engine thread)."""
+    def use_model(self, model: Model | OnnxModel) -> None:
+        """Show a model and continue from it when training starts, if it can be trained (engine thread)."""
+        from napari_sparseseg.learning.model import Model
+
         self.rest()
-        self._learner, self._origin = None, model
+        self._learner, self._origin = None, model if isinstance(model, Model) else None
+        if self._origin is None:
+            self.config = None  # no stroke refits it: it stays until training is asked for
         self._fitted = self.seen = ()
         self._show(model)
 
@@ -326,7 +331,7 @@ class Training:
         if learner is not None and learner.model is not None and (refitted or learner.model is not self.model):
             self._show(learner.model, metrics=learner.metrics)
 
-    def _show(self, model: Model, metrics: dict[str, object] | None = None) -> None:
+    def _show(self, model: Model | OnnxModel, metrics: dict[str, object] | None = None) -> None:
         self.model = model
         version = self.status.model_version + 1
         self._set(replace(self.status, model_version=version, metrics=metrics or {}))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.predict.view import PredictPanel
     from napari_sparseseg.gui.sections.slide.controller import SlideActions
     from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.prediction.slide.batch import BatchResult
     from napari_sparseseg.prediction.slide.options import PredictSettings, SlideResult
     from napari_sparseseg.slides import Slide
@@ -48,7 +49,7 @@ class _Predicted(NamedTuple):
 
     out: Path
     result: SlideResult
-    model: Model | None
+    model: Model | OnnxModel | None
 
 
 class PredictActions(QObject):

@@ -147,7 +147,7 @@ class TrainActions(QObject):
             self._timer.start()
 
     def _on_load(self) -> None:
-        path = dialogs.ask_open(self._panel, "Load model", dialogs.MODELS)
+        path = dialogs.ask_open(self._panel, "Load model", dialogs.MODELS_TO_OPEN)
         if path:
             session = self._context.session
             self._context.in_background(
