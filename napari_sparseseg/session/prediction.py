@@ -338,7 +338,7 @@ class Predictor:
 
     def _run(
         self,
-        model: Model,
+        model: Model | OnnxModel,
         slide: Slide,
         out: Path,
         options: PredictOptions,

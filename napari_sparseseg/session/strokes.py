@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations import Snapshot
     from napari_sparseseg.learning.model import Model
+    from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.prediction.agreement import StrokeAgreement
     from napari_sparseseg.session.engine import Engine
     from napari_sparseseg.session.slides import SlideCollection, SlideEntry
@@ -96,7 +97,7 @@ class StrokeList:
 
     def __init__(self, slides: SlideCollection, training: Training, engine: Engine) -> None:
         self._slides, self._training, self._engine = slides, training, engine
-        self._scored_by: Model | None = None
+        self._scored_by: Model | OnnxModel | None = None
         self._known: dict[str, dict[Key, StrokeAgreement]] = {}
 
     def list(self, slide: Slide | None = None) -> tuple[ListedStroke, ...]:
