@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from napari_sparseseg import Annotations
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.io import load_annotations, read_geojson, save_annotations, write_labels
+from tests.helpers.data import labelled_polygon
 
 SHAPE = (2900, 2300)
 WHOLE = (0, 0, *SHAPE)
@@ -155,7 +156,7 @@ def test_polygons_with_level_and_upright_sides_against_a_scan(tmp_path, seed):
     hole = [(10.0, 10.0), (10.0, 20.5), (20.5, 20.5), (20.5, 10.0)]
     rings = [ring, hole]
     coordinates = [[[x, y] for y, x in [*r, r[0]]] for r in rings]
-    (tmp_path / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": coordinates}))
+    (tmp_path / "a.geojson").write_text(json.dumps(labelled_polygon(coordinates)))
     labels = read_geojson(tmp_path / "a.geojson", (48, 48)).read((0, 0, 48, 48))
     np.testing.assert_array_equal(labels > 0, _scanned(rings, 48, 48))
 
@@ -163,7 +164,7 @@ def test_polygons_with_level_and_upright_sides_against_a_scan(tmp_path, seed):
 def test_a_rectangle_across_many_chunks_against_pillow(tmp_path):
     y0, x0, y1, x1 = 100, 250, 1700, 2050
     corners = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
-    (tmp_path / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    (tmp_path / "a.geojson").write_text(json.dumps(labelled_polygon([corners])))
     labels = read_geojson(tmp_path / "a.geojson", SHAPE).read(WHOLE)
     expected = Image.new("L", SHAPE[::-1])
     ImageDraw.Draw(expected).rectangle((x0, y0, x1 - 1, y1 - 1), fill=1)

@@ -76,7 +76,7 @@ def act(session: Session, kind: str, where: tuple[int, int], choice: int, cells:
     elif kind == "remove":
         session.classes = [c for c in classes if c.id != chosen.id]
     elif kind == "rename":
-        session.classes = [replace(c, name=f"name {y} {x}") if c is chosen else c for c in classes]
+        session.classes = [replace(c, name=f"name {chosen.id} {y} {x}") if c is chosen else c for c in classes]
     elif kind == "colour":
         session.classes = [replace(c, colour=f"#{y:03x}{x:03x}") if c is chosen else c for c in classes]
     elif kind == "order":

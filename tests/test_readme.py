@@ -44,7 +44,8 @@ def test_readme_is_one_screen_with_one_table():
 def test_python_block_runs(tiny_slide, tmp_path, monkeypatch):
     shutil.copy(tiny_slide, tmp_path / "slide.svs")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python", (ROOT / "docs" / "how-to" / "console.md").read_text(encoding="utf-8"))
+    code, pictures = blocks("python", (ROOT / "docs" / "how-to" / "console.md").read_text(encoding="utf-8"))
+    assert pictures.startswith("from napari_sparseseg.gui.view.snapshot import")  # tests/gui/test_view.py uses them
     scope: dict[str, object] = {}
     exec(code.replace("seconds=60", "steps=1"), scope)
     assert isinstance(scope["labels"], np.ndarray)

@@ -135,5 +135,5 @@ def test_train_says_that_the_resolution_is_unknown_unless_it_is_given(tmp_path, 
     command = ["train", str(path), "--model", str(tmp_path / "m.safetensors"), "--steps", "1"]
     assert main(command) == 0
     assert "its um per px are unknown" in capsys.readouterr().out
-    assert main([*command, "--mpp-of-slide", "0.5"]) == 0
+    assert main([*command, "--mpp-of-slide", "0.5", "--overwrite"]) == 0
     assert "unknown" not in capsys.readouterr().out

@@ -341,7 +341,7 @@ def test_annotations_of_two_slides_are_offered_each_with_its_slide(qapp, tiny_sl
         click(opened.slide.close_slide)
         wait_until(lambda: "second.tif" in opened.header.recovery.text.text(), 5)
         click(opened.slide.close_slide)
-        assert not opened.header.recovery.isVisible(), "its slide is closed"
+        wait_until(lambda: not opened.header.recovery.isVisible(), 10)  # its slide is closed
         opened.shut_down()
 
 

@@ -404,7 +404,7 @@ def test_two_slides_share_classes_and_show_one_at_a_time(viewer, panel, mouse, t
     pump(0.2)
     click(panel.slide.close_slide)
     assert len(panel.session.slides) == 1
-    assert len(viewer.layers) == 3
+    wait_until(lambda: len(viewer.layers) == 3, 10)
 
 
 def test_removing_the_image_closes_the_slide(viewer, panel, tiny_slide):

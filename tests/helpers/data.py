@@ -50,3 +50,12 @@ def write_slide(path: Path, image: np.ndarray, mpp: float | None = 1.0) -> Path:
                 options |= {"resolution": (1e4 / mpp / step, 1e4 / mpp / step)}
             writer.write(np.ascontiguousarray(image[::step, ::step]), **options)
     return path
+
+
+def labelled_polygon(coordinates, name: str = "tumour") -> dict[str, object]:
+    """A GeoJSON polygon of a class, as QuPath writes it."""
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": coordinates},
+        "properties": {"objectType": "annotation", "classification": {"name": name}},
+    }

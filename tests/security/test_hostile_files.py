@@ -24,7 +24,7 @@ from napari_sparseseg.errors import ModelError, SparseSegError
 from napari_sparseseg.io import load_annotations, save_annotations
 from napari_sparseseg.learning.model_file import MAX_HEADER, ModelMetadata, read_metadata
 from napari_sparseseg.session.project import Project
-from tests.helpers.data import ROOT, two_textures, write_slide
+from tests.helpers.data import ROOT, labelled_polygon, two_textures, write_slide
 from tests.helpers.model_files import model_file
 
 TEXT = '<img src=x onerror="alert(1)">{0.__class__.__mro__} %s %n %x \u202e {config}'
@@ -273,8 +273,7 @@ EVEN_ODD = {
 HARMLESS = {"blank name": 0, "nan radius": 110, "radius": 110}
 """What has no name labels nothing; a radius beyond all bounds is the usual one of 4 px."""
 GEOJSON |= {
-    name: json.dumps({"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]})
-    for name, rings in EVEN_ODD.items()
+    name: json.dumps(labelled_polygon([[*ring, ring[0]] for ring in rings])) for name, rings in EVEN_ODD.items()
 }
 
 

@@ -58,9 +58,8 @@ def predict_batch(
 ) -> BatchResult:
     """Predict slides into ``NAME.ome.zarr``, ``NAME.geojson`` and ``NAME.csv`` of a folder.
 
-    Small slides come first, as many at once as there are workers; the others follow one by one. The summary is written
-    again after each slide, so that it exists whenever the run ends, and names each slide by its path too. A slide that
-    fails does not stop the others from being predicted.
+    Small slides come first, as many at once as there are workers; the others follow one by one. The summary, which names
+    slides by path too, is written again after each. A slide that fails does not stop the others.
 
     Parameters
     ----------
@@ -75,7 +74,7 @@ def predict_batch(
     small
         Whether a slide is too small for more than one worker.
     progress
-        Told on this thread how much of the small slides is done.
+        Told on this thread how much is done.
     stop
         Set here where a small slide ends otherwise than by a result or a failure of its own.
     replace
@@ -105,6 +104,8 @@ def predict_batch(
                 report(running[future])
     for k in batch.missing():
         batch.keep(k, partial(batch.predicted, k, of_several=False))
+    if progress is not None:
+        progress(Progress("write", 1, 1, 0.0, seconds_left=0.0))
     return batch.result()
 
 
