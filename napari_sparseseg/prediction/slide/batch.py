@@ -58,8 +58,8 @@ def predict_batch(
 ) -> BatchResult:
     """Predict slides into ``NAME.ome.zarr``, ``NAME.geojson`` and ``NAME.csv`` of a folder.
 
-    Small slides come first, as many at once as there are workers; the others follow one by one. The summary, which names
-    slides by path too, is written again after each. A slide that fails does not stop the others.
+    Small slides come first, as many at once as there are workers; the others follow one by one. The summary, which
+    names slides by path too, is written again after each. A slide that fails does not stop the others.
 
     Parameters
     ----------
