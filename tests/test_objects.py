@@ -107,6 +107,31 @@ def test_a_square_by_hand():
     assert np.isnan(n["distance_to lymphoid"][1])
 
 
+def test_areas_and_objects_in_one_pass_are_those_of_two(tmp_path):
+    labels = blobs((90, 120), 2.0, 7)
+    regions = {"left": shapely.box(0, 0, 100, 180), "right": shapely.box(100, 0, 240, 180)}
+    layout = StoreLayout(labels.shape, PLACEMENT, CLASSES)
+    create_store(tmp_path / "a.ome.zarr", layout, {"downsample": [2.0, 2.0], "mpp": [0.25, 0.25]})
+    PredictionStore(tmp_path / "a.ome.zarr").write(Box(0, 0, *labels.shape), labels, None)
+    with Session() as session:
+        made = session.results.measure(tmp_path / "a.ome.zarr", regions=regions, min_area_um2=0)
+        assert [path.name for path in session.results.images(tmp_path / "a.ome.zarr")] == ["classes"]
+    for row in made.areas:
+        part = {"slide": labels, "left": labels[:, :50], "right": labels[:, 50:]}[row.region]
+        assert row.pixels == (part == row.class_id).sum()
+        mine = made.objects.class_id == row.class_id
+        inside = {"slide": mine, "left": mine & (made.objects.region == 0), "right": mine & (made.objects.region == 1)}
+        assert row.objects in (None, inside[row.region].sum())
+    some = np.array([5, 0, 3])
+    text = made.objects.taken(some).tab_separated().splitlines()
+    assert [line.split("\t")[0] for line in text] == ["id", "6", "1", "4"]
+    first = made.outline(4)
+    assert first.class_id == made.objects.class_id[4]
+    assert shapely.Polygon(first.rings[0], first.rings[1:]).area == pytest.approx(
+        made.objects.numbers["area"][4] * 16, rel=0.2
+    )
+
+
 def test_distances_are_those_of_all_pairs():
     table = measure_image(blobs((120, 90), 1.5, 4), CLASSES, PLACEMENT)
     centres = np.stack([table.numbers["y_unit"], table.numbers["x_unit"]], axis=1)

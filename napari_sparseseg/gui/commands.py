@@ -150,6 +150,11 @@ def predict_slide() -> None:
     _press("predict_slide")
 
 
+def results() -> None:
+    """Show objects and areas of the predicted slide, or open a result."""
+    _choose("Results…")
+
+
 def add_class() -> None:
     """Add a class."""
     _press("add_class")

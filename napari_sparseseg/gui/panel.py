@@ -14,6 +14,7 @@ from napari_sparseseg.gui.commands import register_shortcuts, show_keys
 from napari_sparseseg.gui.context import Context
 from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail, WindowKeys, keep_window_alive
 from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
+from napari_sparseseg.gui.results.controller import ResultActions
 from napari_sparseseg.gui.sections.classes.controller import ClassActions
 from napari_sparseseg.gui.sections.classes.view import ClassesPanel
 from napari_sparseseg.gui.sections.header.controller import ProjectActions
@@ -27,7 +28,7 @@ from napari_sparseseg.gui.sections.train.charts import import_plots
 from napari_sparseseg.gui.sections.train.controller import TrainActions
 from napari_sparseseg.gui.sections.train.view import TrainPanel
 from napari_sparseseg.gui.view.controller import ViewActions
-from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, palette, plain_tip
+from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, palette, panel_sheet, plain_tip
 from napari_sparseseg.session.session import Session
 
 if TYPE_CHECKING:
@@ -124,10 +125,16 @@ class Panel(QObject):
         self._guidance = GuidanceActions(context, self.predict, self.slides, self.prediction.display)
         ends.callback(self._guidance.close)
         ends.callback(self.training.stop_timers)
-        self._project = ProjectActions(context, self.header, self.train, self._log, self.prediction.predict_all)
+        self._project = ProjectActions(
+            context, self.header, self.train, self._log, self.prediction.predict_all, lambda: self.results.show()
+        )
         yield
         self.view: ViewActions = ViewActions(context, self._widget, self.slides)
         ends.callback(self.view.close)
+        yield
+        self.results = ResultActions(context, self.slides, self.view, self.prediction.predicted)
+        self.predict.results_requested.connect(self.results.show)
+        ends.callback(self.results.close)
         self._closing = CloseGuard(self._widget, context, self.shut_down)
         self._focus = CanvasFocus(self._widget)
         self._keys = WindowKeys(
@@ -272,15 +279,9 @@ class Panel(QObject):
         self.header.paint(colours)
         self.train.curves.paint(colours)
         self.classes.table.paint(colours)
+        self.results.paint(colours)
 
     def _paint_frame(self) -> None:
-        colours = palette(self.viewer)
-        sheet = (
-            f'QLabel[muted="true"] {{ color: {colours.muted}; }}'
-            f"QHeaderView::section {{ background: {colours.background}; color: {colours.muted}; border: none;"
-            f" border-bottom: 1px solid {colours.foreground}; padding: 2px 4px; }}"
-            f"QTableWidget, QPlainTextEdit {{ border: 1px solid {colours.foreground}; border-radius: 2px; }}"
-            "QPushButton { padding: 4px 7px; }"
-        )
+        sheet = panel_sheet(palette(self.viewer))
         if sheet != self._widget.styleSheet():  # Qt styles every widget of the panel anew
             self._widget.setStyleSheet(sheet)

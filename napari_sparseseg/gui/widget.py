@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import napari
 
     from napari_sparseseg.gui.panel import Panel
+    from napari_sparseseg.gui.results.controller import ResultActions
     from napari_sparseseg.gui.sections.classes.controller import ClassActions
     from napari_sparseseg.gui.sections.classes.view import ClassesPanel
     from napari_sparseseg.gui.sections.header.view import Header
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     "header", "slide", "classes", "train", "predict", "slides", "class_actions", "training", "prediction", "sections",
-    "view",
+    "view", "results",
 )  # fmt: skip
 """What `SparseSegWidget` has of its panel."""
 LAYER_DOCKS = ("layer controls", "layer list")
@@ -74,6 +75,7 @@ class SparseSegWidget(QWidget):
     training: TrainActions
     prediction: PredictActions
     view: ViewActions
+    results: ResultActions
     sections: tuple[Section, ...]
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     import napari
     from qtpy.QtGui import QPaintEvent
-    from qtpy.QtWidgets import QTableWidget
+    from qtpy.QtWidgets import QTableView, QTableWidget
 
 SPACING = 6
 ROW_HEIGHT, HEADING_HEIGHT = 24, 24
@@ -216,7 +216,7 @@ def menu_button(text: str, tip: str, entries: Sequence[tuple[str, Callable[[], o
     return made
 
 
-def fix_rows(table: QTableWidget) -> None:
+def fix_rows(table: QTableView) -> None:
     """Fix the height of rows and heading, whatever the style sheet adds."""
     table.verticalHeader().hide()
     table.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
@@ -283,6 +283,17 @@ def palette(viewer: napari.Viewer) -> Palette:
         accent=_hex(theme.current),
         warning=_hex(theme.warning),
         error=mix(_hex(theme.error), text, 0.45),
+    )
+
+
+def panel_sheet(colours: Palette) -> str:
+    """The style sheet of our panels."""
+    return (
+        f'QLabel[muted="true"] {{ color: {colours.muted}; }}'
+        f"QHeaderView::section {{ background: {colours.background}; color: {colours.muted}; border: none;"
+        f" border-bottom: 1px solid {colours.foreground}; padding: 2px 4px; }}"
+        f"QTableView, QPlainTextEdit {{ border: 1px solid {colours.foreground}; border-radius: 2px; }}"
+        "QPushButton { padding: 4px 7px; }"
     )
 
 

@@ -8,6 +8,7 @@ resolution reading the written image gives the same labels.
 from __future__ import annotations
 
 import shutil
+import struct
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +153,7 @@ def opened_labels(path: Path) -> Iterator[tuple[Any, list[ClassDef]]]:
             store = tiff.series[0].aszarr(level=0)
             files.callback(store.close)
             pixels = zarr.open_array(store, mode="r")
-        except (tifffile.TiffFileError, OSError, IndexError, ValueError) as error:
+        except (tifffile.TiffFileError, struct.error, OSError, IndexError, ValueError) as error:
             raise AnnotationError(f"cannot read the label image {path.name}: {error}.") from error
         yield pixels, []
 

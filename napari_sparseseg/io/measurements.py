@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import unicodedata
 from dataclasses import asdict, dataclass, fields
@@ -183,13 +184,16 @@ class AreaTable:
 
     def add_objects(self, found: Sequence[Region]) -> None:
         """Count regions, each where its centroid lies."""
-        if not found:
-            return
-        ids = np.array([r.class_id for r in found])
+        if found:
+            y, x = np.array([r.centroid for r in found]).T * np.array(self._placement.frame.downsample)[:, None]
+            self.add_centroids(np.array([r.class_id for r in found]), y, x)
+
+    def add_centroids(self, ids: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
+        """Count objects of class `ids` (n,), each where its centroid lies, (n,) in level-0 pixels."""
         self._objects[WHOLE_SLIDE] += np.bincount(ids, minlength=MAX_CLASS_ID + 1)
-        y, x = np.array([r.centroid for r in found]).T
+        dy, dx = self._placement.frame.downsample
         for name, outline in self._outlines.items():
-            inside = shapely.contains_xy(outline.polygon, x, y)
+            inside = shapely.contains_xy(outline.polygon, x / dx, y / dy)
             self._objects[name] += np.bincount(ids[inside], minlength=MAX_CLASS_ID + 1)
 
     @property
@@ -228,12 +232,27 @@ def write_csv(path: Path, rows: Sequence[AreaRow], *, slides: Sequence[str] | No
     """
     names = [f.name for f in fields(AreaRow)]
     header = ["class" if name == "class_name" else name for name in names] + ["path"] * (slides is not None)
+    cells = [
+        [*asdict(r).values()] + [s] * (slides is not None)
+        for r, s in zip(rows, slides or [""] * len(rows), strict=True)
+    ]
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for row, slide in zip(rows, slides or [""] * len(rows), strict=True):
-            cells = [*asdict(row).values(), *([slide] if slides is not None else [])]
-            writer.writerow([plain_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+        _write_cells(file, header, cells, ",")
+
+
+def tab_separated(rows: Sequence[AreaRow]) -> str:
+    """The table of `write_csv` as text to paste into a spreadsheet."""
+    header = ["class" if f.name == "class_name" else f.name for f in fields(AreaRow)]
+    file = io.StringIO()
+    _write_cells(file, header, [[*asdict(row).values()] for row in rows], "\t")
+    return file.getvalue()
+
+
+def _write_cells(file: IO[str], header: Sequence[str], rows: Iterable[Sequence[object]], delimiter: str) -> None:
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(header)
+    for cells in rows:
+        writer.writerow([plain_cell(cell) if isinstance(cell, str) else cell for cell in cells])
 
 
 def plain_cell(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import shapely
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Box, Placement
     from napari_sparseseg.io.contours import Region
+    from napari_sparseseg.io.measurements import AreaTable
     from napari_sparseseg.io.object_shapes import Shapes
     from napari_sparseseg.io.results import Pixels, StoredResult
 
@@ -84,6 +86,8 @@ class ObjectTable:
     """float64 (n,) by name; NaN where there is no value. `y` and `x` are level-0 pixels."""
     first: np.ndarray
     """int64 (n,): row * width + column of the first label pixel."""
+    id: np.ndarray
+    """int64 (n,), from 1."""
 
     def __len__(self) -> int:
         return len(self.class_id)
@@ -109,16 +113,33 @@ class ObjectTable:
         names: np.ndarray = np.array([*self.regions, ""], object)[self.region]
         return names
 
+    def taken(self, rows: np.ndarray) -> ObjectTable:
+        """Some of the objects, in the order of `rows`, intp (m,); they keep their `id`."""
+        numbers = {name: values[rows] for name, values in self.numbers.items()}
+        return replace(
+            self, class_id=self.class_id[rows], region=self.region[rows], numbers=numbers, first=self.first[rows],
+            id=self.id[rows],
+        )  # fmt: skip
+
     def write_csv(self, path: Path) -> None:
         """Write a table with a header line, safe to open in a spreadsheet; unknown values are left empty."""
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["id", "class", "region", *map(plain_cell, self.columns.values())])
-            classes, regions = self._class_table(plain_cell), [*map(plain_cell, self.regions), ""]
-            for rows in self._parts():
-                texts = [classes[self.class_id[rows]], [regions[k] for k in self.region[rows]]]
-                cells = [_texts(values[rows]) for values in self.numbers.values()]
-                writer.writerows(zip(range(rows.start + 1, rows.stop + 1), *texts, *cells, strict=True))
+            self._write(file, ",")
+
+    def tab_separated(self) -> str:
+        """The table of `write_csv` as text to paste into a spreadsheet."""
+        file = io.StringIO()
+        self._write(file, "\t")
+        return file.getvalue()
+
+    def _write(self, file: IO[str], delimiter: str) -> None:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(["id", "class", "region", *map(plain_cell, self.columns.values())])
+        classes, regions = self._class_table(plain_cell), [*map(plain_cell, self.regions), ""]
+        for rows in self._parts():
+            texts = [classes[self.class_id[rows]], [regions[k] for k in self.region[rows]]]
+            cells = [_texts(values[rows]) for values in self.numbers.values()]
+            writer.writerows(zip(self.id[rows].tolist(), *texts, *cells, strict=True))
 
     def write_parquet(self, path: Path) -> None:
         """Write a Parquet file with the columns of the CSV; NaN is null.
@@ -137,7 +158,7 @@ class ObjectTable:
             ) from error
         numbers = {self.columns[k]: pa.array(v, from_pandas=True) for k, v in self.numbers.items()}
         texts = {
-            "id": pa.array(np.arange(1, len(self) + 1)),
+            "id": pa.array(self.id),
             "class": pa.array(self.class_names, pa.string()).dictionary_encode(),
             "region": pa.array(self.region_names, pa.string()).dictionary_encode(),
         }
@@ -182,6 +203,7 @@ def measure_result(
     min_area: float = 0.0,
     regions: Mapping[str, shapely.Geometry] | None = None,
     rgb: ReadRgb | None = None,
+    areas: AreaTable | None = None,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> ObjectTable:
     """Measure the objects of a result in one pass over its rows.
@@ -196,6 +218,8 @@ def measure_result(
         Polygons in level-0 (x, y) by name; an object belongs to the first that contains its centroid.
     rgb
         Gives the slide's uint8 (h, w, 3) of a region of the result, for the optical densities of the stains.
+    areas
+        Counts pixels and objects by the way.
     on_rows
         Called with rows done and rows in all.
     """
@@ -214,6 +238,8 @@ def measure_result(
     step = max(16, _STEP_PIXELS // result.shape[1])
     for band in result.bands():
         labels = result.read(band)
+        if areas is not None:
+            areas.add_rows(band.y, labels)
         own = _own_probability(maps, band, channel[labels]) if maps is not None else None
         colours = rgb(band) if rgb is not None else None
         for top in range(0, len(labels), step):
@@ -225,7 +251,10 @@ def measure_result(
         if on_rows is not None:
             on_rows(band.y1, result.shape[0])
     found.append(meter.finish())
-    return _table(found, result.classes, result.placement, regions or {})
+    table = _table(found, result.classes, result.placement, regions or {})
+    if areas is not None:
+        areas.add_centroids(table.class_id, table.numbers["y"], table.numbers["x"])
+    return table
 
 
 def measure_image(labels: np.ndarray, classes: Sequence[ClassDef], placement: Placement) -> ObjectTable:
@@ -288,9 +317,10 @@ def _first_pixel(ring: np.ndarray, width: int) -> int:
 
 
 def _own_probability(maps: Pixels, band: Box, channel: np.ndarray) -> np.ndarray:
-    """float32 (h, w): the probability of the class that each pixel has."""
+    """float32 (h, w): the probability of the class that each pixel has; the greatest one where that has no map."""
     values = np.asarray(maps[(slice(None), *band.slices())])
-    own: np.ndarray = np.take_along_axis(values, channel[None], axis=0)[0]
+    own: np.ndarray = np.take_along_axis(values, np.minimum(channel, len(values) - 1)[None], axis=0)[0]
+    own = np.where(channel < len(values), own, values.max(axis=0))  # `unsure` of a clean-up has none
     return own.astype(np.float32) / 255
 
 
@@ -333,7 +363,9 @@ def _table(
         shapely.prepare(polygon)
         region[(region < 0) & shapely.contains_xy(polygon, numbers["x"], numbers["y"])] = k
     unit = "um" if placement.mpp else "px"
-    return ObjectTable(classes, unit, class_id, region, tuple(regions), numbers, first[order])
+    return ObjectTable(
+        classes, unit, class_id, region, tuple(regions), numbers, first[order], np.arange(1, len(order) + 1)
+    )
 
 
 def _eccentricity(moments: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def _notes(path: Path, namespace: str) -> dict[str, str]:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
             description = tiff.pages[0].description
         annotations = tifffile.xml2dict(description)["OME"]["StructuredAnnotations"]["MapAnnotation"]
-    except (OSError, tifffile.TiffFileError, KeyError, TypeError, ValueError, SyntaxError):
+    except (OSError, tifffile.TiffFileError, struct.error, LookupError, TypeError, ValueError, SyntaxError):
         return {}
     for annotation in annotations if isinstance(annotations, list) else [annotations]:
         if annotation.get("Namespace") == namespace:

@@ -119,7 +119,7 @@ def open_result(path: str | os.PathLike[str], slide: SlideFrame | None = None) -
     source = Path(path)
     if not source.exists():
         raise PredictionError(f"there is no result {source}. Check the path.")
-    named = _store(source).name.lower()
+    named = store_of(source).name.lower()
     if not named.endswith(CONTENTS) or source.is_dir() != named.endswith(".zarr"):
         raise PredictionError(f"{source} is no label image; give an .ome.zarr folder or an .ome.tif file.")
     with opened_labels(source) as (pixels, classes):
@@ -140,19 +140,19 @@ def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not source.is_dir():
         return read_record(source)
     try:
-        return dict(zarr.open_group(str(_store(source)), mode="r").attrs.get(RECORD) or {})
+        return dict(zarr.open_group(str(store_of(source)), mode="r").attrs.get(RECORD) or {})
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _store(path: Path) -> Path:
+def store_of(path: Path) -> Path:
     """The OME-Zarr folder that a path is, or lies in."""
     return next((p for p in (path, *path.parents) if p.name.lower().endswith(".zarr")), path)
 
 
 def _zarr_facts(path: Path) -> tuple[dict[str, Any] | None, Pixels | None]:
     """Axes and scale of the finest labels, and the probability maps."""
-    root = zarr.open_group(str(_store(path)), mode="r")
+    root = zarr.open_group(str(store_of(path)), mode="r")
     probabilities = root["probabilities/0"] if "probabilities" in root else None
     group = zarr.open_group(str(path), mode="r")
     if "labels" in group:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError
-from napari_sparseseg.files import write_atomic
+from napari_sparseseg.files import result_name, write_atomic
 from napari_sparseseg.slides import Slide, open_slide
 
 if TYPE_CHECKING:
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.geometry import Box
     from napari_sparseseg.io.comparison import Agreement, Pair, Reader
+    from napari_sparseseg.io.measurements import AreaRow
     from napari_sparseseg.io.objects import ObjectTable
     from napari_sparseseg.io.results import StoredResult
     from napari_sparseseg.prediction.results.cleanup import CleanUp
     from napari_sparseseg.prediction.slide.cleaning import CleanResult
+    from napari_sparseseg.session.measured import MeasuredResult
     from napari_sparseseg.session.slides import SlideCollection
 
     AnyPath = str | PathLike[str]
@@ -85,21 +87,13 @@ class Results:
         PredictionError, AnnotationError
             Where there is no such result, a file exists, the slide is another one; or something cannot be read.
         """
-        from napari_sparseseg.io.objects import measure_result, write_objects_geojson
+        from napari_sparseseg.io.objects import write_objects_geojson
         from napari_sparseseg.io.results import open_result
 
         targets = [Path(out)] if isinstance(out, str | PathLike) else [Path(path) for path in out]
         check_targets(targets, TABLES, overwrite=overwrite)
-        if not min_area_um2 >= 0:
-            raise PredictionError(f"the minimum area is {min_area_um2} um^2; give 0 or more.")
-
-        def on_rows(done: int, total: int) -> None:
-            if progress is not None:
-                progress(done / total)
-
         with self.slide_of(result, slide) as found, open_result(result, found) as stored:
-            where, colours = _regions(stored, found, regions), _rgb_reader(stored, found)
-            table = measure_result(stored, min_area=min_area_um2, regions=where, rgb=colours, on_rows=on_rows)
+            table, _ = _measured(stored, found, regions, min_area_um2, progress)
             writers = {
                 ".csv": table.write_csv,
                 ".parquet": table.write_parquet,
@@ -108,6 +102,34 @@ class Results:
             for path in targets:
                 write_atomic(path, writers[path.suffix.lower()])
         return table
+
+    def measure(
+        self,
+        result: AnyPath,
+        *,
+        slide: AnyPath | Slide | None = None,
+        regions: Mapping[str, shapely.Geometry] | AnyPath | None = None,
+        min_area_um2: float = 100.0,
+        progress: Callable[[float], None] | None = None,
+    ) -> MeasuredResult:
+        """Measure objects and areas in one pass over a label image; parameters and errors as `measure_objects`.
+
+        What `progress` raises ends it.
+        """
+        from napari_sparseseg.io.results import open_result
+        from napari_sparseseg.session.measured import MeasuredResult
+
+        with self.slide_of(result, slide) as found, open_result(result, found) as stored:
+            table, areas = _measured(stored, found, regions, min_area_um2, progress)
+            return MeasuredResult(stored.path, stored.record.get("slide"), table, areas, min_area_um2)
+
+    def images(self, result: AnyPath) -> tuple[Path, ...]:
+        """The label images of a result, what was predicted first: ``X.ome.zarr/labels/NAME``, or the file itself."""
+        folder = Path(result) / "labels"
+        if not folder.is_dir():
+            return (Path(result),)
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        return tuple(folder / name for name in sorted(names, key=lambda n: n != "classes")) or (Path(result),)
 
     def compare(
         self,
@@ -302,6 +324,33 @@ def check_folder(path: Path, *, sources: Sequence[Path], overwrite: bool) -> Non
         raise PredictionError(f"{path} is one of the two that are compared; choose another name.")
     if path.exists() and not (overwrite and path.is_dir() and _record(path)):
         raise PredictionError(f"{path} exists; choose another name, or ask to overwrite it.")
+
+
+def _measured(
+    stored: StoredResult,
+    slide: Slide | None,
+    regions: Mapping[str, shapely.Geometry] | AnyPath | None,
+    min_area_um2: float,
+    progress: Callable[[float], None] | None,
+) -> tuple[ObjectTable, tuple[AreaRow, ...]]:
+    """Objects and areas of a label image, in one pass."""
+    from napari_sparseseg.io.measurements import AreaTable
+    from napari_sparseseg.io.objects import measure_result
+    from napari_sparseseg.io.results import store_of
+
+    if not min_area_um2 >= 0:
+        raise PredictionError(f"the minimum area is {min_area_um2} um^2; give 0 or more.")
+
+    def on_rows(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done / total)
+
+    where = _regions(stored, slide, regions)
+    counted = AreaTable(stored.classes, stored.placement, where)
+    table = measure_result(
+        stored, min_area=min_area_um2, regions=where, rgb=_rgb_reader(stored, slide), areas=counted, on_rows=on_rows
+    )
+    return table, tuple(counted.rows(result_name(store_of(stored.path))))
 
 
 def _is_image(path: AnyPath) -> bool:

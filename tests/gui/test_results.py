@@ -18,24 +18,9 @@ from tests.helpers.answers import answer, answer_file, choose_entry
 from tests.helpers.data import two_textures, write_slide
 from tests.helpers.hub_server import Hub, at_hub
 from tests.helpers.mouse import camera, look_at, pump
-from tests.helpers.panel import click, click_cell, open_slide, palette_entry
-from tests.helpers.smooth_model import CLASSES, SmoothModel
+from tests.helpers.panel import click, click_cell, give_model, open_slide, palette_entry, quiet
+from tests.helpers.smooth_model import CLASSES
 from tests.helpers.waiting import wait_until
-
-
-def give_model(panel, delay: float = 0.0) -> SmoothModel:
-    """A model that needs no training and no network."""
-    model = SmoothModel(delay=delay)
-    panel.session.classes = CLASSES
-    panel.session.use_model(model)
-    wait_until(panel.predict.predict_slide.isEnabled, 20)
-    return model
-
-
-def quiet(panel) -> None:
-    """Every background call has ended."""
-    wait_until(lambda: not panel.busy and panel.session.status.state != "predicting", 60)
-    pump(0.2)
 
 
 def test_predict_cancel_complete_export_and_next(viewer, panel, tiny_slide, tmp_path):

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QApplication, QLineEdit, QWidget
 
 from napari_sparseseg.gui.sections.classes.table import NAME
 from tests.helpers.mouse import line, main_window, part_of, pump
+from tests.helpers.smooth_model import CLASSES, SmoothModel
 from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -116,6 +117,21 @@ def menu_entry(menu, text: str):
         if found is not None and found.text().replace("&", "") == text:
             return found
     return None
+
+
+def give_model(panel: SparseSegWidget, delay: float = 0.0) -> SmoothModel:
+    """A model that needs no training and no network."""
+    model = SmoothModel(delay=delay)
+    panel.session.classes = CLASSES
+    panel.session.use_model(model)
+    wait_until(panel.predict.predict_slide.isEnabled, 20)
+    return model
+
+
+def quiet(panel: SparseSegWidget) -> None:
+    """Every background call has ended."""
+    wait_until(lambda: not panel.busy and panel.session.status.state != "predicting", 60)
+    pump(0.2)
 
 
 def panels() -> list[SparseSegWidget]:

@@ -150,6 +150,28 @@ class ViewActions(QObject):
         """Centre the view on a level-0 point."""
         self._camera.center = (0.0, y - PIXEL_CENTRE, x - PIXEL_CENTRE)
 
+    def look_at(
+        self, box: tuple[float, float, float, float], shares: tuple[float, float, float], largest: float
+    ) -> None:
+        """Centre the view on a level-0 box (y, x, height, width); zoom where it would be too small or too large.
+
+        Parameters
+        ----------
+        box
+            What to look at.
+        shares
+            Of the view: below the first the box is too small, beyond the last too large; it then takes the second.
+        largest
+            Screen pixels per level-0 pixel, at most.
+        """
+        y, x, h, w = box
+        high, wide = self._context.viewer.canvas.size
+        least, good, most = shares
+        whole = min(high / max(h, 1.0), wide / max(w, 1.0))  # the zoom at which the box fills the view
+        if not least <= float(self._camera.zoom) / whole <= most:
+            self._camera.zoom = min(largest, good * whole)
+        self.centre(y + h / 2, x + w / 2)
+
     def go_to(self) -> None:
         """Ask for a point and centre the view on it."""
         slide = self._slide

@@ -35,7 +35,13 @@ class ProjectActions(QObject):
     """Connects the menu of the header and the session."""
 
     def __init__(
-        self, context: Context, header: Header, train: TrainPanel, log: LogTrail, predict_all: Callable[[], object]
+        self,
+        context: Context,
+        header: Header,
+        train: TrainPanel,
+        log: LogTrail,
+        predict_all: Callable[[], object],
+        results: Callable[[], object],
     ) -> None:
         super().__init__(context)
         self._context, self._header, self._train, self._log = context, header, train, log
@@ -45,6 +51,7 @@ class ProjectActions(QObject):
         header.add_action(
             "Predict all slides…", "Predict every open slide into one folder, with one table", predict_all
         )
+        header.add_action("Results…", "Objects and areas of a predicted slide, as tables and histograms", results)
         header.menu.addSeparator()
         header.add_action("Copy as Python", "A script that repeats this training", lambda: self._copy(as_python))
         header.add_action("Copy as command", "The same for a shell or a cluster", lambda: self._copy(as_command))

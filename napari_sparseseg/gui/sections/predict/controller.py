@@ -103,6 +103,11 @@ class PredictActions(QObject):
             name="Predicting the slide",
         )
 
+    def predicted(self, slide: Slide) -> Path | None:
+        """The label image that was predicted last of a slide: the cleaned one, where it was cleaned."""
+        made = self._results.get(slide)
+        return None if made is None else made.result.cleaned or made.out
+
     def predict_all(self) -> None:
         """Ask for a folder and predict every open slide into it, in the background."""
         session = self._context.session
@@ -262,7 +267,7 @@ class PredictActions(QObject):
         self._measure()
         self._written = Path(path)
         said = ". ".join(filter(None, [f"Saved {path}", predicted.result.skipped]))
-        self._panel.show_result(said, folder=True, layer=_is_zarr(predicted.out))
+        self._panel.show_result(said, folder=True, layer=_is_zarr(predicted.out), table=True)
 
     def _on_layer(self) -> None:
         """Show the predicted slide below the scribbles; one that is shown already is shown anew."""

@@ -69,8 +69,8 @@ class PredictPanel(QWidget):
         Signal (bool).
     next_requested, review_requested, slide_requested, geojson_requested, csv_requested, scribbles_requested
         Signals ().
-    layer_requested, folder_requested
-        Signals (): show what was written last, open its folder.
+    layer_requested, folder_requested, results_requested
+        Signals (): show what was written last, open its folder, measure it.
     """
 
     live_toggled = Signal(bool)
@@ -87,6 +87,7 @@ class PredictPanel(QWidget):
     scribbles_requested = Signal()
     layer_requested = Signal()
     folder_requested = Signal()
+    results_requested = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,9 +153,10 @@ class PredictPanel(QWidget):
         self.result = ElidedLabel()
         self.show_layer = button("Show", "Show the predicted slide as a layer", self.layer_requested.emit)
         self.open_folder = button("Open folder", "Open the folder of this file", self.folder_requested.emit)
-        for widget in (self.result, self.show_layer, self.open_folder):
+        self.show_table = button("Table", "Objects and areas of the predicted slide", self.results_requested.emit)
+        for widget in (self.result, self.show_layer, self.show_table, self.open_folder):
             widget.hide()
-        return row(self.result, self.show_layer, self.open_folder, stretch=0)
+        return row(self.result, self.show_layer, self.show_table, self.open_folder, stretch=0)
 
     def _accept_button(self) -> QPushButton:
         made = QPushButton("Accept regions")
@@ -207,8 +209,9 @@ class PredictPanel(QWidget):
         """Say how far the live prediction of what is on screen is; a view of a few tiles is there at once."""
         self.live.setText(LIVE if done >= of or of <= FEW_TILES else f"Live: {done} of {of} tiles")
 
-    def show_result(self, text: str, *, folder: bool = False, layer: bool = False) -> None:
-        """Say which file was written, and offer its folder and a layer of it."""
+    def show_result(self, text: str, *, folder: bool = False, layer: bool = False, table: bool = False) -> None:
+        """Say which file was written, and offer its folder, a layer and a table of it."""
+        self.show_table.setVisible(table)
         self.open_folder.setVisible(folder)
         self.show_layer.setVisible(layer)
         seen = not self.predict_slide.visibleRegion().isEmpty()

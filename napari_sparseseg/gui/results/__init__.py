@@ -1,0 +1,1 @@
+"""The dock with objects and areas of a predicted slide."""
