@@ -92,7 +92,6 @@ def predict_batch(
     summary = folder / SUMMARY
     if summary.exists() and not replace:
         raise PredictionError(f"{summary} exists; choose another folder, or ask to overwrite or to resume.")
-    folder.mkdir(parents=True, exist_ok=True)
     batch = _Batch(slides, folder, predict)
     together = [k for k, slide in enumerate(slides) if small(slide)] if workers > 1 else []
     if len(together) > 1:
@@ -117,6 +116,7 @@ class _Batch:
     ) -> None:
         self._slides, self._folder, self._predict = slides, folder, predict
         self._names = _names(slides)
+        folder.mkdir(parents=True, exist_ok=True)
         self._results: dict[int, SlideResult] = {}
         self._failed: dict[int, tuple[str, str]] = {}
 
