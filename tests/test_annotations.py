@@ -156,6 +156,32 @@ def test_many_small_polygons_are_drawn_one_over_the_other(seed):
     assert not a.read((0, 0, *shape)).any()
 
 
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=3, deadline=None)
+def test_many_small_polygons_give_the_labels_of_one_after_the_other(seed):
+    """At every level, on empty tissue, on strokes and where they meet, overlap, fill a chunk or come in thousands."""
+    rng = np.random.default_rng(seed)
+    shape = (1500, 2300)
+    together, apart = Annotations(shape, ["a", "b", "c"]), Annotations(shape, ["a", "b", "c"])
+    for each in (together, apart):
+        each.paint([(100, 100), (1200, 2000)], 60, 3)
+    shapes = []
+    for _ in range(400):
+        angle, size = np.sort(rng.uniform(0, 2 * np.pi, 6)), rng.choice([3, 20, 60])
+        ring = rng.uniform((-20, -20), (1520, 2320)) + size * np.stack([np.sin(angle), np.cos(angle)], 1)
+        if rng.random() < 0.2:
+            ring = np.array([(0, 0), (0, 256), (256, 256), (256, 0)]) + 256.0 * rng.integers(0, 8, 2)
+        shapes.append(Shape("polygon", int(rng.integers(1, 4)), [ring]))
+    together.draw(iter(shapes), of=len(shapes))
+    for shape_ in shapes:
+        apart.fill_polygon(shape_.rings[0], shape_.class_id)
+    for level in range(together.top_level + 1):
+        np.testing.assert_array_equal(
+            together.read((0, 0, *shape), level), apart.read((0, 0, *shape), level), err_msg=f"level {level}"
+        )
+    assert together.counts() == apart.counts()
+
+
 def test_a_rectangle_counts_its_pixels_by_hand(a):
     a.fill_polygon([(10, 10), (10, 50), (50, 50), (50, 10)], 1)
     assert a.counts()[1] == 1600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +235,7 @@ class Annotations:
         """Give strokes and regions another class, 0 removes them, as one step; see `changes.change_strokes`."""
         self._finish(lambda: change_strokes(self._document, ids, class_id))
 
-    def draw(self, shapes: Sequence[Shape], progress: Progress | None = None) -> int:
+    def draw(self, shapes: Iterable[Shape], progress: Progress | None = None, *, of: int | None = None) -> int:
         """Draw shapes in order, later ones over earlier ones, as one step of the history.
 
         Parameters
@@ -243,13 +244,16 @@ class Annotations:
             What to draw.
         progress
             Called now and then with (drawn, all).
+        of
+            How many there are, where `shapes` does not know.
 
         Returns
         -------
         int
             How many of them overlap the slide.
         """
-        edit = self._finish(lambda: self._editor.draw_shapes(shapes, progress))
+        number = len(shapes) if of is None and isinstance(shapes, Sized) else of or 0
+        edit = self._finish(lambda: self._editor.draw_shapes(shapes, progress, number))
         return len(edit.added) if edit is not None else 0
 
     def take_over(self, other: Annotations) -> None:

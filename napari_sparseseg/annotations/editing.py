@@ -14,7 +14,6 @@ from napari_sparseseg.annotations.document import Edit
 from napari_sparseseg.annotations.packing import CHUNK
 from napari_sparseseg.annotations.quadtree import Change
 from napari_sparseseg.annotations.raster import (
-    BATCH_CROSSINGS,
     MIN_RADIUS,
     Polygon,
     capsule_mask,
@@ -38,13 +37,12 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Rings = Sequence[NDArray[np.float64]]  # (N, 2) each
     Progress = Callable[[int, int], None]
-    Bounds = tuple[int, int, int, int]
 
 PEN_KINDS = ("brush", "erase", "polygon", "fill")
 NOWHERE = Box(0, 0, 0, 0)
 LONGEST_PX = 256  # pixels of its level that a brush moves at once
 BLOCK = 4096  # shapes that are measured at once
-SMALL_CORNERS = BATCH_CROSSINGS // CHUNK
+SMALL_CORNERS = 4000  # of a polygon that is drawn together with others
 
 
 class Shape(NamedTuple):
@@ -185,11 +183,9 @@ class Editor:
 
         return self._draw(draw)
 
-    def draw_shapes(self, shapes: Sequence[Shape], progress: Progress | None = None) -> Edit | None:
+    def draw_shapes(self, shapes: Iterable[Shape], progress: Progress | None, of: int) -> Edit | None:
         """Draw shapes in order; see `Annotations.draw`."""
-        for class_id in {shape.class_id for shape in shapes}:
-            self._document.require_class(class_id, erase=True)
-        return self._draw(lambda: self._shapes(shapes, progress or (lambda done, of: None)))
+        return self._draw(lambda: self._shapes(shapes, progress or (lambda done, of: None), of))
 
     def _draw(self, draw: Callable[[], Iterable[Stroke]]) -> Edit | None:
         """One edit of all strokes that `draw` makes in the open trees."""
@@ -209,35 +205,46 @@ class Editor:
             box = _around(stroke.box for stroke in strokes) or NOWHERE
             return document.record(Edit(box, *changes, added=strokes))
 
-    def _shapes(self, shapes: Sequence[Shape], progress: Progress) -> Iterable[Stroke]:
-        small: list[tuple[Shape, Bounds]] = []
-        for n, (shape, bounds) in enumerate(_with_bounds(shapes)):
-            y, x, y1, x1 = bounds
-            if shape.kind == "polygon" and max(y1 - y, x1 - x) <= CHUNK and sum(map(len, shape.rings)) <= SMALL_CORNERS:
-                # Cells come by the thousand: drawn together, chunk by chunk.
-                small.append((shape, bounds))
-                box = Box(y, x, y1 - y, x1 - x).intersection(Box(0, 0, *self._document.shape))
-            else:
-                self._draw_small(small, n, len(shapes), progress)
-                small.clear()
-                box = self._draw_shape(shape) or NOWHERE
-            if box.area:
-                stroke = Stroke.of_rings(self._document.take_id(), shape.kind, shape.class_id, shape.rings, box)
-                yield replace(stroke, radius=shape.radius) if shape.radius else stroke
-        self._draw_small(small, len(shapes), len(shapes), progress)
+    def _shapes(self, shapes: Iterable[Shape], progress: Progress, of: int) -> Iterable[Stroke]:
+        small: list[Measured] = []  # cells come by the thousand: drawn together, chunk by chunk
+        whole, n = Box(0, 0, *self._document.shape), 0
+        for block in measured(shapes):
+            for class_id in set(block.labels):
+                self._document.require_class(class_id, erase=True)
+            start = 0
+            for stop in (*np.flatnonzero(~block.small).tolist(), len(block.shapes)):
+                if start < stop:
+                    small.append(block.part(start, stop))
+                    yield from small[-1].strokes(self._document.take_id, whole)
+                if stop < len(block.shapes):
+                    self._draw_small(small, n + stop, of, progress)
+                    small.clear()
+                    shape = block.shapes[stop]
+                    box = self._draw_shape(shape) or NOWHERE
+                    if box.area:
+                        stroke = Stroke.of_rings(self._document.take_id(), shape.kind, shape.class_id, shape.rings, box)
+                        yield replace(stroke, radius=shape.radius)
+                start = stop + 1
+            n += len(block.shapes)
+            for part in small:
+                part.shapes.clear()  # of hundreds of thousands, one copy of the outlines is enough
+        self._draw_small(small, n, of, progress)
 
-    def _draw_small(self, small: list[tuple[Shape, Bounds]], n: int, of: int, progress: Progress) -> None:
+    def _draw_small(self, small: list[Measured], n: int, of: int, progress: Progress) -> None:
         """Draw small polygons, which end before the `n`-th of all shapes."""
-        drawn = n - len(small)
+        number = sum(len(part.labels) for part in small)
+        drawn = n - number
         progress(drawn, of)
         if small:
             tree = self._document.scribbles
-            labels = np.array([shape.class_id for shape, _ in small], np.uint8)
-            rings, boxes = [shape.rings for shape, _ in small], np.array([bounds for _, bounds in small])
-            for done, key, index, starts, lengths in runs_by_chunk(rings, boxes, Box(0, 0, *tree.shape)):
-                tree.paint_runs(key, starts, lengths, labels[index])
-                if n - len(small) + int(done * len(small)) > drawn:
-                    drawn = n - len(small) + int(done * len(small))
+            labels = np.array([label for part in small for label in part.labels], np.uint8)
+            points, lengths, rings, bounds = (
+                np.concatenate(found) for found in zip(*(p.arrays for p in small), strict=True)
+            )
+            for runs in runs_by_chunk(points, lengths, rings, bounds, Box(0, 0, *tree.shape)):
+                tree.paint_runs(runs, labels[runs.polygon])
+                if n - number + int(runs.done * number) > drawn:
+                    drawn = n - number + int(runs.done * number)
                     progress(drawn, of)
             progress(n, of)
 
@@ -400,14 +407,83 @@ def clear_regions(tree: LabelQuadtree, gone: Sequence[Stroke], left: Sequence[St
             fill_polygon(tree, Polygon(region.parts()), region.class_id, keep=0)
 
 
-def _with_bounds(shapes: Sequence[Shape]) -> Iterator[tuple[Shape, Bounds]]:
-    """Shapes with the level-0 pixels (y, x, y1, x1) around their points."""
-    for k in range(0, len(shapes), BLOCK):
-        block = shapes[k : k + BLOCK]
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Some shapes in order, with their points in one array.
+
+    Attributes
+    ----------
+    shapes
+        The shapes.
+    labels
+        Class of each.
+    points
+        Of all their rings, (n, 2).
+    lengths
+        Points of each ring.
+    rings
+        Rings of each shape.
+    bounds
+        Level-0 pixels (y, x, y1, x1) around each.
+    """
+
+    shapes: list[Shape]
+    labels: list[int]
+    points: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    rings: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All but the shapes and their classes, as `runs_by_chunk` takes them."""
+        return self.points, self.lengths, self.rings, self.bounds
+
+    @property
+    def small(self) -> Mask:
+        """Which of them are small polygons."""
+        corners = np.add.reduceat(self.lengths, np.cumsum(self.rings) - self.rings)
+        size = (self.bounds[:, 2:] - self.bounds[:, :2]).max(axis=1)
+        polygon = np.array([shape.kind == "polygon" for shape in self.shapes])
+        small: Mask = polygon & (size <= CHUNK) & (corners <= SMALL_CORNERS)
+        return small
+
+    def part(self, start: int, stop: int) -> Measured:
+        """Those from `start` up to `stop`."""
+        ring = np.concatenate([[0], np.cumsum(self.rings)])
+        point = np.concatenate([[0], np.cumsum(self.lengths)])
+        a, b = ring[[start, stop]]
+        points, lengths = self.points[point[a] : point[b]], self.lengths[a:b]
+        part = slice(start, stop)
+        return Measured(self.shapes[part], self.labels[part], points, lengths, self.rings[part], self.bounds[part])
+
+    def strokes(self, take_id: Callable[[], int], whole: Box) -> Iterator[Stroke]:
+        """Polygons as strokes, those that lie outside the slide left out."""
+        points, lengths, rings = self.points.astype(np.float32), self.lengths.tolist(), self.rings.tolist()
+        low, high = np.maximum(self.bounds[:, :2], 0), np.minimum(self.bounds[:, 2:], (whole.height, whole.width))
+        boxes = np.concatenate([low, np.maximum(high - low, 0)], axis=1).tolist()
+        at, ring = 0, 0
+        for shape, n, (y, x, height, width) in zip(self.shapes, rings, boxes, strict=True):
+            runs = tuple(lengths[ring : ring + n])
+            end = at + sum(runs)
+            if height and width:
+                box = Box(y, x, height, width)
+                found = points[at:end]
+                yield Stroke(take_id(), shape.kind, shape.class_id, shape.radius, found, box, runs if n > 1 else ())
+            at, ring = end, ring + n
+
+
+def measured(shapes: Iterable[Shape]) -> Iterator[Measured]:
+    """Shapes, some thousand at a time."""
+    left = iter(shapes)
+    while block := list(itertools.islice(left, BLOCK)):
+        rings = np.array([len(shape.rings) for shape in block])
+        lengths = np.array([len(ring) for shape in block for ring in shape.rings])
         points = np.concatenate([ring for shape in block for ring in shape.rings])
-        starts = np.cumsum([0, *(sum(map(len, shape.rings)) for shape in block[:-1])])
-        low, high = np.floor(np.minimum.reduceat(points, starts)), np.ceil(np.maximum.reduceat(points, starts))
-        yield from zip(block, np.concatenate([low, high], axis=1).astype(np.int64).tolist(), strict=True)
+        first = (np.cumsum(lengths) - lengths)[np.cumsum(rings) - rings]
+        low, high = np.floor(np.minimum.reduceat(points, first)), np.ceil(np.maximum.reduceat(points, first))
+        bounds = np.concatenate([low, high], axis=1).astype(np.int64)
+        yield Measured(block, [shape.class_id for shape in block], points, lengths, rings, bounds)
 
 
 def _around(boxes: Iterable[Box | None]) -> Box | None:

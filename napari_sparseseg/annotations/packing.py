@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -79,6 +80,52 @@ def pack(chunk: Labels) -> bytes:
     return _RUNS + ends.astype("<u2").tobytes() + flat[ends].tobytes()
 
 
+def pack_runs(
+    chunk: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64], labels: Labels, n: int
+) -> list[bytes]:
+    """`pack` of `n` chunks that hold runs of pixels and 0 elsewhere.
+
+    Parameters
+    ----------
+    chunk
+        Ascending number, below `n`, of the chunk of each run; every chunk has one.
+    starts, ends
+        First pixel of each run in its chunk, ascending there, and one past its last; runs do not overlap.
+    labels
+        Of each run, not 0.
+    """
+    begins = np.empty(len(chunk), bool)
+    begins[0] = True
+    touch = (starts[1:] == ends[:-1]) & (labels[1:] == labels[:-1])
+    begins[1:] = (chunk[1:] != chunk[:-1]) | ~touch
+    first = begins.nonzero()[0]
+    chunk, starts, labels, ends = chunk[first], starts[first], labels[first], ends[[*(first[1:] - 1), len(ends) - 1]]
+    edge = np.searchsorted(chunk, np.arange(n + 1))
+    before = np.empty_like(ends)
+    before[1:], before[edge[:-1]] = ends[:-1], 0
+    gap, tail = starts > before, np.zeros(len(ends), bool)
+    tail[edge[1:] - 1] = ends[edge[1:] - 1] < PIXELS
+    after = np.cumsum(1 + gap + tail)  # of the runs of 0 between, too
+    at = after - 1 - tail
+    last, label = np.full(after[-1], PIXELS - 1, "<u2"), np.zeros(after[-1], np.uint8)
+    last[at], label[at] = ends - 1, labels
+    last[at[gap] - 1] = starts[gap] - 1
+    out = []
+    bounds = [0, *after[edge[1:] - 1].tolist()]
+    for a, b in pairwise(bounds):
+        if b - a == 1:
+            out.append(_UNIFORM + label[a:b].tobytes())
+        elif b - a > _MAX_RUNS:
+            out.append(pack(_filled(last[a:b].astype(np.int64), label[a:b])))
+        else:
+            out.append(_RUNS + last[a:b].tobytes() + label[a:b].tobytes())
+    return out
+
+
+def _filled(last: NDArray[np.int64], labels: Labels) -> Labels:
+    return np.repeat(labels, np.diff(last, prepend=-1)).reshape(CHUNK, CHUNK)
+
+
 def _runs(packed: bytes) -> tuple[NDArray[np.int64], Labels]:
     n, rest = divmod(len(packed) - 1, 3)
     if rest or n == 0:
@@ -144,6 +191,11 @@ def without_quadrants(packed: bytes, quadrants: tuple[int, ...]) -> bytes:
         y, x = q // 2 * HALF, q % 2 * HALF
         chunk[y : y + HALF, x : x + HALF] = 0
     return pack(chunk) if chunk.any() else EMPTY
+
+
+def is_uniform(packed: bytes) -> bool:
+    """Whether a packed chunk has one label."""
+    return packed[:1] == _UNIFORM
 
 
 def uniform_label(chunk: Labels) -> int | None:

@@ -202,7 +202,10 @@ def leaf_part(levels: Sequence[Chunks], level: int, key: Key) -> bytes | None:
     below = tuple(q for q, child in enumerate(children(key)) if child in levels[level - 1])
     if not below:
         return packed
-    return without_quadrants(packed, below) if len(below) < 4 else None
+    if len(below) == 4:
+        return None
+    chunk, left = unpack(packed), [child for child in children(key) if child not in levels[level - 1]]
+    return without_quadrants(packed, below) if any(chunk[quadrant(child)].any() for child in left) else None
 
 
 def leaf_counts(shape: tuple[int, int], levels: Sequence[Chunks], level: int, key: Key) -> Iterable[tuple[int, int]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.packing import Keep, Labels
     from napari_sparseseg.annotations.pyramid import Key
+    from napari_sparseseg.annotations.raster import PixelRuns
     from napari_sparseseg.geometry import Box
 
     Mask = NDArray[np.bool_]
@@ -174,20 +175,18 @@ class LabelQuadtree:
         with self._lock:
             return self._transaction().paint_mask(level, y0, x0, mask, label, keep, live=live)
 
-    def paint_runs(self, key: Key, starts: NDArray[np.int64], lengths: NDArray[np.int64], labels: Labels) -> None:
-        """Write runs of pixels into a level-0 chunk, later ones over earlier ones; a transaction must be open.
+    def paint_runs(self, runs: PixelRuns, labels: Labels) -> None:
+        """Write runs of pixels into level-0 chunks, later ones over earlier ones; a transaction must be open.
 
         Parameters
         ----------
-        key
-            The chunk.
-        starts, lengths
-            Flat index of the first pixel of each run in the chunk, and number of pixels.
+        runs
+            The pixels.
         labels
             Of each run.
         """
         with self._lock:
-            self._transaction().paint_runs(key, starts, lengths, labels)
+            self._transaction().paint_runs(runs, labels)
 
     def replace_label(self, old: int, new: int) -> None:
         """Turn every pixel of label `old` into `new` in the open transaction."""

@@ -6,13 +6,25 @@ enough for display. `Transaction.finish` makes every level exact and returns the
 
 from __future__ import annotations
 
-import itertools
 from functools import lru_cache
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_sparseseg.annotations.packing import CHUNK, EMPTY, enlarge, pack, pool, uniform_label, unpack
+from napari_sparseseg.annotations.packing import (
+    CHUNK,
+    EMPTY,
+    HALF,
+    PIXELS,
+    enlarge,
+    is_uniform,
+    pack,
+    pack_runs,
+    pool,
+    uniform_label,
+    unpack,
+)
 from napari_sparseseg.annotations.pyramid import ZEROS, LabelPyramid, children, chunk_parts, cut, quadrant
 from napari_sparseseg.geometry import Box
 
@@ -21,6 +33,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.packing import Keep, Labels
     from napari_sparseseg.annotations.pyramid import Key, PackedPyramid
+    from napari_sparseseg.annotations.raster import PixelRuns
 
     Mask = NDArray[np.bool_]
 
@@ -50,6 +63,7 @@ class Transaction(LabelPyramid):
         self._keep: Keep = None
         # Per level: where `_label` was painted over finer chunks and has yet to be written into them.
         self._pending: list[dict[Key, Mask]] = []
+        self._settled: set[Key] = set()  # level-0 chunks whose parents hold what `finish` would make of them
         self._exact = True  # the coarser levels hold what `finish` would make of them
 
     # ------------------------------------------------------------------ painting
@@ -75,13 +89,71 @@ class Transaction(LabelPyramid):
         self._spill(self._max_raw)
         return Box(area.y << level, area.x << level, area.height << level, area.width << level)
 
-    def paint_runs(self, key: Key, starts: NDArray[np.int64], lengths: NDArray[np.int64], labels: Labels) -> None:
-        """Write runs of pixels into a level-0 chunk; see `LabelQuadtree.paint_runs`."""
+    def paint_runs(self, runs: PixelRuns, labels: Labels) -> None:
+        """Write runs of pixels into level-0 chunks; see `LabelQuadtree.paint_runs`."""
         self._flush_pending()
         self._exact = False
-        index = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        self._writable(0, key).reshape(-1)[index] = np.repeat(labels, lengths)
-        self._spill(self._max_raw)
+        pixel = runs.chunk * PIXELS + runs.starts
+        order = np.argsort(pixel, kind="stable")
+        first, last = pixel[order], (pixel + runs.lengths)[order]
+        # Chunks of nothing but these runs, side by side, are packed without being drawn.
+        odd = np.bincount(runs.chunk, minlength=len(runs.keys)) == 0
+        odd[first[1:][first[1:] < last[:-1]] // PIXELS] = True
+        odd[runs.chunk[labels == 0]] = True
+        keys = [(i, j) for i, j in runs.keys.tolist()]
+        edges = np.searchsorted(runs.chunk, np.arange(len(keys) + 1)).tolist()
+        for n, key in enumerate(keys):
+            a, b = edges[n : n + 2]
+            if (odd[n] and a < b) or (not odd[n] and not self._is_blank(key)):
+                odd[n] = True
+                _write_runs(self._writable(0, key), runs.starts[a:b], runs.lengths[a:b], labels[a:b])
+                self._spill(self._max_raw)
+        number = np.cumsum(~odd) - 1
+        order = order[~odd[runs.chunk[order]]]
+        if len(order):
+            blank = [key for key, other in zip(keys, odd.tolist(), strict=True) if not other]
+            starts = runs.starts[order]
+            self._fill_blank(blank, number[runs.chunk[order]], starts, starts + runs.lengths[order], labels[order])
+
+    def _is_blank(self, key: Key) -> bool:
+        """Whether a level-0 chunk lies on the slide as a whole, does not exist and reads as 0."""
+        if self._exists(0, key) or any((k + 1) * CHUNK > n for k, n in zip(key, self.shape, strict=True)):
+            return False
+        for level in range(1, self.top_level + 1):
+            chunk = self._stored(level, (key[0] >> level, key[1] >> level))
+            if chunk is not None:
+                size = max(1, CHUNK >> level)
+                y, x = ((k % (1 << level)) * CHUNK >> level for k in key)
+                return not chunk[y : y + size, x : x + size].any()
+        return True
+
+    def _fill_blank(
+        self,
+        keys: list[Key],
+        chunk: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        labels: Labels,
+    ) -> None:
+        """Store blank level-0 chunks, those of one parent one after the other, that get runs as `pack_runs` takes."""
+        for key, packed in zip(keys, pack_runs(chunk, starts, ends, labels, len(keys)), strict=True):
+            if not is_uniform(packed):  # else its parent says the same
+                self._chunks[0][key] = packed
+                self._settled.add(key)
+        at = np.array(keys)
+        corner = (at % 2 * HALF @ (CHUNK, 1))[chunk]
+        column = starts % CHUNK
+        first = corner + starts // (2 * CHUNK) * CHUNK + column // 2
+        lengths = (column + ends - starts + 1) // 2 - column // 2
+        new = np.ones(len(at), bool)
+        new[1:] = (at[1:] // 2 != at[:-1] // 2).any(axis=1)
+        edges = [*np.searchsorted(chunk, new.nonzero()[0]).tolist(), len(chunk)]
+        for n, (a, b) in zip(new.nonzero()[0].tolist(), pairwise(edges), strict=True):
+            parent = keys[n][0] // 2, keys[n][1] // 2
+            # The largest label comes last: a coarse pixel is the maximum of those below.
+            order = a + np.argsort(labels[a:b], kind="stable")
+            _write_runs(self._writable(1, parent), first[order], lengths[order], labels[order])
+            self._spill(self._max_raw)
 
     def replace_label(self, old: int, new: int) -> None:
         """Turn every pixel of label `old` into `new`."""
@@ -123,7 +195,7 @@ class Transaction(LabelPyramid):
         for level, chunks in enumerate(self._chunks):
             # Children of one chunk follow one another, so that it is complete before it is spilled.
             for key in sorted(chunks, key=lambda key: (key[0] >> 1, key[1] >> 1)):
-                if level < self.top_level:
+                if level < self.top_level and not (level == 0 and key in self._settled):
                     self._settle(level, key)
                     self._spill(self._max_raw)
                 before, after = self._packed[level].get(key), self._pack(level, key)
@@ -223,6 +295,8 @@ class Transaction(LabelPyramid):
         chunk = chunks.get(key)
         if isinstance(chunk, np.ndarray):
             return chunk
+        if level == 0:
+            self._settled.discard(key)
         stored = self._stored(level, key)
         if stored is None:
             parent = (key[0] // 2, key[1] // 2)
@@ -251,7 +325,7 @@ class Transaction(LabelPyramid):
     def _spill(self, most: int) -> None:
         """Pack the older half of the raw chunks where there are more than `most`."""
         if len(self._raw) > most:
-            for level, key in list(itertools.islice(self._raw, (len(self._raw) + 1) // 2)):
+            for level, key in list(islice(self._raw, (len(self._raw) + 1) // 2)):
                 self._pack(level, key)
 
     def _pack(self, level: int, key: Key) -> bytes | None:
@@ -260,6 +334,18 @@ class Transaction(LabelPyramid):
             chunk = self._chunks[level][key] = pack(chunk)
             self._raw.pop((level, key), None)
         return chunk
+
+
+def _write_runs(chunk: Labels, starts: NDArray[np.int64], lengths: NDArray[np.int64], labels: Labels) -> None:
+    """Write runs of pixels, given by their flat index, into a chunk, later ones over earlier ones."""
+    shift = starts.copy()
+    shift[1:] -= np.cumsum(lengths)[:-1]
+    index = np.repeat(shift, lengths)
+    index += np.arange(len(index))
+    flat = chunk.reshape(-1)
+    flat[index] = np.repeat(labels, lengths)
+    if not chunk.flags.c_contiguous:
+        chunk[...] = flat.reshape(chunk.shape)
 
 
 def write_label(chunk: Labels, mask: Mask, label: int, keep: Keep) -> None:

@@ -18,7 +18,7 @@ from napari_sparseseg.config import MAX_CLASS_ID, PALETTE, ClassDef, make_classe
 from napari_sparseseg.errors import AnnotationError, AnnotationWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -68,7 +68,10 @@ class Drawn:
     @property
     def extent(self) -> float:
         """Area of the outer ring's bounding box."""
-        return float(np.prod(np.ptp(self.rings[0], axis=0))) if self.kind != "brush" else -1.0
+        if self.kind == "brush":
+            return -1.0
+        (y0, x0), (y1, x1) = self.rings[0].min(axis=0).tolist(), self.rings[0].max(axis=0).tolist()
+        return float((y1 - y0) * (x1 - x0))
 
 
 @dataclass(slots=True)
@@ -246,23 +249,32 @@ def to_annotations(
     if classes:
         for own in document.classes:
             table.id_of(own.name, own.colour)
-    shapes = []
+    ids: dict[str, int] = {}
     for d in document.drawn:  # in the order of the file, so that ids are
-        if d.name not in table and not (document.stars and d.name.endswith("*")):
-            table.id_of(d.name, d.colour)
-    for d in sorted(document.drawn, key=lambda d: -d.extent):
-        class_id = table.id_of(d.name) if d.name in table else 0
-        if class_id or (_key(d.name) != REGION and d.kind != "dense"):  # 0 clears what lies under it
-            rings = d.rings if origin == (0.0, 0.0) else [ring + origin for ring in d.rings]
-            shapes.append(Shape(d.kind, class_id, rings, d.radius))
-    document.drawn.clear()  # of cells by the hundred thousand, one copy of the outlines is enough
-    out = Annotations(shape, table.classes)
-    out.draw(shapes, progress)
+        if d.name not in ids:
+            known = d.name in table or not (document.stars and d.name.endswith("*"))
+            ids[d.name] = table.id_of(d.name, d.colour) if known else 0
+    # 0 clears what lies under it
+    document.drawn = [d for d in document.drawn if ids[d.name] or (_key(d.name) != REGION and d.kind != "dense")]
+    out, number = Annotations(shape, table.classes), len(document.drawn)
+    out.draw(_large_first(document, ids, origin), progress, of=number)
     others = [moved(feature, origin) for kind, feature in document.others if kind not in table]
     out.set_others(others)
     out.forget_history()
     _report(name, document, len(others))
     return out
+
+
+def _large_first(document: Document, ids: dict[str, int], origin: tuple[float, float]) -> Iterator[Shape]:
+    """The shapes in the order of drawing; each is forgotten as it is taken, so that cells are not held twice."""
+    drawn: list[Drawn | None] = [*document.drawn]
+    document.drawn.clear()
+    extents = np.array([d.extent for d in drawn if d is not None])
+    for k in np.argsort(-extents, kind="stable").tolist():
+        d, drawn[k] = drawn[k], None
+        if d is not None:
+            rings = d.rings if origin == (0.0, 0.0) else [ring + origin for ring in d.rings]
+            yield Shape(d.kind, ids[d.name], rings, d.radius)
 
 
 def moved(feature: dict[str, Any], by: tuple[float, float]) -> dict[str, Any]:
