@@ -27,7 +27,7 @@ All of it follows from counts (B, 256) of pixels per patch and class: `weight_ta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, assert_never, get_args
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def weight_table(
     counts
         int (B, C), as from `count_labels`: column c counts the pixels of class c, column 0 (unlabelled) is ignored.
     balancing
-        ``none``, ``instance`` or ``mini-batch``.
+        A rule of the table at the top of this module.
     min_pixels
         Floor under n_bc and n_c.
     totals
@@ -122,9 +122,11 @@ def weight_table(
     elif balancing == "instance":
         share = np.float32(totals.patches) * present.sum(1, keepdims=True, dtype=np.float32)
         divisor = share * n_bc.clip(min_pixels).astype(np.float32)
-    else:
+    elif balancing == "mini-batch":
         n_c = totals.n_c[: n_bc.shape[1]].clip(min_pixels).astype(np.float32)
         divisor = np.broadcast_to(np.float32(np.count_nonzero(totals.n_c)) * n_c, n_bc.shape)
+    else:
+        assert_never(balancing)  # a name of `Balancing` without a formula
     table: NDArray[np.float32] = np.divide(1, divisor, out=np.zeros(n_bc.shape, np.float32), where=present)
     return table
 
@@ -195,7 +197,7 @@ def pixel_weights(
     labels
         Integers (B, H, W), torch or numpy; 0 = unlabelled, class ids 1..255, gaps allowed.
     balancing
-        ``none``, ``instance`` or ``mini-batch``.
+        A rule of the table at the top of this module.
     min_pixels
         Floor under the pixel count of a class (in its patch for ``instance``, in the batch for ``mini-batch``).
     totals

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,11 +22,12 @@ from napari_sparseseg.balancing import (
     pixel_weights,
     weight_table,
 )
+from napari_sparseseg.config import Balancing
 from napari_sparseseg.errors import SparseSegError
 
 # Hypothesis would fail an example that takes long once, as any does on a busy machine.
 untimed = settings(deadline=None)
-BALANCINGS = ("none", "instance", "mini-batch")
+BALANCINGS = get_args(Balancing)
 CLASSES = 5
 balancings = st.sampled_from(BALANCINGS)
 floors = st.integers(1, 12)
@@ -53,9 +55,11 @@ def reference_weights(labels: np.ndarray, balancing: str, min_pixels: int = 1) -
             in_patch = {int(k) for k in labels[b].ravel() if k}
             n = max(int((labels[b] == c).sum()), min_pixels)
             weights[b, i, j] = 1 / (len(patches) * len(in_patch) * n)
-        else:
+        elif balancing == "mini-batch":
             n = max(int((labels == c).sum()), min_pixels)
             weights[b, i, j] = 1 / (len(batch_classes) * n)
+        else:
+            pytest.fail(f"write the loop for {balancing}")
     return weights
 
 
@@ -97,7 +101,7 @@ def test_weights_sum_to_one_or_nothing(labels, balancing):
     assert total == pytest.approx(1.0 if labels.any() else 0.0, abs=1e-6)
 
 
-@given(label_batches, st.sampled_from(["instance", "mini-batch"]), floors)
+@given(label_batches, balancings, floors)
 @untimed
 def test_a_floor_only_takes_weight_away(labels, balancing, floor):
     plain, floored = pixel_weights(labels, balancing), pixel_weights(labels, balancing, min_pixels=floor)
@@ -174,7 +178,7 @@ def test_hand_numbers():
     labels = np.zeros((3, 2, 3), np.uint8)
     labels[0] = [[1, 1, 1], [4, 0, 0]]
     labels[1, 0, :2] = 1
-    none, instance, batch = (pixel_weights(labels, b) for b in BALANCINGS)
+    none, instance, batch = (pixel_weights(labels, b) for b in ("none", "instance", "mini-batch"))
     assert none[0, 0, 0] == none[0, 1, 0] == none[1, 0, 0] == pytest.approx(1 / 6)
     assert instance[0, 0].tolist() == pytest.approx([1 / 12] * 3)
     assert float(instance[0, 1, 0]) == pytest.approx(1 / 4)

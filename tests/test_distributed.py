@@ -7,12 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 from torch import multiprocessing
 
-from napari_sparseseg.config import TrainConfig
+from napari_sparseseg.config import Balancing, TrainConfig
 from napari_sparseseg.learning.augment import Augmentation
 from napari_sparseseg.learning.distributed import join, ranks
 from napari_sparseseg.learning.features import InputScale
@@ -22,7 +23,7 @@ from napari_sparseseg.learning.trainer import Trainer
 from tests.helpers.geojson import qupath
 from tests.helpers.trainer_tasks import IDS, batch, plain_task
 
-BALANCINGS = ("none", "instance", "mini-batch")
+BALANCINGS = get_args(Balancing)
 
 
 def first_step(patches, balancing, part):

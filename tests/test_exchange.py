@@ -14,6 +14,7 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.errors import AnnotationError, AnnotationWarning
 from napari_sparseseg.io import find_annotations, load_annotations, read_asap, read_labels, save_annotations
 from napari_sparseseg.io.asap import closed_spline
+from napari_sparseseg.io.files import WRITERS
 
 H, W = 1500, 1801
 WHOLE = (0, 0, H, W)
@@ -395,6 +396,14 @@ def test_loading_into_another_class_table(drawn, tmp_path):
 
 def convert(source, target, shape=None):
     save_annotations(load_annotations(source, shape), target)
+
+
+def test_the_longest_suffix_chooses_the_format(drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(WRITERS, ".coco.json", lambda _annotations, target, *_: target.write_text("coco"))
+    save_annotations(drawn, tmp_path / "a.coco.JSON")
+    save_annotations(drawn, tmp_path / "b.json")
+    assert (tmp_path / "a.coco.JSON").read_text() == "coco"
+    assert json.loads((tmp_path / "b.json").read_text())["type"] == "FeatureCollection"
 
 
 def test_converting_there_and_back(drawn, tmp_path):

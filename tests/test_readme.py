@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 
 import numpy as np
 import pytest
+from shapely import Polygon
 
 import napari_sparseseg
 from napari_sparseseg.cli import _parser
@@ -54,7 +56,7 @@ def test_python_block_runs(tiny_slide, tmp_path, monkeypatch):
 
 
 def test_slide_backend_of_the_docs_reads_a_slide(tmp_path):
-    (code,) = blocks("python", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
+    code, _ = blocks("python", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
     scope: dict[str, object] = {}
     exec(code, scope)
     pixels = two_textures(900)[:700]
@@ -65,6 +67,22 @@ def test_slide_backend_of_the_docs_reads_a_slide(tmp_path):
     (tmp_path / "b.npy").write_bytes(b"no array")
     with pytest.raises(SlideOpenError, match="Save it with numpy"):
         scope["open_npy"](str(tmp_path / "b.npy"))
+
+
+def test_exporter_of_the_docs_writes_what_is_labelled(tmp_path):
+    _, code = blocks("python", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    annotations = napari_sparseseg.Annotations((500, 400), ["a", "b"])
+    annotations.paint([(100, 100), (200, 300)], 20, 1)
+    annotations.erase([(150, 200)], 5)
+    annotations.fill_polygon([(300, 50), (300, 150), (400, 150), (400, 50)], 2, dense=True)
+    scope["write_outlines"](annotations, tmp_path / "a.json", origin=(10.0, 20.0))
+    rows = json.loads((tmp_path / "a.json").read_text())
+    shapes = [(name, Polygon(rings[0], rings[1:])) for name, rings in rows]
+    areas = {name: sum(shape.area for of, shape in shapes if of == name) for name in "ab"}
+    assert areas == {"a": annotations.counts()[1], "b": annotations.counts()[2]}
+    assert shapes[0][1].bounds == (30, 290, 130, 390)
 
 
 def test_every_shell_line_parses():

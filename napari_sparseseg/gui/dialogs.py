@@ -9,13 +9,14 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog, QFileDialog, QMessageBox
 
+from napari_sparseseg.gui.reader import SLIDE_SUFFIXES
+
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
 
-SLIDES = (
-    "Slides (*.svs *.tif *.tiff *.ndpi *.scn *.mrxs *.vms *.bif *.qptiff *.ome.tif *.png *.jpg *.jpeg *.dcm);;"
-    "All files (*)"
-)
+_SHARED = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".dcm")
+"""Suffixes of slides that other files have too."""
+SLIDES = f"Slides ({' '.join(f'*{suffix}' for suffix in (*SLIDE_SUFFIXES, *_SHARED))});;All files (*)"
 ANNOTATIONS = "Annotations (*.geojson *.json *.xml *.sparseseg *.sqlite *.png *.tif *.tiff);;All files (*)"
 QUPATH_CLASSES = "QuPath (*.qpproj *.json *.geojson);;All files (*)"
 MODELS = "Models (*.safetensors)"

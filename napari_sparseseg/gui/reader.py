@@ -66,7 +66,7 @@ def _is_ours(path: str) -> bool:
     try:
         with open_slide(path) as slide:
             stored = sum(not level.added for level in slide.pyramid.levels)
-            lazy = slide.contents.backend in ("tifffile", "openslide", "zarr")
+            lazy = slide.contents.backend != "image"  # a plain image is decoded whole by any reader
             return lazy and (stored > 1 or slide.shape[0] * slide.shape[1] >= LARGE)
     except SlideOpenError:
         return False

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.io.shapes import Classes, Document
     from napari_sparseseg.io.xml_events import XmlReader
 
-SUFFIXES = (".geojson", ".xml", ".sparseseg")
+BESIDE_SLIDE = (".geojson", ".xml", ".sparseseg")
+"""Suffixes by which the annotations of a slide are found, the first that exists."""
 OWN = (".sparseseg", ".sqlite")
 
 
@@ -41,11 +42,11 @@ def find_annotations(slide: str | os.PathLike[str], image: int | None = None) ->
     stem = path.name.removesuffix(path.suffix)
     stems = dict.fromkeys((stem, stem.removesuffix(".ome")))
     for name in (*(f"{s}-image-{image}" for s in stems if image), *stems):
-        for suffix in SUFFIXES:
+        for suffix in BESIDE_SLIDE:
             found = path.with_name(name + suffix)
             if found.exists():
                 return found
-    wanted = ", ".join(f"{stem.removesuffix('.ome')}{suffix}" for suffix in SUFFIXES)
+    wanted = ", ".join(f"{stem.removesuffix('.ome')}{suffix}" for suffix in BESIDE_SLIDE)
     raise AnnotationError(f"there are no annotations beside {path}; expected one of {wanted}, or name the file.")
 
 
@@ -231,8 +232,30 @@ def _with_table(found: Annotations, classes: Classes) -> Annotations:
     return renumbered(found, moved, table.classes)
 
 
-WRITTEN = (".geojson", ".json", ".xml", *OWN, *TIFF_SUFFIXES, ".zarr")
-"""Suffixes that `save_annotations` knows."""
+def _write_own(annotations: Annotations, target: Path, _slide: SlideFrame | None, overwrite: bool) -> None:
+    annotations.save(target, overwrite=overwrite)
+
+
+def _write_asap(annotations: Annotations, target: Path, slide: SlideFrame | None, _overwrite: bool) -> None:
+    write_asap(annotations, target, origin=_origin(slide, "canvas"))
+
+
+def _write_geojson(annotations: Annotations, target: Path, slide: SlideFrame | None, _overwrite: bool) -> None:
+    write_geojson(annotations, target, origin=_origin(slide, "bounds"))
+
+
+def _write_labels(annotations: Annotations, target: Path, _slide: SlideFrame | None, overwrite: bool) -> None:
+    write_labels(annotations, target, overwrite=overwrite)
+
+
+WRITERS: dict[str, Callable[[Annotations, Path, SlideFrame | None, bool], None]] = {
+    ".geojson": _write_geojson,
+    ".json": _write_geojson,
+    ".xml": _write_asap,
+    **dict.fromkeys(OWN, _write_own),
+    **dict.fromkeys((*TIFF_SUFFIXES, ".zarr"), _write_labels),
+}
+"""How `save_annotations` writes each suffix; of several that fit, the longest counts."""
 
 
 def save_annotations(
@@ -268,21 +291,12 @@ def save_annotations(
     >>> save_annotations(annotations, "strokes.geojson")
     """
     target = Path(path)
-    suffix = target.suffix.lower()
-    if suffix not in WRITTEN:
-        raise AnnotationError(
-            f"annotations are written as .geojson, .sparseseg, .xml (ASAP), .tif or .ome.zarr, not as {target.name}."
-        )
+    fitting = [suffix for suffix in WRITERS if target.name.lower().endswith(suffix)]
+    if not fitting:
+        raise AnnotationError(f"annotations are written as {', '.join(WRITERS)}, not as {target.name}.")
     if target.exists() and not overwrite:
         raise AnnotationError(f"{target} exists already; choose another name, or ask to overwrite it.")
-    if suffix in OWN:
-        annotations.save(target, overwrite=overwrite)
-    elif suffix == ".xml":
-        write_asap(annotations, target, origin=_origin(slide, "canvas"))
-    elif suffix in (".geojson", ".json"):
-        write_geojson(annotations, target, origin=_origin(slide, "bounds"))
-    else:
-        write_labels(annotations, target, overwrite=overwrite)
+    WRITERS[max(fitting, key=len)](annotations, target, slide, overwrite)
 
 
 def _own_shape(path: Path, kind: str) -> tuple[int, int]:

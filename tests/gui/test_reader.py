@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import tifffile
 from napari import layers as napari_layers
+from npe2 import PluginManifest
 
 from napari_sparseseg.errors import SlideError, SlideOpenError
+from napari_sparseseg.files import result_name
+from napari_sparseseg.gui.dialogs import SLIDES
+from napari_sparseseg.gui.layers.scribbles import SUFFIXES
 from napari_sparseseg.gui.reader import layer_data, napari_get_reader, slide_of_layers
+from napari_sparseseg.io.files import WRITERS
 from napari_sparseseg.slides import open_slide
 from napari_sparseseg.slides.pyramid import SlideWarning
+from tests.helpers.data import ROOT
 from tests.helpers.slide_files import mean2, texture, write_ome, write_reduced_pages, write_svs, write_zarr
 
 
@@ -28,6 +34,16 @@ def test_takes_slides_and_pyramids_only(tmp_path):
     for name in ("small.tif", "text.tif", "gone.tif", "."):
         assert napari_get_reader(str(tmp_path / name)) is None
     assert napari_get_reader([str(tmp_path / "a.svs"), str(tmp_path / "b.tif")]) is None
+
+
+def test_the_lists_of_suffixes_agree():
+    found = PluginManifest.from_file(ROOT / "napari_sparseseg" / "napari.yaml").contributions
+    patterns = [pattern for reader in found.readers for pattern in reader.filename_patterns]
+    offered = SLIDES.partition("(")[2].partition(")")[0].split()
+    assert {p for p in patterns if not p.endswith(".zarr")} <= set(offered)
+    assert {result_name(pattern) for pattern in patterns} == {"*"}
+    assert [writer.filename_extensions for writer in found.writers] == [list(SUFFIXES)]
+    assert set(SUFFIXES) <= set(WRITERS)
 
 
 def test_a_broken_slide_says_what_is_wrong(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QGraphicsView, QLabel, QScrollArea, QWidget
 
 from napari_sparseseg import Session
-from napari_sparseseg.config import make_classes
+from napari_sparseseg.config import Balancing, make_classes
 from napari_sparseseg.gui.sections.classes.table import COLOUR, KEY, NAME, SHARE, STROKES, VISIBLE
+from napari_sparseseg.gui.sections.train.view import BALANCING, MEASURED
 from tests.helpers.answers import answer_file, choose_entry
 from tests.helpers.mouse import Mouse, camera, line, look_at, pump
 from tests.helpers.panel import (
@@ -473,3 +475,7 @@ def test_the_console_has_the_session(viewer, panel, tiny_slide):
 
 def test_the_menu_opens_no_second_panel(panel, open_panel):
     assert open_panel() is panel
+
+
+def test_the_panel_explains_every_balancing():
+    assert set(BALANCING) == set(MEASURED) == set(get_args(Balancing))

@@ -455,7 +455,7 @@ def _line_art(lines: list[NDArray[Any]], dot: float, width: float, box: Box) -> 
 
 
 SUFFIXES = (".sparseseg", ".geojson", ".xml")
-"""Saved by this plugin; images are left to napari's writers, or to `exchange.write_labels` where they are too large."""
+"""Saved by this plugin, as `writers` in napari.yaml says; images are left to napari's writers."""
 
 
 def save_annotations(annotations: Annotations, path: str | PathLike[str], metadata: Mapping[str, Any]) -> list[str]:
