@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Frame, Placement
-from napari_sparseseg.io.contours import Region, RegionTracer
+from napari_sparseseg.io.contours import Region, RegionTracer, Rings
 from napari_sparseseg.io.measurements import GeoJsonWriter, Measurement, polygons_of
 
 CLASSES = make_classes([("tumour", "#e6194b"), ("stroma", "#3cb44b")])
@@ -134,3 +134,56 @@ def test_30_000_and_300_000_objects_need_no_more_memory_than_6_000(tmp_path, man
 
     peak(1)  # what is imported or cached once
     assert peak(many) < 1.1 * peak(2)
+
+
+def holes(rows, columns):
+    """One region with a hole of one pixel in every second row and column."""
+    labels = np.ones((2 * rows + 1, 2 * columns + 1), np.uint8)
+    labels[1::2, 1::2] = 0
+    return labels
+
+
+def test_a_region_of_many_holes_is_written_in_pieces_as_shapely_writes_the_whole(tmp_path):
+    labels = holes(210, 200)
+    placement = Placement(Frame((2.0, 2.0)), (0.5, 0.5))
+    tracer = RegionTracer(labels.shape[1])
+    found = tracer.feed(labels[:150]) + tracer.feed(labels[150:]) + tracer.finish()
+    with GeoJsonWriter(tmp_path / "a.geojson", CLASSES, placement) as writer:
+        writer.write(found)
+    (feature,) = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))["features"]
+    (whole,) = polygons_of(found, placement)
+    assert shapely.get_num_interior_rings(whole) == 42_000
+    assert feature["geometry"] == json.loads(shapely.to_geojson(whole))
+    assert f'"geometry": {shapely.to_geojson(whole)}, ' in (tmp_path / "a.geojson").read_text(encoding="utf-8")
+
+
+def test_a_hole_of_a_region_needs_less_than_200_bytes(tmp_path):
+    def peak(rows):
+        labels = holes(rows, 200)
+        tracemalloc.start()
+        try:
+            write_only(tmp_path / "a.geojson", labels)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def write_only(path, labels):
+        tracer = RegionTracer(labels.shape[1])
+        with GeoJsonWriter(path, CLASSES, Placement(Frame(), None)) as writer:
+            for y in range(0, len(labels), 50):
+                writer.write(tracer.feed(labels[y : y + 50]))
+            writer.write(tracer.finish())
+
+    assert peak(1000) - peak(200) < 800 * 200 * 200
+
+
+def test_rings_are_a_sequence():
+    rings = [np.full((n, 2), n, np.int32) for n in (3, 4, 5)]
+    found = Rings.of(rings)
+    assert [len(r) for r in found] == [3, 4, 5]
+    np.testing.assert_array_equal(found[-1], rings[2])
+    assert [r[0, 0] for r in found[1:]] == [4, 5]
+    assert [r[0, 0] for r in found[::2]] == [3, 5]
+    assert (len(found[2:1]), len(Rings.of([]))) == (0, 0)
+    with pytest.raises(IndexError):
+        found[3]

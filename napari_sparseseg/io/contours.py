@@ -11,7 +11,9 @@ neighbours share their points, and rings of one region never touch, so that poly
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -22,6 +24,61 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 _TOP, _RIGHT, _BOTTOM, _LEFT = range(4)
 # Middle of a side relative to the pixel's corner, in half pixels (y, x).
 _MIDDLE = np.array([[0, 1], [1, 2], [2, 1], [1, 0]], np.int32)
+
+
+class Rings(Sequence[np.ndarray]):
+    """Rings in two arrays: a region may have millions of holes, and as many arrays would take several times the memory.
+
+    Parameters
+    ----------
+    points
+        int32 (n, 2), of all rings one after the other.
+    lengths
+        intp, points of each ring.
+    """
+
+    __slots__ = ("_ends", "lengths", "points")
+
+    def __init__(self, points: np.ndarray, lengths: np.ndarray) -> None:
+        self.points, self.lengths = points, lengths
+        self._ends: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, rings: Iterable[np.ndarray]) -> Rings:
+        """Of rings as arrays."""
+        if isinstance(rings, Rings):
+            return rings
+        listed = list(rings)
+        points = np.concatenate(listed) if listed else np.zeros((0, 2), np.int32)
+        return cls(points, np.array([len(ring) for ring in listed], np.intp))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rings: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | Rings:
+        if self._ends is None:
+            self._ends = np.cumsum(self.lengths)
+        if isinstance(index, int):
+            index = index + len(self) if index < 0 else index
+            if not 0 <= index < len(self):
+                raise IndexError(index)
+            end = int(self._ends[index])
+            return self.points[end - int(self.lengths[index]) : end]
+        first, stop, step = index.indices(len(self))
+        if step != 1:
+            return Rings.of([self[k] for k in range(first, stop, step)])
+        if stop <= first:
+            return Rings(self.points[:0], self.lengths[:0])
+        begin = int(self._ends[first]) - int(self.lengths[first])
+        return Rings(self.points[begin : int(self._ends[stop - 1])], self.lengths[first:stop])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for k in range(len(self)):
+            yield self[k]
 
 
 @dataclass(slots=True)
@@ -36,7 +93,7 @@ class Region:
     pixels: int
     centroid: tuple[float, float]
     """Mean pixel centre (y, x) in pixels; a pixel's corner is whole numbered."""
-    rings: list[np.ndarray] = field(default_factory=list)
+    rings: Sequence[np.ndarray] = ()
 
 
 @dataclass(slots=True)
@@ -47,7 +104,8 @@ class _Open:
     pixels: int
     sum_y: float
     sum_x: float
-    rings: list[np.ndarray] = field(default_factory=list)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Rings so far: their points, and the number of points and the highest of each."""
 
 
 @dataclass(slots=True)
@@ -134,33 +192,32 @@ class RegionTracer:
         band[1:, 1:-1] = rows
         flat = band.ravel()
         runs = find_runs(flat, self._stride, self._above_open, len(self._open))
-        found = self._measure(runs, len(band))
         closed = np.ones(runs.n_components, bool)
         in_last_row = runs.starts >= len(rows) * self._stride
         closed[runs.component[in_last_row]] = False
+        # Complete regions that are too small need not be looked at further. One that came in from above is traced,
+        # because its fragments have to be removed from the lists.
+        wanted = ~closed
+        wanted[runs.component[runs.starts < self._stride]] = True
+        found = self._measure(runs, wanted)
         if self._trace:
-            # Outlines of complete regions that are too small need not be traced. A region that came in from above is
-            # traced, because its fragments have to be removed from the lists.
-            above = np.zeros(runs.n_components, bool)
-            above[runs.component[runs.starts < self._stride]] = True
-            small = np.fromiter((r.pixels < self._min_pixels for r in found), bool, len(found))
-            self._trace_band(flat, runs, ~(closed & small & ~above), found)
+            self._trace_band(flat, runs, wanted, closed, found)
         still_open = np.flatnonzero(~closed)
         renumber = np.zeros(runs.n_components, np.intp)
         renumber[still_open] = np.arange(len(still_open))
-        self._open = [found[k] for k in still_open]
+        self._open = [found[k] for k in still_open.tolist()]
         self._above = band[-1:].copy()
         self._above_open = renumber[runs.component[in_last_row]]
         self._row += len(rows)
-        whole = (found[k] for k in np.flatnonzero(closed))
+        whole = (found[k] for k in np.flatnonzero(closed & wanted).tolist())
         return [_finished(r) for r in whole if r.pixels >= self._min_pixels]
 
     def finish(self) -> list[Region]:
         """The regions that end with the last row."""
         return self.feed(np.zeros((1, self._stride - 2), np.uint8))
 
-    def _measure(self, runs: Runs, height: int) -> list[_Open]:
-        """Class, size and coordinate sums of each component, those of open regions added."""
+    def _measure(self, runs: Runs, wanted: np.ndarray) -> dict[int, _Open]:
+        """Class, size and sums of the components that are large enough, which become `wanted`, or are so already."""
         n = runs.n_components
         y, x = np.divmod(runs.starts, self._stride)
         length = (runs.ends - runs.starts) * (y > 0)  # the row above was counted with its own band
@@ -169,18 +226,22 @@ class RegionTracer:
         sum_x = np.bincount(runs.component, length * (x - 1 + (runs.ends - runs.starts) / 2), n)
         class_id = np.zeros(n, np.intp)
         class_id[runs.component] = runs.labels
-        values = zip(class_id.tolist(), pixels.tolist(), sum_y.tolist(), sum_x.tolist(), strict=True)
-        found = [_Open(c, int(p), sy, sx) for c, p, sy, sx in values]
+        wanted |= pixels >= self._min_pixels
+        which = np.flatnonzero(wanted)
+        values = zip(*(v[which].tolist() for v in (class_id, pixels, sum_y, sum_x)), strict=True)
+        found = {k: _Open(c, int(p), sy, sx) for k, (c, p, sy, sx) in zip(which.tolist(), values, strict=True)}
         pairs = {(int(o), int(k)) for o, k in zip(self._above_open, runs.component, strict=False)}
         for index, k in pairs:
             before, now = self._open[index], found[k]
             now.pixels += before.pixels
             now.sum_y += before.sum_y
             now.sum_x += before.sum_x
-            now.rings += before.rings
+            now.parts += before.parts
         return found
 
-    def _trace_band(self, flat: np.ndarray, runs: Runs, wanted: np.ndarray, found: list[_Open]) -> None:
+    def _trace_band(
+        self, flat: np.ndarray, runs: Runs, wanted: np.ndarray, complete: np.ndarray, found: dict[int, _Open]
+    ) -> None:
         """Follow the outlines inside the band and join them with the fragments that reach up out of it."""
         sides = _sides(flat.reshape(-1, self._stride))
         component = runs.component[np.searchsorted(runs.starts, sides >> 2, side="right") - 1]
@@ -192,20 +253,20 @@ class RegionTracer:
         order, first, last, closed = _chains(sides, following)
         points = self._points(sides)[order]
         corner = _corners(sides[order], first)
+        owner = component[order[first]]
+        for k, part in _rings_by_owner(points[corner], np.add.reduceat(corner, first, dtype=np.intp), owner, closed):
+            # of an open region a copy: a view would keep the rings of its complete neighbours in memory
+            found[k].parts.append(part if complete[k] else (part[0].copy(), part[1].copy(), part[2].copy()))
         offset = (self._row - 1) * self._stride * 4
-        for begin, end, ring in zip(first.tolist(), last.tolist(), closed.tolist(), strict=True):
-            target = found[component[order[begin]]]
-            inside = slice(begin, end)
-            if ring:
-                target.rings.append(points[inside][corner[inside]])
-                continue
+        opened = ~closed
+        for k, begin, end in zip(owner[opened].tolist(), first[opened].tolist(), last[opened].tolist(), strict=True):
             # The side at an end that lies in the row above belongs to the fragment it continues.
             head, tail = int(sides[order[begin]]), int(sides[order[end - 1]])
             from_above, to_above = head >> 2 < self._stride, tail >> 2 < self._stride
             inside = slice(begin + from_above, end - to_above)
             whole = self._join(points[inside][corner[inside]], (head + offset, from_above), (tail + offset, to_above))
             if whole is not None:
-                target.rings.append(whole)
+                found[k].parts.append((whole, np.array([len(whole)]), whole[:, 0].min(keepdims=True)))
 
     def _join(self, points: np.ndarray, head: tuple[int, bool], tail: tuple[int, bool]) -> np.ndarray | None:
         """Join an open chain with the fragments it continues; returns the ring where that closes one."""
@@ -323,10 +384,49 @@ def _corners(sides: np.ndarray, first: np.ndarray) -> np.ndarray:
     return keep
 
 
+def _rings_by_owner(
+    points: np.ndarray, lengths: np.ndarray, owner: np.ndarray, closed: np.ndarray
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Of the chains that are rings: owner, and the points of its rings with the length and the highest point of each.
+
+    A ring that lies within one band begins with its first side in reading order, so its first point is its highest.
+    """
+    starts = np.cumsum(lengths) - lengths
+    rings = np.flatnonzero(closed)
+    if not len(rings):
+        return
+    rings = rings[np.argsort(owner[rings], kind="stable")]
+    owner, lengths, starts = owner[rings], lengths[rings], starts[rings]
+    highest = points[starts, 0]
+    ordered = points[_ranges(starts, lengths)]
+    ring = np.flatnonzero(np.diff(owner, prepend=-1))
+    ring_end = np.append(ring[1:], len(owner))
+    ends = np.cumsum(lengths)
+    begin = ends[ring] - lengths[ring]
+    bounds = zip(*(v.tolist() for v in (owner[ring], ring, ring_end, begin, ends[ring_end - 1])), strict=True)
+    for k, a, b, p, q in bounds:
+        yield k, (ordered[p:q], lengths[a:b], highest[a:b])
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers of several ranges, one after the other."""
+    ends = np.cumsum(lengths)
+    numbers: np.ndarray = np.arange(int(ends[-1])) + np.repeat(starts - ends + lengths, lengths)
+    return numbers
+
+
 def _finished(region: _Open) -> Region:
     """The region with its outer ring first: the one that reaches highest."""
-    rings = region.rings
-    if len(rings) > 1:
-        rings = sorted(rings, key=lambda ring: ring[:, 0].min())
+    rings: Sequence[np.ndarray] = ()
+    if region.parts:
+        points, lengths, highest = region.parts[0]
+        if len(region.parts) > 1:
+            points, lengths, highest = (np.concatenate(arrays) for arrays in zip(*region.parts, strict=True))
+        region.parts.clear()
+        if len(lengths) > 1 and (highest[1:] < highest[:-1]).any():
+            order = np.argsort(highest, kind="stable")
+            points = points[_ranges((np.cumsum(lengths) - lengths)[order], lengths[order])]
+            lengths = lengths[order]
+        rings = Rings(points, lengths)
     centroid = (region.sum_y / region.pixels, region.sum_x / region.pixels)
     return Region(region.class_id, region.pixels, centroid, rings)

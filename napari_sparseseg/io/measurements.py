@@ -14,7 +14,7 @@ import shapely
 
 from napari_sparseseg.config import MAX_CLASS_ID, UNLABELLED
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.io.contours import RegionTracer
+from napari_sparseseg.io.contours import RegionTracer, Rings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +37,9 @@ _BAND_PIXELS = 1 << 19
 # exactly the pixels of the region. In half pixels, slightly less because of rounding.
 _TOLERANCE = 2 * (0.5 - np.sqrt(2) / 4) - 0.005
 _DECIMALS = 2
+_RINGS = 20_000
+"""Rings whose geometry is made at a time."""
+_POLYGON = '{"type":"Polygon","coordinates":['
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,19 +332,42 @@ class GeoJsonWriter:
         """
         if self._file is None:
             raise ValueError("the GeoJSON file is not open")
-        if not regions:
-            return
-        polygons = polygons_of(regions, self._placement)
         if measurements is None:
             areas = [region.pixels * self._placement.pixel_area for region in regions]
             measurements = [f'{{"{self._area_name}": {area:.10g}}}' for area in areas]
-        for region, text, numbers in zip(regions, shapely.to_geojson(polygons), measurements, strict=True):
+        for region, texts, numbers in zip(regions, self._geometries(regions), measurements, strict=True):
+            self._file.write(f'{"," if self.count else ""}\n{{"type": "Feature", "geometry": ')
+            self._file.writelines(texts)
             self._file.write(
-                f'{"," if self.count else ""}\n{{"type": "Feature", "geometry": {text}, "properties": '
-                f'{{"objectType": "{self._kind}", "classification": {self._classification[region.class_id]}, '
-                f'"measurements": {numbers}}}}}'
+                f', "properties": {{"objectType": "{self._kind}", '
+                f'"classification": {self._classification[region.class_id]}, "measurements": {numbers}}}}}'
             )
             self.count += 1
+
+    def _geometries(self, regions: Sequence[Region]) -> Iterator[Iterable[str]]:
+        """The geometry of each region as pieces of JSON; of a few thousand rings at a time, as that takes memory."""
+        together: list[Region] = []
+        count = 0
+        for region in regions:
+            if together and count + len(region.rings) > _RINGS:
+                yield from ((text,) for text in shapely.to_geojson(polygons_of(together, self._placement)))
+                together, count = [], 0
+            if len(region.rings) > _RINGS:
+                yield self._in_pieces(region)
+                continue
+            together.append(region)
+            count += len(region.rings)
+        if together:
+            yield from ((text,) for text in shapely.to_geojson(polygons_of(together, self._placement)))
+
+    def _in_pieces(self, region: Region) -> Iterator[str]:
+        """The geometry of a region of many rings, as `shapely.to_geojson` writes the whole."""
+        rings = Rings.of(region.rings)
+        for first in range(0, len(rings), _RINGS):
+            lines = shapely.multilinestrings(_simplified(rings[first : first + _RINGS], self._placement))
+            text = shapely.to_geojson(lines)
+            yield ("," if first else _POLYGON) + text[text.index("[") + 1 : text.rindex("]")]
+        yield "]}"
 
 
 def polygons_of(regions: Sequence[Region], placement: Placement) -> np.ndarray:
@@ -349,15 +375,21 @@ def polygons_of(regions: Sequence[Region], placement: Placement) -> np.ndarray:
 
     Filled at the pixel centres of the label image they give exactly the regions' pixels.
     """
-    rings = [ring for region in regions for ring in region.rings]
-    owner = np.repeat(np.arange(len(regions)), [len(region.rings) for region in regions])
-    index = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-    points = np.concatenate(rings)[:, ::-1].astype(np.float64)
+    each = [Rings.of(region.rings) for region in regions]
+    owner = np.repeat(np.arange(len(regions)), [len(rings) for rings in each])
+    joined = Rings(np.concatenate([r.points for r in each]), np.concatenate([r.lengths for r in each]))
+    # The tracer leaves shells counter-clockwise in (x, y) and holes clockwise, as GeoJSON requires.
+    polygons: np.ndarray = shapely.polygons(_simplified(joined, placement), indices=owner)
+    return polygons
+
+
+def _simplified(rings: Rings, placement: Placement) -> np.ndarray:
+    """Simplified rings in level-0 (x, y), object array of shapely linear rings."""
+    index = np.repeat(np.arange(len(rings)), rings.lengths)
+    points = rings.points[:, ::-1].astype(np.float64)
     # Ring by ring, which is a hundred times faster than simplifying whole polygons with thousands of holes. It is as
     # safe: rings of one region are at least sqrt(1/2) px apart, and no point moves by more than 0.15 px.
     simple = shapely.simplify(shapely.linearrings(points, indices=index), _TOLERANCE, preserve_topology=False)
     scale = np.array(placement.frame.downsample[::-1]) / 2
-    simple = shapely.transform(simple, lambda xy: np.round(xy * scale, _DECIMALS))
-    # The tracer leaves shells counter-clockwise in (x, y) and holes clockwise, as GeoJSON requires.
-    polygons: np.ndarray = shapely.polygons(simple, indices=owner)
-    return polygons
+    rounded: np.ndarray = shapely.transform(simple, lambda xy: np.round(xy * scale, _DECIMALS))
+    return rounded

@@ -300,7 +300,7 @@ def write_objects_geojson(
     with GeoJsonWriter(path, result.classes, result.placement, kind) as writer:
 
         def write(regions: list[Region]) -> None:
-            first = np.array([_first_pixel(region.rings[0], width) for region in regions], np.int64)
+            first = _first_pixels([region.rings[0] for region in regions], width)
             writer.write(regions, table.measurements(np.searchsorted(table.first, first)))
 
         for band in result.bands():
@@ -310,10 +310,17 @@ def write_objects_geojson(
         write(tracer.finish())
 
 
-def _first_pixel(ring: np.ndarray, width: int) -> int:
-    """Number of the first pixel of a region, from its outer ring in half pixels: the first point is above it."""
-    top = ring[ring[:, 0] == ring[:, 0].min()]
-    return int(top[0, 0]) // 2 * width + int(top[:, 1].min()) // 2
+def _first_pixels(rings: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """Number of the first pixel of each region, from its outer ring in half pixels: a point is above it."""
+    if not rings:
+        return np.zeros(0, np.int64)
+    lengths = np.array([len(ring) for ring in rings])
+    starts = np.cumsum(lengths) - lengths
+    y, x = np.concatenate(rings).astype(np.int64).T
+    top = np.minimum.reduceat(y, starts)
+    left = np.minimum.reduceat(np.where(y == np.repeat(top, lengths), x, np.iinfo(np.int64).max), starts)
+    pixels: np.ndarray = top // 2 * width + left // 2
+    return pixels
 
 
 def _own_probability(maps: Pixels, band: Box, channel: np.ndarray) -> np.ndarray:
