@@ -37,6 +37,7 @@ BUTTONS: dict[str, Callable[[SparseSegWidget | Panel], QAbstractButton]] = {
     "toggle_outlines": lambda p: p.predict.contour,
     "predict_slide": lambda p: p.predict.predict_slide,
     "add_class": lambda p: p.classes.add,
+    "list_annotations": lambda p: p.classes.list,
     "open_slide": lambda p: p.slide.open,
     "toggle_prediction": lambda p: p.predict.hide_prediction,
     "view_5x": lambda p: p.view.bar.objectives[5],
@@ -160,6 +161,11 @@ def add_class() -> None:
     _press("add_class")
 
 
+def list_annotations() -> None:
+    """List the annotations of the slide."""
+    _press("list_annotations")
+
+
 def open_slide() -> None:
     """Choose slide files."""
     _press("open_slide")
@@ -194,6 +200,7 @@ SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "train": (train, "Train, pause or resume", "Shift+T"),
     "next_region": (next_region, "Go to the next uncertain region", "Shift+N"),
     "review": (review, "Go to the next mistake on a held-out stroke", "Shift+R"),
+    "list_annotations": (list_annotations, "List the annotations of the slide", "Shift+L"),
     "accept_regions": (accept_regions, "Accept clicked regions as annotations", "Shift+G"),
     "toggle_live": (toggle_live, "Switch live prediction on or off", "Shift+D"),
     "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or filled", "Shift+O"),

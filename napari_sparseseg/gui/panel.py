@@ -27,7 +27,9 @@ from napari_sparseseg.gui.sections.slide.view import SlidePanel
 from napari_sparseseg.gui.sections.train.charts import import_plots
 from napari_sparseseg.gui.sections.train.controller import TrainActions
 from napari_sparseseg.gui.sections.train.view import TrainPanel
+from napari_sparseseg.gui.strokes.controller import StrokeActions
 from napari_sparseseg.gui.view.controller import ViewActions
+from napari_sparseseg.gui.view.marking import RegionMarker
 from napari_sparseseg.gui.widgets import Section, SteadyScroll, WheelGuard, palette, panel_sheet, plain_tip
 from napari_sparseseg.session.session import Session
 
@@ -122,8 +124,12 @@ class Panel(QObject):
         self.training = TrainActions(context, self.train)
         self.prediction = PredictActions(context, self.predict, self.slides, self.class_actions)
         ends.callback(self.prediction.close)
-        self._guidance = GuidanceActions(context, self.predict, self.slides, self.prediction.display)
+        marker = RegionMarker(context, self._widget)
+        ends.callback(marker.close)
+        self._guidance = GuidanceActions(context, self.predict, self.slides, self.prediction.display, marker)
         ends.callback(self._guidance.close)
+        self.strokes: StrokeActions = StrokeActions(context, self.classes, marker)
+        ends.callback(self.strokes.close)
         ends.callback(self.training.stop_timers)
         self._project = ProjectActions(
             context, self.header, self.train, self._log, self.prediction.predict_all, lambda: self.results.show()
@@ -280,6 +286,7 @@ class Panel(QObject):
         self.train.curves.paint(colours)
         self.classes.table.paint(colours)
         self.results.paint(colours)
+        self.strokes.paint(colours)
 
     def _paint_frame(self) -> None:
         sheet = panel_sheet(palette(self.viewer))

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.slide.view import SlidePanel
     from napari_sparseseg.gui.sections.train.controller import TrainActions
     from napari_sparseseg.gui.sections.train.view import TrainPanel
+    from napari_sparseseg.gui.strokes.controller import StrokeActions
     from napari_sparseseg.gui.view.controller import ViewActions
     from napari_sparseseg.gui.widgets import Section
     from napari_sparseseg.session.session import Session
 
 PARTS = (
     "header", "slide", "classes", "train", "predict", "slides", "class_actions", "training", "prediction", "sections",
-    "view", "results",
+    "view", "results", "strokes",
 )  # fmt: skip
 """What `SparseSegWidget` has of its panel."""
 LAYER_DOCKS = ("layer controls", "layer list")
@@ -76,6 +77,7 @@ class SparseSegWidget(QWidget):
     prediction: PredictActions
     view: ViewActions
     results: ResultActions
+    strokes: StrokeActions
     sections: tuple[Section, ...]
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:

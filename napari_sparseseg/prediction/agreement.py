@@ -66,7 +66,7 @@ class AgreementScorer:
     Attributes
     ----------
     found
-        `StrokeAgreement` by stroke id; complete once `advance` has returned False.
+        `StrokeAgreement` by stroke id; complete for those that are not `pending`.
     """
 
     def __init__(self, model: Segmenter, source: Source, strokes: Iterable[Stroke]) -> None:
@@ -93,6 +93,11 @@ class AgreementScorer:
                     planned.setdefault(cell, []).append(unit)
                     looked += 1
         return list(planned.items())
+
+    @property
+    def pending(self) -> set[int]:
+        """Ids of the strokes of which squares are left to predict."""
+        return {unit.stroke.id for _, units in self._windows for unit in units if unit.stroke is not None}
 
     def advance(self) -> bool:
         """Predict the next square; False when there was none left."""

@@ -101,7 +101,7 @@ class StrokeList:
         self._known: dict[str, dict[Key, StrokeAgreement]] = {}
 
     def list(self, slide: Slide | None = None) -> tuple[ListedStroke, ...]:
-        """The strokes and regions of an open slide, in the order of drawing, with the losses that are known.
+        """The strokes and regions of an open slide, in the order of drawing, with the losses that `score` found last.
 
         None: of the active slide. Strokes that erase are left out. It counts pixels, about 10,000 strokes a second:
         call it off the GUI thread.
@@ -163,10 +163,10 @@ class StrokeList:
             self._engine.call(scorer.advance)
             if progress is not None:
                 progress((done + 1) / scorer.windows)
-        else:
-            # what the model cannot say is known too, and not asked again
-            known.update({keys[s.id]: scorer.found.get(s.id, StrokeAgreement()) for s in wanted})
-        found = [_with(s, known.get(keys.get(s.id, (0, 0, 0)), scorer.found.get(s.id))) for s in listed]
+        # what the model cannot say is known too, and not asked again
+        left = scorer.pending
+        known.update({keys[s.id]: scorer.found.get(s.id, StrokeAgreement()) for s in wanted if s.id not in left})
+        found = [_with(s, known.get(keys.get(s.id, (0, 0, 0)))) for s in listed]
         return tuple(sorted(found, key=lambda s: -1.0 if s.loss is None else s.loss, reverse=True))
 
     def change(self, ids: Iterable[int], class_id: int, slide: Slide | None = None) -> None:
@@ -185,7 +185,7 @@ class StrokeList:
         from napari_sparseseg.prediction.agreement import count_pixels
 
         every, ids = self._held(entry)
-        known = self._known.get(entry.key, {}) if self._scored_by is self._training.model else {}
+        known = self._known.get(entry.key, {})
         out = []
         for stroke in sorted((*snapshot.strokes, *snapshot.dense_regions), key=lambda s: s.id):
             if stroke.class_id:

@@ -11,7 +11,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QFrame, QPushButton
 
 from napari_sparseseg import Annotations, Session
-from napari_sparseseg.gui.sections.predict.guidance import FRAME
+from napari_sparseseg.gui.view.marking import FRAME
 from tests.helpers.answers import answer, answer_file, choose_entry
 from tests.helpers.data import two_textures, write_slide
 from tests.helpers.geojson import qupath

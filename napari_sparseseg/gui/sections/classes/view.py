@@ -27,7 +27,7 @@ class ClassesPanel(QWidget):
     ----------
     classes_changed
         Signal (tuple of ClassDef, description): the table that the user asks for.
-    undo_requested, import_requested
+    undo_requested, import_requested, list_requested
         Signals ().
     class_selected
         Signal (class id): draw with this class.
@@ -42,6 +42,7 @@ class ClassesPanel(QWidget):
     classes_changed = Signal(object, str)
     undo_requested = Signal()
     import_requested = Signal()
+    list_requested = Signal()
     class_selected = Signal(int)
     visibility_changed = Signal()
     protect_changed = Signal(bool)
@@ -95,7 +96,7 @@ class ClassesPanel(QWidget):
         self.protect.setToolTip("New strokes only fill unlabelled pixels (in napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)
         self.snap, self.tolerance = QCheckBox("Snap"), _tolerance()
-        self._prepare_snap()
+        self._prepare_lower_row()
         self.hint = note(
             "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush size, Ctrl+Z undoes a stroke."
         )
@@ -103,12 +104,15 @@ class ClassesPanel(QWidget):
         layout.addWidget(self.table)
         layout.addLayout(row(self.add, self.remove, self.up, self.down, self.undo, stretch=0))
         layout.addLayout(row(self.protect, self.presets, stretch=0))
-        layout.addLayout(row(self.snap, self.tolerance, stretch=1))
+        layout.addLayout(row(self.snap, self.tolerance, self.list, stretch=1))
         layout.addWidget(self.hint)
         self.table.move_requested.connect(self._move)
         self.table.remove_requested.connect(self._on_remove)
 
-    def _prepare_snap(self) -> None:
+    def _prepare_lower_row(self) -> None:
+        self.list = button(
+            "List…", "All annotations of the slide, and which of them contradict the model", self.list_requested.emit
+        )
         self.snap.setToolTip(
             "Strokes grow to the tissue around them that looks the same (S). One Ctrl+Z takes stroke and region back."
         )

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, Qt
-from qtpy.QtWidgets import QFrame
+from qtpy.QtCore import QObject
 
-from napari_sparseseg.gui.context import single_shot
-from napari_sparseseg.gui.host import canvas_beside
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
 
 if TYPE_CHECKING:
@@ -17,21 +14,15 @@ if TYPE_CHECKING:
 
     from napari.layers import Layer
 
-    from napari_sparseseg.geometry import Box
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.layers.prediction import LiveDisplay
     from napari_sparseseg.gui.sections.predict.view import PredictPanel
     from napari_sparseseg.gui.sections.slide.controller import SlideActions
+    from napari_sparseseg.gui.view.marking import RegionMarker
     from napari_sparseseg.prediction.component import Component
     from napari_sparseseg.prediction.guidance import Suggestion
     from napari_sparseseg.prediction.review import Mistake
 
-MARGIN = 2.0
-"""The view is this many times as wide as the region."""
-LEAST_SIDE = 200
-"""Level-0 pixels: a mistake may be only a few pixels wide."""
-MARK_MS = 4000
-FRAME = "SparseSegFrame"
 CLICK_PX = 4.0
 """Screen pixels that the mouse may move during a click."""
 
@@ -39,15 +30,19 @@ CLICK_PX = 4.0
 class GuidanceActions(QObject):
     """Connects the guidance buttons of the Predict section, the camera and the session."""
 
-    def __init__(self, context: Context, panel: PredictPanel, slides: SlideActions, display: LiveDisplay) -> None:
+    def __init__(
+        self,
+        context: Context,
+        panel: PredictPanel,
+        slides: SlideActions,
+        display: LiveDisplay,
+        marker: RegionMarker,
+    ) -> None:
         super().__init__(context)
         self._context, self._panel, self._slides, self._display = context, panel, slides, display
+        self._marker = marker
         self._reviewed: list[Mistake] = []
         self._armed: Layer | None = None
-        self._frame: QFrame | None = None
-        self._unmark_later = single_shot(self, MARK_MS, self._unmark)
-        context.viewer.scene.camera.events.zoom.connect(self._unmark)
-        context.viewer.scene.camera.events.center.connect(self._unmark)
         panel.next_requested.connect(self.go_to_next)
         panel.review_requested.connect(self.review)
         panel.accept_toggled.connect(self._on_accept)
@@ -68,18 +63,13 @@ class GuidanceActions(QObject):
     def close(self) -> None:
         """Disconnect from the viewer."""
         self._disarm()
-        self._unmark_later.stop()
-        self._unmark()
-        camera = self._context.viewer.scene.camera
-        camera.events.zoom.disconnect(self._unmark)
-        camera.events.center.disconnect(self._unmark)
         self._context.viewer.layers.selection.events.active.disconnect(self._on_active)
 
     def _on_suggestion(self, suggestion: Suggestion | None) -> None:
         if suggestion is None:
             self._panel.show_doubt("All tissue on this slide is labelled.")
             return
-        self._go_to(suggestion.box, suggestion.centre)
+        self._marker.go_to(suggestion.box, suggestion.centre)
         first, second = (self._name(i) for i in suggestion.classes)
         self._panel.show_doubt(f"The model is uncertain between {first} and {second}. Label this region.")
 
@@ -94,7 +84,7 @@ class GuidanceActions(QObject):
         mistake = left[0]
         self._reviewed.append(mistake)
         self._show_slide(mistake)
-        self._go_to(mistake.box, mistake.centre)
+        self._marker.go_to(mistake.box, mistake.centre)
         self._panel.show_doubt(
             f"Mistake {len(found) - len(left) + 1} of {len(found)}: labelled {self._name(mistake.truth)}, but "
             f"{mistake.share:.0%} of the stroke is predicted as {self._name(mistake.predicted)}."
@@ -105,34 +95,6 @@ class GuidanceActions(QObject):
         if mistake.slide in session.slides and (entry is None or entry.slide is not mistake.slide):
             session.activate(mistake.slide)
             self._slides.sync()
-
-    def _go_to(self, box: Box, centre: tuple[float, float]) -> None:
-        camera = self._context.viewer.scene.camera
-        side = max(box.height, box.width, LEAST_SIDE) * MARGIN
-        camera.zoom = min(self._context.viewer.canvas.size) / side
-        camera.center = (0.0, *centre)
-        self._mark(box)
-
-    def _mark(self, box: Box) -> None:
-        """Frame a region for some seconds, or until the view moves."""
-        canvas, camera = canvas_beside(self._panel), self._context.viewer.scene.camera
-        if canvas is None:
-            return
-        if self._frame is None:
-            self._frame = QFrame(canvas)
-            self._frame.setObjectName(FRAME)
-            self._frame.setStyleSheet(f"#{FRAME} {{ border: 2px solid #ffd400; background: transparent; }}")
-            self._frame.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
-        zoom, centre = camera.zoom, camera.center
-        left = canvas.width() / 2 + (box.x - PIXEL_CENTRE - centre[-1]) * zoom
-        top = canvas.height() / 2 + (box.y - PIXEL_CENTRE - centre[-2]) * zoom
-        self._frame.setGeometry(round(left), round(top), round(box.width * zoom), round(box.height * zoom))
-        self._frame.show()
-        self._unmark_later.start()
-
-    def _unmark(self, event: Any = None) -> None:
-        if self._frame is not None:
-            self._frame.hide()
 
     def _name(self, class_id: int) -> str:
         names = {c.id: c.name for c in self._context.session.classes}

@@ -1,0 +1,1 @@
+"""The list of annotations: a dock of its own beside the panel."""
