@@ -142,7 +142,7 @@ def test_only_what_changed_is_predicted_again(session):
 
 def test_scoring_can_be_stopped(session):
     draw_truth(session)
-    session.annotations.fill_polygon(square(700, 900, 100), 1)
+    session.annotations.fill_polygon(square(800, 800, 60), 1)
     session.use_model(SmoothModel())
     stop = threading.Event()
     rows = session.strokes.score(progress=lambda done: stop.set(), stop=stop)

@@ -14,6 +14,7 @@ from napari_sparseseg.errors import TrainingError
 if TYPE_CHECKING:
     import argparse
 
+    from napari_sparseseg.config import ClassDef
     from napari_sparseseg.session import Session
 
 
@@ -30,8 +31,7 @@ def add_train(commands: Any) -> None:
     train.add_argument(
         "--balancing",
         choices=get_args(Balancing),
-        default="instance",
-        help="how labelled pixels share the loss; default: %(default)s",
+        help="how labelled pixels share the loss; default: that of the preset, else instance",
     )
     add_slide_options(train)
     train.add_argument("--mpp", type=positive, help="training resolution in um per pixel; default: 1.0")
@@ -49,7 +49,11 @@ def add_train(commands: Any) -> None:
     )
     train.add_argument("--yes", action="store_true", help="download the named encoder without asking")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; default: %(default)s")
-    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument("--seed", type=int, help="default: that of the preset, else 0")
+    train.add_argument(
+        "--preset", type=Path, metavar="FILE",
+        help="classes and settings from a preset (.json) or another model; options given here take precedence",
+    )  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace an existing model file")
     train.add_argument("--resume", action="store_true", help="continue from the model file if it exists")
     train.add_argument("--init", type=Path, metavar="MODEL", help="start from this model instead")
@@ -75,13 +79,9 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         )
     _require_model_name(args)
     init = args.model if args.resume and args.model.exists() else args.init
+    classes, config = _settings(args)
     _agree_to_encoder(args)
-    config = TrainConfig(
-        balancing=args.balancing, mpp=args.mpp, encoder=args.encoder or DEFAULT_ENCODER, device=args.device,
-        seed=args.seed,
-        architecture="scratch" if args.scratch else "pretrained",
-    )  # fmt: skip
-    with Session((), config=config) as session:
+    with Session(classes, config=config) as session:
         if init is not None:
             session.load_model(init)
             if session.model is not None and not session.model.trainable:
@@ -109,6 +109,33 @@ def _train_here(args: argparse.Namespace) -> dict[str, Any]:
         say(args, status.message)
     say(args, f"wrote {args.model} after {result['steps']} steps, {result['seconds']} s on {result['device']}")
     return result
+
+
+def _settings(args: argparse.Namespace) -> tuple[tuple[ClassDef, ...], TrainConfig]:
+    """Classes and settings: of the preset, if there is one, with what is said on the command line instead.
+
+    A file that came from anywhere makes nobody ask the network: an encoder that is not here has to be named.
+    """
+    from napari_sparseseg.session.presets import read_preset
+
+    preset = None if args.preset is None else read_preset(args.preset)
+    base = TrainConfig() if preset is None else preset.config
+    if base.architecture == "scratch" and not args.encoder:
+        args.scratch = True
+    if base.fetches and not args.scratch and not args.encoder:
+        if base.downloads:
+            raise TrainingError(
+                f"{args.preset} names the encoder {base.encoder}, which would be looked up on the network: add "
+                f"--encoder {base.encoder} to agree, or name another."
+            )
+        args.encoder = base.encoder
+    given = {
+        "balancing": args.balancing, "mpp": args.mpp, "encoder": args.encoder, "device": args.device,
+        "seed": args.seed,
+    }  # fmt: skip
+    config = base.updated({k: v for k, v in given.items() if v is not None})
+    architecture = "scratch" if args.scratch else "pretrained"
+    return () if preset is None else preset.classes, config.updated({"architecture": architecture})
 
 
 def _require_model_name(args: argparse.Namespace) -> None:

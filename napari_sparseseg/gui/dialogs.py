@@ -19,6 +19,7 @@ _SHARED = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".dcm")
 SLIDES = f"Slides ({' '.join(f'*{suffix}' for suffix in (*SLIDE_SUFFIXES, *_SHARED))});;All files (*)"
 ANNOTATIONS = "Annotations (*.geojson *.json *.xml *.sparseseg *.sqlite *.png *.tif *.tiff);;All files (*)"
 QUPATH_CLASSES = "QuPath (*.qpproj *.json *.geojson);;All files (*)"
+PRESETS = "Presets (*.json);;Models (*.safetensors)"
 MODELS = "Models (*.safetensors)"
 MODELS_TO_OPEN = "Models (*.safetensors *.onnx *.zip)"
 """Others' too: ONNX files, bioimage.io packages."""

@@ -187,6 +187,8 @@ class Panel(QObject):
         context.problem.connect(self.header.error.report)
         context.succeeded.connect(self.header.error.hide)
         self.training.counted.connect(self._on_counted)
+        self.classes.preset_load_requested.connect(self.training.load_preset)
+        self.classes.preset_save_requested.connect(self.training.save_preset)
         for signal in (context.status_changed, context.slides_changed, context.jobs.changed):
             signal.connect(self._show_state)
         context.session_replaced.connect(self._on_session)

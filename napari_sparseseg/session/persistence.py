@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
 from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError
 from napari_sparseseg.annotations.file_state import classes_in
 from napari_sparseseg.annotations.sqlite_file import require_unlocked
-from napari_sparseseg.config import make_classes
+from napari_sparseseg.config import DEFAULT_CLASSES, make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.session import recovery
 from napari_sparseseg.session.absent import AbsentSlides
@@ -308,6 +308,8 @@ class ProjectKeeper:
 
         slide, source = entry.slide, path or find_annotations(entry.slide.path, entry.slide.image)
         fresh = len(self._slides.entries) == 1 and not self._slides.labelled and self._training.model is None
+        names = [c.name for c in self._slides.classes]
+        fresh &= names in ([], [c.name for c in DEFAULT_CLASSES])  # a table that somebody chose stays
         table = () if fresh else self._slides.classes
         loaded = load_annotations(source, slide.shape, classes=table, slide=slide)
         mine, counts = entry.annotations, loaded.counts()

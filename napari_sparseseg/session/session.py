@@ -14,6 +14,7 @@ from napari_sparseseg.session.engine import Engine
 from napari_sparseseg.session.history import SessionHistory
 from napari_sparseseg.session.persistence import Exists, ProjectKeeper
 from napari_sparseseg.session.prediction import LiveWorker, Predictor
+from napari_sparseseg.session.presets import Presets
 from napari_sparseseg.session.results import Results
 from napari_sparseseg.session.slides import SlideCollection, SlideEntry
 from napari_sparseseg.session.status import Status
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Slides, annotations, training and prediction; `strokes` lists what was drawn, `results` measures what is on disk.
+    """Slides, annotations, training and prediction; `strokes`, `presets`, `results`: see these.
 
     Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
     where the change happened; in a GUI, connect with ``thread="main"``.
@@ -102,6 +103,7 @@ class Session:
         self._engine = Engine(workers, learn.fail)
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
         self.results, self.strokes = Results(self._slides), StrokeList(self._slides, learn, self._engine)
+        self.presets = Presets(self._slides, learn, self._keeper.set_classes, self._keeper.write_changes)
         self._closed = False
         self._live.changed.connect(self.live_changed.emit)
         self._slides.annotated.connect(self._on_annotated)
@@ -277,8 +279,6 @@ class Session:
         """What the session is doing now."""
         entry = self.entry
         return self._training.present("" if entry is None else entry.key, self._predictor.fraction)
-
-    # Models
 
     @property
     def model(self) -> Model | OnnxModel | None:

@@ -27,8 +27,10 @@ class ClassesPanel(QWidget):
     ----------
     classes_changed
         Signal (tuple of ClassDef, description): the table that the user asks for.
-    undo_requested, import_requested, list_requested
+    undo_requested, import_requested, list_requested, preset_save_requested
         Signals ().
+    preset_load_requested
+        Signal (bool): a file with classes, and with training settings or without.
     class_selected
         Signal (class id): draw with this class.
     visibility_changed
@@ -43,6 +45,8 @@ class ClassesPanel(QWidget):
     undo_requested = Signal()
     import_requested = Signal()
     list_requested = Signal()
+    preset_load_requested = Signal(bool)
+    preset_save_requested = Signal()
     class_selected = Signal(int)
     visibility_changed = Signal()
     protect_changed = Signal(bool)
@@ -88,10 +92,14 @@ class ClassesPanel(QWidget):
             [
                 *((name, partial(self._wish, classes, f"preset {name}")) for name, classes in PRESETS.items()),
                 ("Add the classes of QuPath…", self.import_requested.emit),
+                ("Add the classes of a model…", partial(self.preset_load_requested.emit, False)),
+                ("Load preset…", partial(self.preset_load_requested.emit, True)),
+                ("Save preset…", self.preset_save_requested.emit),
             ],
         )  # fmt: skip
         menu = self.presets.menu()
-        menu.insertSeparator(menu.actions()[-1])
+        for before in menu.actions()[-4::2]:
+            menu.insertSeparator(before)
         self.protect = QCheckBox("Do not draw over labels")
         self.protect.setToolTip("New strokes only fill unlabelled pixels (in napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)

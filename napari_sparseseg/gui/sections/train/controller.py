@@ -156,6 +156,27 @@ class TrainActions(QObject):
                 name="Loading the model",
             )
 
+    def load_preset(self, settings: bool) -> None:
+        """Ask for a preset, or for a model whose classes are wanted, and use it."""
+        title, kinds = ("Load preset", dialogs.PRESETS) if settings else ("Classes of a model", dialogs.MODELS)
+        path = dialogs.ask_open(self._panel, title, kinds)
+        session = self._context.session
+        if path and self._context.attempt(lambda: session.presets.load(path, settings=settings)) and settings:
+            self._panel.show_config(session.config)
+            self._panel.say(f"Loaded classes and settings of {path}")
+
+    def save_preset(self) -> None:
+        """Ask for a name, and write the classes and what is chosen here."""
+        session = self._context.session
+        path = dialogs.ask_save(self._panel, "Save preset", "preset.json", dialogs.PRESETS)
+
+        def save() -> None:
+            session.presets.save(path, config=self._panel.config(session.config), overwrite=True)
+            self._panel.say(f"Saved {path}")
+
+        if path:
+            self._context.attempt(save)
+
     def _show_encoder(self) -> None:
         """Select the encoder of a loaded model: with another one, training would start from scratch."""
         config = self._context.session.config
