@@ -467,7 +467,6 @@ class Annotations:
             self._reported_saved = self.saved
             self.saved_changed.emit(self._reported_saved)
 
-    # ------------------------------------------------------------------ exchange
     def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the labels as polygons for QuPath, see `io.write_geojson`; `overwrite` as in `save`."""
         from napari_sparseseg.io import write_geojson

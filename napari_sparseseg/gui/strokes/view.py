@@ -31,6 +31,7 @@ from napari_sparseseg.gui.widgets import (
     menu_button,
     mix,
     note,
+    panel_sheet,
     plain_tip,
     row,
 )
@@ -165,12 +166,7 @@ class StrokeDock(QWidget):
 
     def paint(self, colours: Palette) -> None:
         """Apply the colours of a theme."""
-        sheet = (
-            f"QTableView, QTableWidget {{ border: 1px solid {colours.foreground}; border-radius: 2px; }}"
-            f"QHeaderView::section {{ background: {colours.background}; color: {colours.muted}; border: none;"
-            f" border-bottom: 1px solid {colours.foreground}; padding: 2px 4px; }}"
-            f'QLabel[muted="true"] {{ color: {colours.muted}; }} QPushButton {{ padding: 4px 7px; }}'
-        )
+        sheet = panel_sheet(colours)
         if sheet != self.styleSheet():
             self.setStyleSheet(sheet)
         self.matrix.paint(colours)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QCheckBox, QSlider, QWidget
+from qtpy.QtWidgets import QCheckBox, QMenu, QPushButton, QSlider, QWidget
 
 from napari_sparseseg.config import GREY, MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.gui.dialogs import ask_colour
@@ -87,19 +87,7 @@ class ClassesPanel(QWidget):
         )
         for narrow in (self.up, self.down):
             narrow.setFixedWidth(26)
-        self.presets = menu_button(
-            "Presets", "Replace this table by one for a common task",
-            [
-                *((name, partial(self._wish, classes, f"preset {name}")) for name, classes in PRESETS.items()),
-                ("Add the classes of QuPath…", self.import_requested.emit),
-                ("Add the classes of a model…", partial(self.preset_load_requested.emit, False)),
-                ("Load preset…", partial(self.preset_load_requested.emit, True)),
-                ("Save preset…", self.preset_save_requested.emit),
-            ],
-        )  # fmt: skip
-        menu = self.presets.menu()
-        for before in menu.actions()[-4::2]:
-            menu.insertSeparator(before)
+        self.presets = self._make_presets()
         self.protect = QCheckBox("Do not draw over labels")
         self.protect.setToolTip("New strokes only fill unlabelled pixels (in napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)
@@ -116,6 +104,22 @@ class ClassesPanel(QWidget):
         layout.addWidget(self.hint)
         self.table.move_requested.connect(self._move)
         self.table.remove_requested.connect(self._on_remove)
+
+    def _make_presets(self) -> QPushButton:
+        made = menu_button(
+            "Presets", "Replace this table by one for a common task",
+            [
+                *((name, partial(self._wish, classes, f"preset {name}")) for name, classes in PRESETS.items()),
+                ("Add the classes of QuPath…", self.import_requested.emit),
+                ("Add the classes of a model…", partial(self.preset_load_requested.emit, False)),
+                ("Load preset…", partial(self.preset_load_requested.emit, True)),
+                ("Save preset…", self.preset_save_requested.emit),
+            ],
+        )  # fmt: skip
+        menu: QMenu = made.menu()
+        for before in menu.actions()[-4::2]:
+            menu.insertSeparator(before)
+        return made
 
     def _prepare_lower_row(self) -> None:
         self.list = button(
