@@ -103,8 +103,8 @@ class StrokeList:
     def list(self, slide: Slide | None = None) -> tuple[ListedStroke, ...]:
         """The strokes and regions of an open slide, in the order of drawing, with the losses that `score` found last.
 
-        None: of the active slide. Strokes that erase are left out. It counts pixels, about 10,000 strokes a second:
-        call it off the GUI thread.
+        None: of the active slide. Strokes that erase are left out. It counts pixels, which takes a
+        while where there are thousands: call it off the GUI thread.
 
         Raises
         ------
