@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     import numpy as np
     import shapely
 
+    from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Box
     from napari_sparseseg.io.comparison import Agreement, Pair, Reader
     from napari_sparseseg.io.measurements import AreaRow
     from napari_sparseseg.io.objects import ObjectTable
     from napari_sparseseg.io.results import StoredResult
+    from napari_sparseseg.prediction.live_view import LiveView
     from napari_sparseseg.prediction.results.cleanup import CleanUp
+    from napari_sparseseg.prediction.results.preview import CleanedView
     from napari_sparseseg.prediction.slide.cleaning import CleanResult
     from napari_sparseseg.session.measured import MeasuredResult
     from napari_sparseseg.session.slides import SlideCollection
@@ -264,6 +267,18 @@ class Results:
             result, settings, [Path(path) for path in out], name=name, min_area_um2=min_area_um2, regions=named,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
+
+    def preview_clean_up(
+        self, live: LiveView, box: tuple[int, int, int, int], settings: CleanUp, classes: Sequence[ClassDef]
+    ) -> CleanedView | None:
+        """What a clean-up makes of the live prediction in a level-0 box; None where that has no pixels.
+
+        Only tiles that are there are cleaned, a wide box at a coarser level. It takes some tenths of a second.
+        """
+        from napari_sparseseg.geometry import Box
+        from napari_sparseseg.prediction.results.preview import clean_live
+
+        return clean_live(live, Box(*box), settings, classes)
 
     @contextmanager
     def slide_of(self, result: AnyPath, slide: AnyPath | Slide | None) -> Iterator[Slide | None]:

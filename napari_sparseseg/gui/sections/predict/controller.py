@@ -19,6 +19,7 @@ from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
 from napari_sparseseg.gui.layers.napari_compat import view_box
 from napari_sparseseg.gui.layers.prediction import LiveDisplay
 from napari_sparseseg.gui.layers.result import result_layer
+from napari_sparseseg.gui.results.preview import CleanPreview
 from napari_sparseseg.gui.sections.predict.areas import areas, areas_of_slide, predicted_share
 from napari_sparseseg.gui.sections.predict.view import CONTOUR_PX, DRAWN, SCREEN, WHOLE
 
@@ -62,6 +63,7 @@ class PredictActions(QObject):
         self._written = Path()
         self._shown: Layer | None = None
         self.display = LiveDisplay(context)
+        self.preview = CleanPreview(context, slides, self.display)
         self._activity = Activity(context)
         self._timer = single_shot(self, AREAS_MS, self._measure)
         panel.live_toggled.connect(self._on_live)
@@ -146,6 +148,7 @@ class PredictActions(QObject):
         for layer in self._context.viewer.layers:
             if isinstance(layer, Shapes):
                 layer.events.highlight.disconnect(self._on_selected)
+        self.preview.close()
         self.display.close()
         self._activity.close()
 
