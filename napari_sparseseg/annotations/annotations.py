@@ -240,12 +240,10 @@ class Annotations:
 
         Parameters
         ----------
-        shapes
-            What to draw.
+        shapes, of
+            What to draw, and how many where `shapes` does not know.
         progress
             Called now and then with (drawn, all).
-        of
-            How many there are, where `shapes` does not know.
 
         Returns
         -------

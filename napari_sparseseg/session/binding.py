@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,10 @@ from napari_sparseseg.session.project import SUFFIX, is_remote
 from napari_sparseseg.slides import open_slide
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from napari_sparseseg.session.project import Project, SlideRecord
+    from napari_sparseseg.session.slides import SlideCollection, SlideEntry
     from napari_sparseseg.slides import Slide
 
 
@@ -62,6 +66,23 @@ def what_is_missing(path: Path, record: SlideRecord) -> str:
         f"{Path(record.path).name}: its annotation file {path.name} {why}; {found.strokes} of at least {listed} "
         "strokes are there. Before you draw, put the whole file back, from a backup or from where it was copied"
     )
+
+
+@contextmanager
+def still_open(slides: SlideCollection, entry: SlideEntry) -> Iterator[None]:
+    """Around a long act of drawing: what is drawn on a slide that was closed meanwhile would be saved nowhere.
+
+    Raises
+    ------
+    SlideError
+        Where it was closed before the act, or before what the act drew was written.
+    """
+    closed = SlideError(f"{Path(entry.slide.path).name} was closed meanwhile; open it and try again.")
+    if entry not in slides.entries:
+        raise closed
+    yield
+    if entry not in slides.entries and not entry.annotations.saved:
+        raise closed
 
 
 def bind_to(annotations: Annotations, path: Path) -> None:

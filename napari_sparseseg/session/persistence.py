@@ -19,7 +19,7 @@ from napari_sparseseg.config import DEFAULT_CLASSES, make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.session import recovery
 from napari_sparseseg.session.absent import AbsentSlides
-from napari_sparseseg.session.binding import bind_to, listed_slide, what_is_missing
+from napari_sparseseg.session.binding import bind_to, listed_slide, still_open, what_is_missing
 from napari_sparseseg.session.class_tables import meant
 from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name
 from napari_sparseseg.session.saving import merge_into, write_new
@@ -315,7 +315,7 @@ class ProjectKeeper:
         mine, counts = entry.annotations, loaded.counts()
         known = {c.id for c in self._slides.classes}
         new = tuple(c for c in loaded.classes if c.id not in known and counts.get(c.id))
-        with mine.history.one_step(f"import of {Path(source).name}"):
+        with still_open(self._slides, entry), mine.history.one_step(f"import of {Path(source).name}"):
             if loaded.others:
                 mine.set_others((*mine.others, *loaded.others))
             if not any(counts.values()):

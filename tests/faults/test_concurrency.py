@@ -15,7 +15,7 @@ import tifffile
 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.config import TrainConfig, make_classes
-from napari_sparseseg.errors import SparseSegError, TrainingError
+from napari_sparseseg.errors import SlideError, SparseSegError, TrainingError
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model, read_metadata
 from napari_sparseseg.learning.model_file import ModelMetadata
@@ -314,3 +314,29 @@ def test_two_threads_cannot_both_start_training(slides):
             session.pause()
             session.stop(wait=False)
             session.stop()
+
+
+@pytest.mark.fault("slide closed while annotations are imported")
+@pytest.mark.parametrize("moment", ["before it draws", "while it draws"])
+def test_an_import_into_a_slide_that_was_closed_meanwhile_says_so(slides, tmp_path, monkeypatch, moment):
+    """It had answered how many strokes it drew, and they were in no file."""
+    other = Annotations((256, 256), ["a", "b"])
+    other.paint([(10, 20), (10, 200)], 2, 1)
+    other.save(tmp_path / "other.sparseseg")
+    with Session(["a", "b"], autosave=True) as session:
+        session.open(slides[0])
+        name, act = (
+            ("counts", Annotations.counts) if moment == "before it draws" else ("take_over", Annotations.take_over)
+        )
+
+        def closed_first(annotations, *args):
+            monkeypatch.setattr(Annotations, name, act)
+            session.remove()
+            return act(annotations, *args)
+
+        monkeypatch.setattr(Annotations, name, closed_first)
+        with pytest.raises(SlideError, match="closed meanwhile"):
+            session.import_annotations(tmp_path / "other.sparseseg")
+        session.open(slides[0])
+        assert session.import_annotations(tmp_path / "other.sparseseg") == 1
+        assert len(session.annotations.strokes) == 1
