@@ -12,6 +12,8 @@ from napari_sparseseg.errors import ProjectError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+SUMMARY = "summary.csv"
+"""The table of a batch of predicted slides, in their folder."""
 # The longer ones first: of "a.ome.tif" the whole ".ome.tif" is the suffix.
 _SLIDE_SUFFIXES = (
     ".ome.tiff", ".ome.tif", ".ome.btf", ".ome.tf2", ".ome.tf8", ".ome.zarr", ".qptiff", ".dicom", ".tiff", ".mrxs",

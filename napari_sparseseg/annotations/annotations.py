@@ -118,10 +118,7 @@ class Annotations:
 
     @property
     def others(self) -> tuple[dict[str, Any], ...]:
-        """Objects of an imported file that label nothing, as GeoJSON features in level-0 (x, y).
-
-        These have no class, or a class like QuPath's ``Region*`` and ``Ignore*``. Exports contain them.
-        """
+        """Objects that label nothing (no class, or QuPath's ``Region*``): GeoJSON features, level-0 (x, y)."""
         return self._document.others
 
     def set_others(self, features: Iterable[dict[str, Any]]) -> None:

@@ -121,6 +121,11 @@ class AreaRow:
     objects: int | None
     """Connected regions of at least the minimum area whose centroid lies in the region."""
 
+    @property
+    def of_slide(self) -> bool:
+        """Whether it is of the whole slide, not of a region that somebody drew."""
+        return self.region == WHOLE_SLIDE
+
 
 class PixelOutline:
     """A polygon in label pixels, rasterised row by row at pixel centres (even-odd rule)."""

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     import os
     from contextlib import AbstractContextManager
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from napari_sparseseg.annotations import Snapshot
     from napari_sparseseg.learning.distributed import Ranks
     from napari_sparseseg.learning.encoder_info import EncoderInfo
     from napari_sparseseg.learning.model_file import ModelMetadata
 
-__all__ = ["Session", "encoder_info", "join_ranks", "model_info", "tune_process"]
+__all__ = ["Session", "encoder_info", "join_ranks", "label_outlines", "model_info", "tune_process"]
 
 
 def model_info(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -30,6 +34,17 @@ def model_info(path: str | os.PathLike[str]) -> ModelMetadata:
     if str(path).lower().endswith((".onnx", ".zip")):
         return load_model(path, "cpu").metadata
     return read_metadata(path)
+
+
+def label_outlines(labels: Snapshot) -> list[tuple[int, NDArray[np.float64]]]:
+    """Class id and exact outline of each connected region of the scribbles, level-0 (y, x) float64 (n, 2).
+
+    Holes are joined to their outline by a seam.
+    """
+    from napari_sparseseg.io.asap import one_ring
+    from napari_sparseseg.io.trace import trace
+
+    return [(o.class_id, one_ring([o.shell, *o.holes])) for o in trace(labels.scribbles)]
 
 
 def encoder_info(name: str) -> EncoderInfo:

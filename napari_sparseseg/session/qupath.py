@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from napari_sparseseg.errors import PredictionError, ProjectError, SparseSegError
+from napari_sparseseg.io.qupath_classes import read_classes
 from napari_sparseseg.io.qupath_project import QuPathProject, read_project
 from napari_sparseseg.slides import open_slide
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.session.session import Session
 
-__all__ = ["QuPathProject", "open_qupath", "read_project", "send_results"]
+__all__ = ["QuPathProject", "open_qupath", "read_classes", "read_project", "send_results"]
 
 
 def open_qupath(session: Session, project: QuPathProject) -> tuple[str, ...]:

@@ -13,8 +13,7 @@ from napari_sparseseg.annotations.packing import enlarge
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
-from napari_sparseseg.io.asap import one_ring
-from napari_sparseseg.io.trace import trace
+from napari_sparseseg.session import label_outlines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,12 +69,12 @@ def shapes_data(annotations: Annotations) -> tuple[list[NDArray[np.float64]], di
     """
     snapshot = annotations.snapshot()
     classes = {c.id: c for c in snapshot.classes}
-    outlines = list(trace(snapshot.scribbles))
-    data = [one_ring([o.shell, *o.holes]) - PIXEL_CENTRE for o in outlines]
-    colours = [classes[o.class_id].colour for o in outlines]
+    outlines = label_outlines(snapshot)
+    data = [ring - PIXEL_CENTRE for _, ring in outlines]
+    colours = [classes[class_id].colour for class_id, _ in outlines]
     state: dict[str, Any] = {"name": "annotations", "shape_type": "polygon"}
     if data:
-        names = [classes[o.class_id].name for o in outlines]
+        names = [classes[class_id].name for class_id, _ in outlines]
         state |= {"features": {CLASS: names}, "face_color": colours, "edge_color": colours, "edge_width": 0}
     return data, state, "shapes"
 

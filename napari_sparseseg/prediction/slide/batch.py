@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError, SparseSegError
-from napari_sparseseg.files import result_name, write_atomic
+from napari_sparseseg.files import SUMMARY, result_name, write_atomic
 from napari_sparseseg.io.measurements import write_csv
 from napari_sparseseg.prediction.slide.options import Progress
 from napari_sparseseg.prediction.slide.shards import READ_CACHE
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.prediction.slide.options import SlideResult
     from napari_sparseseg.slides import Slide
-
-SUMMARY = "summary.csv"
 
 
 @dataclass(frozen=True, slots=True)

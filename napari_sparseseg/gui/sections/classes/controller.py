@@ -11,7 +11,7 @@ from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.layers.napari_compat import view_box
 from napari_sparseseg.gui.layers.snap_brush import SnapBrush
 from napari_sparseseg.gui.widgets import plain_tip
-from napari_sparseseg.io.qupath_classes import read_classes
+from napari_sparseseg.session.qupath import read_classes
 
 if TYPE_CHECKING:
     from napari_sparseseg.config import ClassDef

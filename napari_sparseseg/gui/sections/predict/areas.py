@@ -9,7 +9,6 @@ import numpy as np
 
 from napari_sparseseg.annotations.raster import Polygon
 from napari_sparseseg.geometry import Box
-from napari_sparseseg.io.measurements import WHOLE_SLIDE
 from napari_sparseseg.prediction.tile_store import LABELS
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def areas_of_slide(result: SlideResult, slide: Slide, classes: Sequence[ClassDef
     return [
         Area(r.class_id, r.class_name, colours.get(r.class_id, UNKNOWN), r.pixels * level0, r.mm2, r.percent / 100)
         for r in result.table
-        if r.percent is not None and r.region == WHOLE_SLIDE
+        if r.percent is not None and r.of_slide
     ]
 
 

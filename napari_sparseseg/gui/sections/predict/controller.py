@@ -12,7 +12,7 @@ from napari.utils.progress import cancelable_progress
 from qtpy.QtCore import QObject, QUrl
 from qtpy.QtGui import QDesktopServices
 
-from napari_sparseseg.files import result_name
+from napari_sparseseg.files import SUMMARY, result_name
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
@@ -350,8 +350,6 @@ def _unused(path: Path) -> Path:
 
 def _table_in(folder: str) -> Path | None:
     """The table of an earlier prediction of all slides, or another file of that name."""
-    from napari_sparseseg.prediction.slide.batch import SUMMARY
-
     table = Path(folder) / SUMMARY
     return table if table.exists() else None
 
