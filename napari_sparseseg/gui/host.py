@@ -2,7 +2,7 @@
 
 - `prefer_reader_for_slides` adds entries to the user's napari settings.
 - `CloseGuard` replaces napari's question when the window is closed while something runs; otherwise napari's remains.
-- At exit, Python's garbage collector is told to skip the objects of torch, if torch was imported.
+- At exit, and while layers are taken out, Python's garbage collector is told to skip the objects that are there.
 - `CanvasFocus` gives napari's canvas the keyboard focus when the mouse is over it.
 - `WindowKeys` takes Ctrl+S from napari's menu and gives it, Ctrl+Z and Ctrl+Shift+Z one meaning in the whole window.
 - `keep_window_alive` lets the event loop run while a call in napari's console waits for the end of training.
@@ -17,6 +17,7 @@ import logging
 import platform
 import sys
 from collections import deque
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,9 @@ from napari_sparseseg.gui.reader import SLIDE_SUFFIXES
 from napari_sparseseg.session.engine import stay_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from napari.components import LayerList
     from qtpy.QtGui import QAction
     from qtpy.QtWidgets import QMenu
 
@@ -96,6 +98,24 @@ class LogTrail(logging.Handler):
     def detach(self) -> None:
         """Stop recording."""
         logging.getLogger("napari_sparseseg").removeHandler(self)
+
+
+@contextmanager
+def taking_out(layers: LayerList) -> Iterator[None]:
+    """Remove layers inside of this: napari cleans up once after all of them, and does not look through torch for it.
+
+    After each layer napari collects the garbage of the whole process, a third of a second where torch is loaded. It does
+    so for Windows' drivers, where that stays; elsewhere the next collection of Python's own takes what is left.
+    """
+    hide = sys.platform != "win32"
+    if hide:
+        gc.freeze()
+    try:
+        with layers.batched_update():
+            yield
+    finally:
+        if hide:
+            gc.unfreeze()
 
 
 def canvas_beside(widget: QWidget) -> QWidget | None:

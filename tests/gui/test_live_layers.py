@@ -247,3 +247,25 @@ def test_as_many_classes_as_there_are_ids_are_not_dimmed():
     codes = dim_codes(classes)
     assert len(set(codes[1:56].tolist()) & {c.id for c in classes}) == 0
     assert codes[56:201].tolist() == list(range(56, 201))
+
+
+def test_the_layer_goes_on_with_the_tiles_of_another_model(viewer, mouse, store):
+    """Its own tiles, and no others, in the colours of its classes."""
+    layer = LiveLayer(store, Frame(), CLASSES, opacity=1.0)
+    viewer.add_layer(layer)
+    layer.show(Shown(), CLASSES)
+    store.put((0, 0, 0), full_tile(1))
+    layer.outdate(5)
+    look_at(viewer, TILE, TILE, 0.5)
+    classes = make_classes([("gland", "#ff0000"), ("muscle", "#00ffff"), ("glass", "#0000ff")])
+    other = TileStore((4 * TILE, 4 * TILE), 7)
+    layer.follow(other, classes)
+    layer.show(Shown(), classes)
+    pump(0.1)
+    assert np.abs(colour_at(viewer, mouse, 256, 256)).max() <= 3, "the old tile is gone"
+    layer.update_box(other.put((0, 1, 1), full_tile(2)))
+    pump(0.1)
+    assert np.abs(colour_at(viewer, mouse, 768, 768) - (0, 255, 255)).max() <= 3
+    store.put((0, 1, 1), full_tile(1))
+    layer.refresh()
+    assert np.abs(colour_at(viewer, mouse, 768, 768) - (0, 255, 255)).max() <= 3, "tiles of the old model do not come back"

@@ -286,6 +286,11 @@ def test_a_removed_class_comes_back_with_its_strokes(viewer, panel, mouse, tiny_
     click(panel.classes.remove)
     assert names(panel) == ["tissue"]
     assert panel.session.annotations.counts() == {1: 0}
+    layer = panel.slides.binding.scribbles.layer
+    assert layer.selected_label == 1, "nothing can be drawn in a class that is gone"
+    draw(viewer, mouse, 700)
+    assert [s.class_id for s in panel.session.annotations.strokes] == [1]
+    click(panel.classes.undo)
     click(panel.classes.undo)
     assert names(panel) == ["tissue", "background"]
     assert panel.session.annotations.counts() == before

@@ -37,6 +37,8 @@ OVERRIDDEN = {
 SIDE = 4096
 BRUSH = 20
 CALLS = 50
+_tried: list[ScribbleLayer] = []
+"""Layers of the self-test, which may run on a thread: signals on their way to them must not find them gone."""
 
 
 @cache
@@ -113,6 +115,7 @@ def _trial() -> list[str]:
         return [] if layer.label_at((SIDE / 2, SIDE / 2)) == 0 else ["undoing a trial stroke does not show"]
     finally:
         layer.detach()
+        _tried.append(layer)
 
 
 def hide_cursor_box(viewer: napari.Viewer) -> None:

@@ -169,6 +169,14 @@ class LiveLayer(LazyLabels):
         self.colormap = self._colours(what, classes, hidden)
         self.features = _features(what, classes)
 
+    def follow(self, store: TileStore, classes: Sequence[ClassDef]) -> None:
+        """Show the tiles of another model of the same slide, in the same frame; `show` gives it its colours."""
+        self._store, self._model_classes, self._outdated_below = store, tuple(classes), 0
+        if self._channel(self.shown) is None:
+            self.shown = Shown()
+        self._levels = live_levels(store, self._channel(self.shown) or LABELS)
+        self.data = self._levels
+
     def label_at_world(self, yx: tuple[float, float]) -> int | None:
         """Byte shown at level-0 (y, x) of the slide; None outside the visible part."""
         return self.label_at(self.world_to_data(yx))
@@ -365,13 +373,20 @@ class LiveDisplay(QObject):
             live = None
         if live is self._live:
             return
-        self._drop()
-        self._live = live
-        if live is None or binding is None:
-            return
-        live.updated.connect(self._on_tile, thread="main")
         model = self._context.session.model
         classes = self._context.session.classes if model is None else model.metadata.classes
+        if live is not None and binding is self._attached_to and self._is_like(live):
+            self._leave()
+            self._join(live)
+            if self.layer is not None:
+                self.layer.follow(live.store, classes)
+            self._apply()
+            self._dim_later()
+            return
+        self._drop()
+        if live is None or binding is None:
+            return
+        self._join(live)
         self.layer = LiveLayer(live.store, live.frame, classes, opacity=self._opacity)
         self.layer.visible = self._visible
         viewer = self._context.viewer
@@ -403,10 +418,23 @@ class LiveDisplay(QObject):
             self._drop()
             self.removed.emit()
 
-    def _drop(self) -> None:
+    def _is_like(self, live: LiveView) -> bool:
+        """Whether the layer can show it: napari needs a third of a second for another layer."""
+        before = self._live
+        return before is not None and self.layer is not None and before.slide is live.slide and before.frame == live.frame
+
+    def _join(self, live: LiveView) -> None:
+        self._live = live
+        live.updated.connect(self._on_tile, thread="main")
+
+    def _leave(self) -> None:
         if self._live is not None:
             self._live.updated.disconnect(self._on_tile, missing_ok=True)
-        layer, self.layer, self._live, self._pending = self.layer, None, None, None
+        self._live = self._pending = None
+
+    def _drop(self) -> None:
+        self._leave()
+        layer, self.layer = self.layer, None
         if layer is not None:
             layer.events.opacity.disconnect(self._on_layer_look)
             layer.events.visible.disconnect(self._on_layer_look)

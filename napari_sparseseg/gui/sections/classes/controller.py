@@ -70,6 +70,7 @@ class ClassActions(QObject):
         self._panel.show_classes(classes, can_undo=bool(self._context.session.history.next_undo))
         if self._statistics is not None:
             self._panel.table.show_statistics(self._statistics)
+        self._draw_existing()
         self._select_drawn()
         self.shown.emit()
 
@@ -196,14 +197,19 @@ class ClassActions(QObject):
         self._on_snap()
         for drawn_on in (self._layer, *(binding.images if binding is not None else ())):
             drawn_on.bind_key("S", lambda _: self._panel.snap.toggle(), overwrite=True)
-        known = [c.id for c in self._context.session.classes]
-        if known and self._layer.selected_label not in known:
-            self._layer.selected_label = known[0]
+        self._draw_existing()
         if str(self._layer.mode) == "pan_zoom":
             self._layer.mode = "paint"
         self._layer.events.selected_label.connect(self._select_drawn)
         self._select_drawn()
         self._colour()
+
+    def _draw_existing(self) -> None:
+        """Draw with the class nearest to one that was removed."""
+        known = [c.id for c in self._context.session.classes]
+        if self._layer is not None and known and self._layer.selected_label not in known:
+            removed = int(self._layer.selected_label)
+            self._layer.selected_label = min(known, key=lambda number: abs(number - removed))
 
     def _select_drawn(self, event: Any = None) -> None:
         if self._layer is not None:

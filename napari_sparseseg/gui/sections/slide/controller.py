@@ -13,7 +13,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.files import state_folder, write_atomic
 from napari_sparseseg.gui import dialogs
-from napari_sparseseg.gui.host import canvas_beside, prefer_reader_for_slides
+from napari_sparseseg.gui.host import canvas_beside, prefer_reader_for_slides, taking_out
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import problems
 from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
@@ -165,15 +165,18 @@ class SlideActions(QObject):
         gone = next((key for key in self._bindings if key not in entries), None)
         new = next((key for key in entries if key not in self._bindings), None)
         if gone is not None:
-            self._begin(self._take_out(gone))
+            with taking_out(self._context.viewer.layers):
+                self._begin(self._take_out(gone))
+            self.sync()
         elif new is not None:
             self._begin(self._put_in(entries[new]))
+            self.sync()
         else:
             self._activate()
             self._list_layers()
 
     def _begin(self, steps: Iterator[None]) -> None:
-        """Go through the steps at once, then synchronise what is left.
+        """Go through the steps at once.
 
         The canvas is not drawn in between: with some of a slide's layers, Mesa's software renderer may crash (D73).
         """
@@ -185,7 +188,6 @@ class SlideActions(QObject):
         finally:
             self._steps = None
             self._draw_canvas(True)
-        self.sync()
 
     def _draw_canvas(self, on: bool) -> None:
         canvas = canvas_beside(self._panel)
@@ -219,8 +221,9 @@ class SlideActions(QObject):
         """Remove all layers of the session from the viewer, unless the window is closing."""
         self.binding = None
         self.binding_changed.emit()
-        while self._bindings:
-            self._bindings.popitem()[1].close(take_out=not self._context.leaving)
+        with taking_out(self._context.viewer.layers):
+            while self._bindings:
+                self._bindings.popitem()[1].close(take_out=not self._context.leaving)
 
     def close(self) -> None:
         """Disconnect from the viewer."""
