@@ -268,4 +268,4 @@ def test_the_layer_goes_on_with_the_tiles_of_another_model(viewer, mouse, store)
     assert np.abs(colour_at(viewer, mouse, 768, 768) - (0, 255, 255)).max() <= 3
     store.put((0, 1, 1), full_tile(1))
     layer.refresh()
-    assert np.abs(colour_at(viewer, mouse, 768, 768) - (0, 255, 255)).max() <= 3, "tiles of the old model do not come back"
+    assert np.abs(colour_at(viewer, mouse, 768, 768) - (0, 255, 255)).max() <= 3, "no later tile of the old model"
