@@ -421,7 +421,9 @@ class LiveDisplay(QObject):
     def _is_like(self, live: LiveView) -> bool:
         """Whether the layer can show it: napari needs a third of a second for another layer."""
         before = self._live
-        return before is not None and self.layer is not None and before.slide is live.slide and before.frame == live.frame
+        if before is None or self.layer is None:
+            return False
+        return before.slide is live.slide and before.frame == live.frame
 
     def _join(self, live: LiveView) -> None:
         self._live = live
