@@ -104,8 +104,8 @@ class LogTrail(logging.Handler):
 def taking_out(layers: LayerList) -> Iterator[None]:
     """Remove layers inside of this: napari cleans up once after all of them, and does not look through torch for it.
 
-    After each layer napari collects the garbage of the whole process, a third of a second where torch is loaded. It does
-    so for Windows' drivers, where that stays; elsewhere the next collection of Python's own takes what is left.
+    After each layer napari collects the garbage of the whole process, a third of a second where torch is loaded. It is
+    for Windows' drivers, where that stays; elsewhere the next collection of Python's own takes what is left.
     """
     hide = sys.platform != "win32"
     if hide:
