@@ -13,7 +13,7 @@ import shapely
 from magicgui import magic_factory
 from magicgui.widgets import FunctionGui, Widget
 from napari.layers import Labels, Layer, Shapes
-from qtpy.QtCore import QEvent, QObject
+from qtpy.QtCore import QEvent, QObject, QTimer
 from qtpy.QtWidgets import QDockWidget
 
 from napari_sparseseg import CleanUp
@@ -245,4 +245,4 @@ def _dock(title: str, make: Callable[[], Any]) -> None:
     narrow = opened.screen().availableGeometry().width() < SMALL_SCREEN
     if narrow and isinstance(beside, QDockWidget) and isinstance(dock, QDockWidget):
         opened.window().tabifyDockWidget(beside, dock)  # a third column would leave the slide no room
-        dock.raise_()
+        QTimer.singleShot(0, dock.raise_)  # napari shows it in a moment

@@ -120,7 +120,8 @@ class ResultActions(QObject):
 
     def paint(self, palette: Palette) -> None:
         """Apply the colours of a theme."""
-        self.panel.setStyleSheet(panel_sheet(palette))
+        room = "ObjectView QHeaderView::section { padding-right: 18px; }"  # for the arrow of the sorted column
+        self.panel.setStyleSheet(panel_sheet(palette) + room)
         self.panel.histogram.paint(palette)
 
     def close(self) -> None:

@@ -57,11 +57,16 @@ class ObjectMark:
         for ring in rings[:MOST_RINGS]:
             corners = ring[:: -(-len(ring) // MOST_CORNERS)]
             paths.append(np.vstack([corners, corners[:1]]) - PIXEL_CENTRE)
+        viewer, layer = self._context.viewer, self._layer
+        if layer is not None and layer in viewer.layers and binding is self._binding:
+            # a tenth of what it takes to remove one layer and add another
+            layer.data = [(path, "path") for path in paths]
+            layer.edge_width, layer.edge_color = [self._width] * len(paths), [COLOUR] * len(paths)
+            return
         self.clear()
         layer = Shapes(
             paths, shape_type="path", edge_color=COLOUR, edge_width=self._width, face_color="transparent", name=NAME
         )
-        viewer = self._context.viewer
         selected, active = set(viewer.layers.selection), viewer.layers.selection.active
         viewer.layers.append(layer)
         # napari selects a new layer, which would end drawing
