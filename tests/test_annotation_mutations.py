@@ -8,7 +8,7 @@ import warnings
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from napari_sparseseg import Annotations, load_annotations, save_annotations
@@ -97,6 +97,7 @@ ALL_SPOTS = list(spots(GEOJSON))
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.sampled_from(ALL_SPOTS), ODD), min_size=1, max_size=4), drop=st.booleans())
+@example(changes=[(("features", 2, "geometry", "coordinates"), [[]])], drop=False)  # lines without a point
 def test_geojson_with_values_exchanged(tmp_path, changes, drop):
     data = copy.deepcopy(GEOJSON)
     for at, odd in changes:

@@ -366,7 +366,7 @@ def _geometry(kind: Any, coordinates: Any) -> Iterator[tuple[list[NDArray[np.flo
         raise AnnotationError(
             f"{what} has no coordinates; delete it in the program that wrote the file, or draw it again."
         )
-    if not coordinates:
+    if all(part == [] for part in coordinates):
         return
     if kind == "Polygon":
         rings = [points_xy(ring) for ring in coordinates if ring != []]
