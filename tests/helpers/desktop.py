@@ -134,10 +134,16 @@ class Napari:
 
     def until(self, expression: str, seconds: float = 30.0) -> None:
         """Wait until an expression is true."""
+        assert self.soon(expression, seconds), f"not within {seconds} s: {expression}"
+
+    def soon(self, expression: str, seconds: float = 8.0) -> bool:
+        """Whether an expression comes true in time."""
         end = time.monotonic() + seconds
         while not self.ask(f"bool({expression})"):
-            assert time.monotonic() < end, f"not within {seconds} s: {expression}"
+            if time.monotonic() > end:
+                return False
             time.sleep(0.05)
+        return True
 
     def picture(self, path: Path) -> None:
         """What the screen shows, as PNG."""
@@ -192,11 +198,15 @@ class Napari:
 
     def menu(self, *path: str) -> None:
         """Choose from the menu bar: ("Plugins", "Scribbles (napari-sparseseg)")."""
-        bar = "window.menuBar()"
-        self.click(f"entry({bar}, {path[0]!r})")
+        place = f"entry(window.menuBar(), {path[0]!r})"
+        self.click(place)
         for text in path[1:]:
-            self.until(f"popup({text!r}) is not None")
-            self.click(f"popup({text!r})")
+            opened = f"popup({text!r}) is not None"
+            if not self.soon(opened):  # a menu that opened by itself while the mouse rested was closed by the click
+                self.click(place)
+            self.until(opened)
+            place = f"popup({text!r})"
+            self.click(place)
 
     def choose_file(self, path: Path) -> None:
         """Type a path into the open file dialog."""
