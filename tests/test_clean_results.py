@@ -19,6 +19,7 @@ from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.prediction.slide import cleaning, run_prediction
 from napari_sparseseg.prediction.slide.cleaning import clean_up
 from napari_sparseseg.prediction.tiles import predict_region
+from napari_sparseseg.session import Session
 from napari_sparseseg.slides import ArraySlide
 from tests.helpers.smooth_model import CLASSES, SmoothModel, level0
 
@@ -122,6 +123,17 @@ def test_unsure_pixels_are_those_whose_best_probability_is_lower(result):
     unsure = np.rint(probabilities.max(axis=0) * 255) < 0.9 * 255
     assert 0.001 < unsure[inside].mean() < 0.5
     np.testing.assert_array_equal(cleaned(result), np.where(unsure, 4, labels) * inside)
+
+
+def test_unsure_objects_are_measured_with_the_probability_that_was_too_low(result):
+    clean_up(result, CleanUp(unsure_below=0.9))
+    with Session() as session:
+        found = session.results.measure_objects(result / "labels" / "cleaned", min_area_um2=0)
+    means = found.numbers["probability_mean"]
+    unsure = np.array([name == "unsure" for name in found.class_names])
+    assert 0 < unsure.sum() < len(unsure)
+    assert means[unsure].max() < 0.9 <= means[~unsure].min() + 0.002  # stored in steps of 1/255
+    assert found.numbers["area"].sum() == pytest.approx((cleaned(result) > 0).sum() * 0.25)
 
 
 def test_a_prediction_can_end_with_a_clean_up_and_its_tables_are_of_that(tmp_path):
