@@ -200,7 +200,7 @@ SHORTCUTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "train": (train, "Train, pause or resume", "Shift+T"),
     "next_region": (next_region, "Go to the next uncertain region", "Shift+N"),
     "review": (review, "Go to the next mistake on a held-out stroke", "Shift+R"),
-    "list_annotations": (list_annotations, "List the annotations of the slide", "Shift+L"),
+    "list_annotations": (list_annotations, "List the annotations of the slide", "Shift+S"),
     "accept_regions": (accept_regions, "Accept clicked regions as annotations", "Shift+G"),
     "toggle_live": (toggle_live, "Switch live prediction on or off", "Shift+D"),
     "toggle_outlines": (toggle_outlines, "Show the prediction as outlines or filled", "Shift+O"),

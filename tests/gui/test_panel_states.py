@@ -91,11 +91,11 @@ def test_our_shortcuts_are_in_naparis_editor_and_clash_with_none(viewer, panel):
     editor = ShortcutEditor()
     listed = editor.key_bindings_strs[editor.VIEWER_KEYBINDINGS]
     ours = {name for name in listed if name.startswith("napari-sparseseg:")}
-    assert len(ours) == 12
+    assert len(ours) == 13
     taken = {str(k) for n, keys in action_manager._shortcuts.items() if n not in ours for k in keys}
     taken |= {str(rule.keybinding) for rule in get_app_model().keybindings}
     keys = [str(k) for name in ours for k in action_manager._shortcuts[name]]
-    assert len(keys) == len(set(keys)) == 12
+    assert len(keys) == len(set(keys)) == 13
     assert not set(keys) & taken
     editor.deleteLater()
     assert panel.train.train.toolTip().endswith("Key: Shift+T")

@@ -234,11 +234,11 @@ class SlideActions(QObject):
 
     def undo(self) -> None:
         """Take back the last step on the active slide, or of another layer of labels while that is active."""
-        self._walked.undo()
+        self._context.attempt(self._walked.undo)
 
     def redo(self) -> None:
         """Make the step again that was taken back last; as `undo`."""
-        self._walked.redo()
+        self._context.attempt(self._walked.redo)
 
     @property
     def _walked(self) -> Steps:

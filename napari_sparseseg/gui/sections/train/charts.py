@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QRectF, QSize, Qt
 from qtpy.QtGui import QColor, QPainter
-from qtpy.QtWidgets import QSizePolicy, QToolTip, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QSizePolicy, QToolTip, QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.sections.classes.table import percent
 from napari_sparseseg.gui.widgets import plain_tip
@@ -45,6 +45,10 @@ class Curves(QWidget):
         self._dice: dict[int, list[tuple[float, float]]] = {}
         self._mean: list[tuple[float, float]] = []
         self._items: dict[Any, Any] = {}
+        self.legend = QLabel("thick: mean Dice; thin: classes, in their colours")
+        self.legend.setWordWrap(True)
+        self.legend.hide()
+        self._box.addWidget(self.legend)
         self.hide()
 
     @property
@@ -57,8 +61,8 @@ class Curves(QWidget):
         self._loss, self._dice, self._mean = [], {}, []
         for item in self._items.values():
             item.setData([], [])
-        for plot in self._plots[1:]:
-            plot.hide()
+        for part in (*self._plots[1:], self.legend):
+            part.hide()
         self.hide()
 
     def add_loss(self, seconds: float, loss: float) -> None:
@@ -79,6 +83,7 @@ class Curves(QWidget):
         """Held-out Dice by class id, and their mean."""
         _, plot = self._ready()
         plot.show()
+        self.legend.show()
         for c in classes:
             if c.id in dice:
                 points = self._dice.setdefault(c.id, [])
