@@ -234,7 +234,7 @@ def test_a_prediction_is_of_one_slide_whatever_happens_to_the_file(tall, upside_
                 overwrite(tall, upside_down)
 
         with pytest.raises(SlideChangedError, match="open it again"):
-            run_prediction(slide, SmoothModel(delay=0.02), out, tile=256, progress=replace_file)
+            run_prediction(slide, SmoothModel(delay=0.08), out, tile=256, progress=replace_file)
         with pytest.raises(SlideChangedError):
             run_prediction(slide, SmoothModel(), tmp_path / "b.ome.zarr", tile=256)
     done = Journal(journal).done
