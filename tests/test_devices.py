@@ -109,7 +109,8 @@ def test_the_device_is_chosen_by_what_is_there(monkeypatch):
 def test_torch_has_few_threads_unless_the_user_has_chosen(setting, before, expected):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     code = (
-        f"{before}from napari_sparseseg.learning.torch_runtime import import_torch as t; print(t().get_num_threads())"
+        f"{before}from napari_sparseseg.learning import network; "  # imports torch by itself, as most modules there do
+        "from napari_sparseseg.learning.torch_runtime import import_torch as t; t(); print(t().get_num_threads())"
     )
     asked = kept if setting is None else kept | {"OMP_NUM_THREADS": setting}
     done = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True)

@@ -23,6 +23,7 @@ user has set in the environment goes first.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+_CAME_FIRST = "torch" in sys.modules
+"""Whether torch was imported by somebody else, before anything here; this module is imported before torch."""
 _VIEWER_MODULES = ("napari", "vispy", "qtpy", "PyQt5", "PyQt6", "PySide2", "PySide6")
 
 
@@ -86,12 +89,21 @@ def import_torch(threads: int | None = None) -> ModuleType:
         a script has imported torch before and so has made its own choice.
     """
     hide_triton_from_viewer()
-    chosen = bool(os.environ.get("OMP_NUM_THREADS")) or ("torch" in sys.modules and not _in_viewer())
     import torch
 
-    if threads is not None or not chosen:
-        torch.set_num_threads(threads or threads_for(torch.get_num_threads()))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif not os.environ.get("OMP_NUM_THREADS") and not (_CAME_FIRST and not _in_viewer()):
+        _set_few_threads()
     return torch
+
+
+@functools.cache
+def _set_few_threads() -> None:
+    """Once: a user may set another number later."""
+    import torch
+
+    torch.set_num_threads(threads_for(torch.get_num_threads()))
 
 
 def threads_for(cores: int) -> int:
