@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +149,43 @@ def test_a_result_of_another_slide_is_refused(study, tmp_path, capsys):
     assert main(["qupath", str(study), "--results", str(path)]) == 2
     assert "was made of no slide" in capsys.readouterr().err
     assert not (study.parent / "napari-sparseseg").exists()
+
+
+GROOVY = shutil.which("groovy")
+STAND_INS = Path(__file__).parent / "helpers" / "groovy"
+
+
+def run_in_project(study, script, *opened):
+    """Run a script as QuPath does, with Groovy, over a stand-in for its project; what it printed."""
+    java = Path(os.path.realpath(shutil.which("java") or "")).parent.parent
+    environment = {"JAVA_HOME": str(java), **os.environ}
+    command = [GROOVY, "-cp", STAND_INS, STAND_INS / "RunInProject.groovy", study.parent, script, *opened]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(GROOVY is None, reason="needs the program groovy (apt-get install groovy)")
+@pytest.mark.parametrize("opened", [(), ("1",)], ids=["no image open", "image open"])
+def test_the_scripts_run_in_groovy_and_add_nothing_twice(study, tmp_path, opened):
+    """Over a stand-in for QuPath's project: the language is tested, not QuPath."""
+    with Session(()) as session:
+        path = prediction(tmp_path / "p.ome.zarr", session.open(study.parent.parent / "my case.tif"))
+    assert main(["qupath", str(study), "--results", str(path)]) == 0
+    project = read_project(study)
+    export, importing = project.write_scripts()
+    (study.parent / "data").mkdir()
+    drawn = [{"type": "Feature", "properties": {"objectType": kind}} for kind in ("annotation", "cell")]
+    (study.parent / "open.json").write_text(json.dumps(drawn))
+    if not opened:
+        (study.parent / "data" / "1.json").write_text(json.dumps(drawn))
+    assert "my case.tif: 2 objects" in run_in_project(study, importing, *opened)
+    assert not project.results_of(project.images[0]).exists()
+    assert "Results of 0 images" in run_in_project(study, importing, *opened)
+    kept = json.loads((study.parent / "data" / "1.json").read_text())
+    assert [f["properties"]["objectType"] for f in kept] == ["annotation", "cell", "annotation", "annotation"]
+    assert "Annotations of 1 images" in run_in_project(study, export, *opened)
+    written = json.loads(project.annotations_of(project.images[0]).read_text())
+    assert [f["properties"]["objectType"] for f in written["features"]] == ["annotation"] * 3
+    assert [path.name for path in project.annotations_of(project.images[0]).parent.iterdir()] == ["1.geojson"]
+

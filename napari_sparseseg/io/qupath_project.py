@@ -43,7 +43,9 @@ _EXPORT_SCRIPT = (
     + """Files.createDirectories(folder)
 int written = 0
 for (entry in project.getImageList()) {
-    def annotations = entry.readHierarchy().getAnnotationObjects()
+    // the image that is open may have changes that are not saved
+    def hierarchy = entry.getID() == getProjectEntry()?.getID() ? getCurrentHierarchy() : entry.readHierarchy()
+    def annotations = hierarchy.getAnnotationObjects()
     if (annotations.isEmpty()) {
         continue
     }
@@ -62,7 +64,7 @@ for (entry in project.getImageList()) {
     if (!Files.exists(file)) {
         continue
     }
-    def imageData = entry.readImageData()
+    def imageData = entry.getID() == getProjectEntry()?.getID() ? getCurrentImageData() : entry.readImageData()
     def objects = PathIO.readObjects(file)
     imageData.getHierarchy().addObjects(objects)
     entry.saveImageData(imageData)
@@ -71,7 +73,7 @@ for (entry in project.getImageList()) {
     println entry.getImageName() + ': ' + objects.size() + ' objects'
     images++
 }
-println 'Results of ' + images + ' images were imported. Reopen the image that is open to see them.'
+println 'Results of ' + images + ' images were imported. Reopen images that a second viewer shows.'
 """
 )
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
