@@ -188,4 +188,3 @@ def test_the_scripts_run_in_groovy_and_add_nothing_twice(study, tmp_path, opened
     written = json.loads(project.annotations_of(project.images[0]).read_text())
     assert [f["properties"]["objectType"] for f in written["features"]] == ["annotation"] * 3
     assert [path.name for path in project.annotations_of(project.images[0]).parent.iterdir()] == ["1.geojson"]
-
