@@ -95,6 +95,15 @@ class LiveView:
         self._queue: list[TileKey] = []
         self._wanted: frozenset[TileKey] = frozenset()
 
+    def part(self, box: Box, most_pixels: int) -> tuple[int, Box]:
+        """The finest level that covers a level-0 box with about `most_pixels` at most, and the box in its pixels."""
+        region = self.frame.cover(box).intersection(Box(0, 0, *self.store.shape))
+        level = 0
+        while level < self.store.n_levels - 1 and region.area >> (2 * level) > most_pixels:
+            level += 1
+        y, x = region.y >> level, region.x >> level
+        return level, Box(y, x, -(-region.y1 >> level) - y, -(-region.x1 >> level) - x)
+
     @property
     def view(self) -> View | None:
         """The last requested view."""

@@ -9,6 +9,7 @@ from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.gui.layers.prediction import LiveLayer, Shown, class_colours, dim_codes
 from napari_sparseseg.gui.sections.predict.areas import areas, areas_csv
+from napari_sparseseg.prediction.live_view import LiveView
 from napari_sparseseg.prediction.tile_store import TILE, Tile, TileStore, encode
 from tests.helpers.mouse import Mouse, look_at, pump
 
@@ -140,8 +141,8 @@ def test_hidden_classes_are_transparent():
     np.testing.assert_array_equal(alpha, [0, 1, 0, 1, 0])
 
 
-class _Live:
-    """The parts of a `LiveView` that `areas` reads, over a real store."""
+class _Live(LiveView):
+    """What `areas` reads of a `LiveView`, over a store that a test has filled."""
 
     def __init__(self, store: TileStore, frame: Frame, mpp) -> None:
         self.store, self.frame, self.slide = store, frame, self

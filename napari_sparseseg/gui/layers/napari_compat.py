@@ -10,6 +10,7 @@ import inspect
 import math
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
 
 import napari
 import numpy as np
@@ -22,6 +23,9 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.scribbles import ScribbleLayer
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
 
 OVERRIDDEN = {
     "_draw": ["new_label", "last_cursor_coord", "coordinates"],
@@ -140,6 +144,18 @@ def view_box(viewer: napari.Viewer) -> tuple[Box, float]:
     top, left = y - height * pixel / 2, x - width * pixel / 2
     box = Box(math.floor(top), math.floor(left), math.ceil(height * pixel) + 1, math.ceil(width * pixel) + 1)
     return box, pixel
+
+
+def insert_unselected(viewer: napari.Viewer, index: int, layer: Layer) -> None:
+    """Insert a layer and keep what is selected: napari selects a new layer, which would end drawing."""
+    selection = viewer.layers.selection
+    before = set(selection)
+    viewer.layers.insert(index, layer)
+    if len(before) == 1:
+        selection.active = next(iter(before))
+    else:
+        selection.clear()
+        selection.update(before)
 
 
 def show_whole(viewer: napari.Viewer, shape: tuple[int, int]) -> None:

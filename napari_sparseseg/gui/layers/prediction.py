@@ -23,7 +23,7 @@ from qtpy.QtCore import QObject, Signal
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
-from napari_sparseseg.gui.layers.napari_compat import view_box
+from napari_sparseseg.gui.layers.napari_compat import insert_unselected, view_box
 from napari_sparseseg.prediction.tile_store import (
     CHANGED,
     LABELS,
@@ -389,12 +389,7 @@ class LiveDisplay(QObject):
         self._join(live)
         self.layer = LiveLayer(live.store, live.frame, classes, opacity=self._opacity)
         self.layer.visible = self._visible
-        viewer = self._context.viewer
-        selected = set(viewer.layers.selection)
-        viewer.layers.insert(binding.below_scribbles, self.layer)
-        # napari selects a new layer, which would end drawing
-        viewer.layers.selection.clear()
-        viewer.layers.selection.update(selected)
+        insert_unselected(self._context.viewer, binding.below_scribbles, self.layer)
         self.layer.events.opacity.connect(self._on_layer_look)
         self.layer.events.visible.connect(self._on_layer_look)
         binding.attach(self.layer)

@@ -12,7 +12,7 @@ from napari.utils.notifications import show_info
 from qtpy.QtCore import QTimer
 
 from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
-from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, require_editing, show_whole
+from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, insert_unselected, require_editing, show_whole
 from napari_sparseseg.gui.layers.other_objects import other_objects_layer
 from napari_sparseseg.gui.layers.prediction import class_colours
 from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer, Steps
@@ -245,10 +245,8 @@ class SlideBinding:
         name = f"other objects, {short(slide_name(self.entry.slide))}"
         self.others = other_objects_layer(found, name)
         if self.others is not None:
-            active = self.viewer.layers.selection.active
-            self.viewer.layers.insert(self.below_scribbles, self.others)
+            insert_unselected(self.viewer, self.below_scribbles, self.others)
             self.others.editable = False  # napari makes every layer that is added editable
-            self.viewer.layers.selection.active = active
             self.attach(self.others)
 
     def _take_others_out(self) -> None:

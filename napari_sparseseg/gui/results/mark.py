@@ -9,6 +9,7 @@ from napari.layers import Shapes
 
 from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
+from napari_sparseseg.gui.layers.napari_compat import insert_unselected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,13 +68,7 @@ class ObjectMark:
         layer = Shapes(
             paths, shape_type="path", edge_color=COLOUR, edge_width=self._width, face_color="transparent", name=NAME
         )
-        selected, active = set(viewer.layers.selection), viewer.layers.selection.active
-        viewer.layers.append(layer)
-        # napari selects a new layer, which would end drawing
-        viewer.layers.selection.clear()
-        viewer.layers.selection.update(selected)
-        if active is not None:
-            viewer.layers.selection.active = active
+        insert_unselected(viewer, len(viewer.layers), layer)
         binding.attach(layer)
         self._layer, self._binding = layer, binding
 

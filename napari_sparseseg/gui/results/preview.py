@@ -9,7 +9,7 @@ from napari.layers import Labels
 from qtpy.QtCore import QObject
 
 from napari_sparseseg.gui.context import single_shot
-from napari_sparseseg.gui.layers.napari_compat import view_box
+from napari_sparseseg.gui.layers.napari_compat import insert_unselected, view_box
 from napari_sparseseg.gui.layers.prediction import class_colours
 
 if TYPE_CHECKING:
@@ -123,12 +123,7 @@ class CleanPreview(QObject):
         return layer
 
     def _add(self, layer: Labels, binding: SlideBinding) -> None:
-        layers = self._context.viewer.layers
-        selected = set(layers.selection)
-        layers.insert(binding.below_scribbles, layer)
-        # napari selects a new layer, which would end drawing
-        layers.selection.clear()
-        layers.selection.update(selected)
+        insert_unselected(self._context.viewer, binding.below_scribbles, layer)
         binding.attach(layer)
         self._layer, self._binding = layer, binding
 

@@ -108,15 +108,9 @@ def clean_live(live: LiveView, box: Box, settings: CleanUp, classes: Sequence[Cl
     A wide box is cleaned at a coarser level of the live prediction: specks smaller than its pixels are not seen there.
     """
     store = live.store
-    region = live.frame.cover(box).intersection(Box(0, 0, *store.shape))
-    if not region.area:
+    level, shown = live.part(box, MOST_PIXELS)
+    if not shown.area:
         return None
-    level = 0
-    while level < store.n_levels - 1 and region.area >> (2 * level) > MOST_PIXELS:
-        level += 1
-    step = 1 << level
-    y, x = region.y >> level, region.x >> level
-    shown = Box(y, x, -(-region.y1 // step) - y, -(-region.x1 // step) - x)
     at = shown.grown(MARGIN).intersection(Box(0, 0, *store.shapes[level]))
     labels = store.read(LABELS, level, at)
     best = None
@@ -124,7 +118,7 @@ def clean_live(live: LiveView, box: Box, settings: CleanUp, classes: Sequence[Cl
         best = np.zeros_like(labels)
         for channel in range(PROBABILITY, store.channels):
             np.maximum(best, store.read(channel, level, at), out=best)
-    dy, dx = (d * step for d in live.frame.downsample)
+    dy, dx = (d * (1 << level) for d in live.frame.downsample)
     my, mx = live.slide.mpp or (1.0, 1.0)
     cleaned = clean_image(labels, settings, classes, (dy * my, dx * mx), best)
     return CleanedView(cleaned, (at.y * dy, at.x * dx), (dy, dx), settings.classes(classes))

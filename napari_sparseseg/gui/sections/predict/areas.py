@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_sparseseg.annotations.raster import Polygon
-from napari_sparseseg.geometry import Box
 from napari_sparseseg.prediction.tile_store import LABELS
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_sparseseg.config import ClassDef
+    from napari_sparseseg.geometry import Box
     from napari_sparseseg.prediction.live_view import LiveView
     from napari_sparseseg.prediction.slide import SlideResult
     from napari_sparseseg.slides import Slide
@@ -96,15 +96,8 @@ def predicted_share(live: LiveView, box: Box) -> float:
 
 def _labels(live: LiveView, box: Box) -> tuple[NDArray[Any], Box, int]:
     """Class ids under a level-0 box, their box in pixels of that size, and the size in prediction pixels."""
-    store = live.store
-    region = live.frame.cover(box).intersection(Box(0, 0, *store.shape))
-    level = 0
-    while level < store.n_levels - 1 and region.area >> (2 * level) > MOST_PIXELS:
-        level += 1
-    step = 1 << level
-    y, x = region.y >> level, region.x >> level
-    at = Box(y, x, -(-region.y1 // step) - y, -(-region.x1 // step) - x)
-    return store.read(LABELS, level, at), at, step
+    level, at = live.part(box, MOST_PIXELS)
+    return live.store.read(LABELS, level, at), at, 1 << level
 
 
 def areas_of_slide(result: SlideResult, slide: Slide, classes: Sequence[ClassDef]) -> list[Area]:

@@ -16,7 +16,7 @@ from napari_sparseseg.files import SUMMARY, result_name
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
-from napari_sparseseg.gui.layers.napari_compat import view_box
+from napari_sparseseg.gui.layers.napari_compat import insert_unselected, view_box
 from napari_sparseseg.gui.layers.prediction import LiveDisplay
 from napari_sparseseg.gui.layers.result import result_layer
 from napari_sparseseg.gui.results.preview import CleanPreview
@@ -282,9 +282,7 @@ class PredictActions(QObject):
         colours = {c.id: c for c in self._context.session.classes}
         classes = [colours.get(c.id, c) for c in predicted.model.metadata.classes]
         self._shown = layer = result_layer(predicted.out, binding.entry.slide, classes)
-        layers = self._context.viewer.layers
-        layers.insert(binding.below_scribbles, layer)
-        layers.selection.active = binding.scribbles.layer  # napari selects a new layer, which would end drawing
+        insert_unselected(self._context.viewer, binding.below_scribbles, layer)
         binding.attach(layer)
 
     def _remove_result(self) -> None:
