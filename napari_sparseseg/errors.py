@@ -67,6 +67,15 @@ class SlideOpenError(SlideError):
         super().__init__(f"cannot open slide {self.path}: {reason}." + (f" {hint}" if hint else ""))
 
 
+class SessionClosedError(SparseSegError):
+    """An act on a session that was closed; `stop`, `hold` and `close` are none, because nothing runs any more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the session is closed: nothing was changed. Open a new one, or load its project (Session.load)."
+        )
+
+
 class AnnotationError(SparseSegError):
     """An annotation file or a drawing command is not valid."""
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from napari_sparseseg.errors import SessionClosedError
 from napari_sparseseg.session.engine import Engine
 
 
@@ -98,10 +99,10 @@ def test_close_fails_waiting_calls_and_ends_the_thread():
     go.set()
     closer.join(5)
     assert running.result(5) is None
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(SessionClosedError, match="closed"):
         waiting.result(5)
     assert not engine.running
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(SessionClosedError, match="closed"):
         engine.submit(lambda: 1).result(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,14 @@ from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.annotations.file_state import summary
 from napari_sparseseg.errors import AnnotationError, ProjectError, SlideError, SparseSegError
 from napari_sparseseg.files import write_atomic
-from napari_sparseseg.session.project import SUFFIX, is_remote
+from napari_sparseseg.session.project import SUFFIX, SlideRecord, is_remote
 from napari_sparseseg.slides import open_slide
+from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from napari_sparseseg.session.project import Project, SlideRecord
+    from napari_sparseseg.session.project import Project
     from napari_sparseseg.session.slides import SlideCollection, SlideEntry
     from napari_sparseseg.slides import Slide
 
@@ -43,6 +45,29 @@ def listed_slide(project: Project, record: SlideRecord) -> tuple[Slide | None, s
         f"{found} is not the slide that was annotated and is left out; its strokes stay in "
         f"{project.path / 'annotations' / record.annotations}. Put the slide back, or open it from where it is now"
     )
+
+
+def records_of(project: Project, entries: Iterable[SlideEntry]) -> dict[str, SlideRecord]:
+    """The record of each open slide by its key; two copies of one slide have two records."""
+    records: dict[str, SlideRecord] = {}
+    folder = project.path / "annotations"
+    opened = tuple(entries)
+    bound = {
+        e.key: SlideRecord("", "", e.annotations.path.name)
+        for e in opened
+        if e.annotations.path is not None and e.annotations.path.parent == folder
+    }
+    for e in opened:
+        drawn = e.annotations
+        others = [*records.values(), *(r for key, r in bound.items() if key != e.key)]
+        record = project.record_for(e.slide.path, e.slide.fingerprint, e.role, others)
+        strokes = len(drawn.strokes) + len(drawn.dense_regions)
+        mpp = e.slide.mpp if e.slide.mpp_source == BY_USER else None
+        record = replace(record, role=e.role, mpp=mpp, strokes=strokes, version=drawn.version, classes=())
+        if e.key in bound:
+            record = replace(record, annotations=bound[e.key].annotations)
+        records[e.key] = replace(record, image=e.slide.image, crop=e.slide.contents.crop)
+    return records
 
 
 def what_is_missing(path: Path, record: SlideRecord) -> str:

@@ -14,6 +14,8 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from napari_sparseseg.errors import SessionClosedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -56,7 +58,7 @@ class Engine:
         """Run `fn` on the engine thread as soon as the current piece of work is done."""
         future: Future[_T] = Future()
         if self._closing.is_set():
-            future.set_exception(RuntimeError("the session is closed"))
+            future.set_exception(SessionClosedError())
             return future
         self._calls.put((future, fn))
         self.wake()
@@ -143,7 +145,7 @@ class Engine:
             except queue.Empty:
                 return
             if future.set_running_or_notify_cancel():
-                future.set_exception(RuntimeError("the session was closed before this could run"))
+                future.set_exception(SessionClosedError())
 
 
 _meanwhile: list[Callable[[float], object]] = []

@@ -66,6 +66,7 @@ class SessionHistory:
         AnnotationError
             Where it would remove what was drawn on another slide since. Nothing is changed then.
         """
+        self._slides.require_open()
         active = self._annotations
         step = active.history.next_undo
         if step is None:
@@ -88,6 +89,7 @@ class SessionHistory:
 
     def redo(self) -> str:
         """Make the step again that was undone last; as `undo`."""
+        self._slides.require_open()
         active = self._annotations
         step = active.history.next_redo
         if step is None:

@@ -19,13 +19,12 @@ from napari_sparseseg.config import DEFAULT_CLASSES, make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.session import recovery
 from napari_sparseseg.session.absent import AbsentSlides
-from napari_sparseseg.session.binding import bind_to, listed_slide, still_open, what_is_missing
+from napari_sparseseg.session.binding import bind_to, listed_slide, records_of, still_open, what_is_missing
 from napari_sparseseg.session.class_tables import meant
 from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name
 from napari_sparseseg.session.saving import merge_into, write_new
 from napari_sparseseg.session.slides import checked_role
 from napari_sparseseg.slides import open_slide
-from napari_sparseseg.slides.slide import BY_USER
 
 if TYPE_CHECKING:
     import os
@@ -77,6 +76,7 @@ class ProjectKeeper:
         self._binding = threading.RLock()  # never taken by the engine thread: signals are sent while it is held
         self._written: tuple[object, ...] = ()
         self._written_at = 0.0
+        self._ended = False
         self._absent = AbsentSlides()
         self._replaced: Project | None = None
         """The folder of unsaved work whose contents were saved as a project, until the model is there too."""
@@ -137,6 +137,7 @@ class ProjectKeeper:
 
     def set_classes(self, classes: Iterable[ClassDef | tuple[str, str] | str]) -> None:
         """Change the class table of all slides, as one step of their history."""
+        self._slides.require_open()
         table = make_classes(classes)
         if table != self._slides.classes:
             with self.announcing(table):
@@ -238,6 +239,7 @@ class ProjectKeeper:
     @_one_at_a_time
     def on_open(self, entry: SlideEntry) -> None:
         """Save a slide that was just opened from now on, if this session saves any."""
+        self._slides.require_open()  # it may have been closed while this waited
         if not self._autosave and self.project is None:
             return
         project = self._any_project()
@@ -329,6 +331,7 @@ class ProjectKeeper:
     @_one_at_a_time
     def save_as(self, path: Path, exists: Exists) -> Project:
         """Save all but the model at `path`, or change nothing; call `discard` when the model is there too."""
+        self._slides.require_open()
         path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
         before = self.project
         if before is not None and before.path == path.resolve():
@@ -408,7 +411,7 @@ class ProjectKeeper:
         """Write ``project.json``; slides that could not be opened stay listed."""
         with self._lock:
             project = self.project
-            if project is None or self.read_only:
+            if project is None or self.read_only or self._ended:  # ended: no slide is open, and all stay listed
                 return
             now = self._to_write()
             others, opened = project.listed_by_others(), tuple(self._records(project).values())
@@ -453,6 +456,7 @@ class ProjectKeeper:
                     _log.error("%s", error)
         with suppress(ProjectError):  # the strokes are in their own files
             self.write()
+        self._ended = True
         self._slides.close()
         if self.project is None or self.read_only or self._absent.left_out:
             return
@@ -468,32 +472,10 @@ class ProjectKeeper:
             return self.project
 
     def _records(self, project: Project) -> dict[str, SlideRecord]:
-        """The record of each open slide by its key; two copies of one slide have two records."""
-        records: dict[str, SlideRecord] = {}
-        folder = project.path / "annotations"
-        bound = {
-            e.key: SlideRecord("", "", e.annotations.path.name)
-            for e in self._slides.entries
-            if e.annotations.path is not None and e.annotations.path.parent == folder
-        }
-        for e in self._slides.entries:
-            drawn = e.annotations
-            others = [*records.values(), *(r for key, r in bound.items() if key != e.key)]
-            record = project.record_for(e.slide.path, e.slide.fingerprint, e.role, others)
-            strokes = len(drawn.strokes) + len(drawn.dense_regions)
-            mpp = _mpp_by_user(e.slide)
-            record = replace(record, role=e.role, mpp=mpp, strokes=strokes, version=drawn.version, classes=())
-            if e.key in bound:
-                record = replace(record, annotations=bound[e.key].annotations)
-            records[e.key] = replace(record, image=e.slide.image, crop=e.slide.contents.crop)
-        return records
+        return records_of(project, self._slides.entries)
 
 
 def _is_all_listed(project: Project) -> bool:
     """Whether a project has no strokes but those of the slides that it lists."""
     listed = {r.annotations for r in (*project.state.slides, *project.state.closed)}
     return not project.state.unreadable and not recovery.strokes_in(project, except_for=listed)
-
-
-def _mpp_by_user(slide: Slide) -> tuple[float, float] | None:
-    return slide.mpp if slide.mpp_source == BY_USER else None

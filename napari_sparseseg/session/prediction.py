@@ -139,6 +139,7 @@ class Predictor:
         PredictionError
             When there is none yet.
         """
+        self._slides.require_open()
         if self._training.model is None:
             raise PredictionError("there is no model yet; train one or load one first.")
         return self._training.model
@@ -161,6 +162,7 @@ class Predictor:
 
     def use(self, model: Model | OnnxModel) -> None:
         """Show a model; see `Session.use_model`."""
+        self._slides.require_open()
         metadata = model.metadata
         classes, channels = match_classes(self._slides.classes if self._slides.labelled else (), metadata.classes)
         self._slides.replace_classes(classes)

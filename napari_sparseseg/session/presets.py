@@ -83,6 +83,7 @@ class Presets:
         SparseSegError
             Where another file is there, or the file cannot be written.
         """
+        self._slides.require_open()
         target = Path(path)
         self._written.require(target, SparseSegError, overwrite=overwrite)
         settings = {k: v for k, v in asdict(config or self._training.settings).items() if k not in LEFT_OUT}
@@ -109,6 +110,7 @@ class Presets:
         SparseSegError
             Where it is neither, or a value in it cannot be used; nothing is changed then.
         """
+        self._slides.require_open()
         preset = read_preset(path)
         table, _ = match_classes(self._slides.classes if self._slides.labelled else (), preset.classes)
         if table != self._slides.classes:

@@ -104,7 +104,6 @@ class Session:
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
         self.results, self.strokes = Results(self._slides), StrokeList(self._slides, learn, self._engine)
         self.presets = Presets(self._slides, learn, self._keeper.set_classes, self._keeper.write_changes)
-        self._closed = False
         self._live.changed.connect(self.live_changed.emit)
         self._slides.annotated.connect(self._on_annotated)
         self._slides.changed.connect(self._on_slides_changed)
@@ -460,9 +459,9 @@ class Session:
 
     def close(self) -> None:
         """Stop with a checkpoint, end the background thread, close all files. Safe to call twice."""
-        if self._closed:
+        if self._slides.closed:
             return
-        self._closed = True
+        self._slides.closed = True
         # otherwise a refit or a tile could come between the end of the run and that of the thread
         self._live.enabled = self._training.follow_strokes = False
         self._engine.hold(False)

@@ -12,7 +12,7 @@ from psygnal import Signal
 
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
-from napari_sparseseg.errors import AnnotationError, SlideError, TrainingError
+from napari_sparseseg.errors import AnnotationError, SessionClosedError, SlideError, TrainingError
 from napari_sparseseg.session.class_tables import joined, meant, translated, used_in
 from napari_sparseseg.session.project import Role
 from napari_sparseseg.slides import Slide, open_slide
@@ -74,9 +74,16 @@ class SlideCollection:
         self.unopened = Annotations((1, 1), classes=self._classes)
         """Of no slide: its history has the changes of the class table for when none is open."""
         self.entries: tuple[SlideEntry, ...] = ()
+        self.closed = False
+        """Set once, when the session begins to close: no act on it is accepted from then on."""
         self._active = -1
         self._following = False
         self._watched: Versions = ()
+
+    def require_open(self) -> None:
+        """Raise `SessionClosedError` where the session was closed."""
+        if self.closed:
+            raise SessionClosedError
 
     @property
     def active(self) -> SlideEntry:
@@ -87,6 +94,7 @@ class SlideCollection:
         SlideError
             When none is open.
         """
+        self.require_open()
         entry = self.current
         if entry is None:
             raise SlideError("no slide is open; open one first.")
@@ -121,6 +129,7 @@ class SlideCollection:
         SlideError
             When the slide is not open, or none is active.
         """
+        self.require_open()
         entries = [self.active] if slide is None else [e for e in self.entries if e.slide is slide]
         if not entries:
             raise SlideError("that slide is not open in this session; open it first.")
@@ -136,6 +145,7 @@ class SlideCollection:
         SlideChangedError
             When it is open already, and another one lies there by now.
         """
+        self.require_open()
         address = str(path) if "://" in str(path) else ""  # which a Path would change
         resolved = Path(path).expanduser()
         for i, entry in enumerate(self.entries):
@@ -144,10 +154,16 @@ class SlideCollection:
                 entry.slide.identity.check()
                 self._activate(i)
                 return entry
-        return self.add(open_slide(address or resolved, image=image), role)
+        slide = open_slide(address or resolved, image=image)
+        try:
+            return self.add(slide, role)
+        except SessionClosedError:
+            slide.close()
+            raise
 
     def add(self, slide: Slide, role: Role = "train") -> SlideEntry:
         """Add an opened slide with empty annotations and make it active."""
+        self.require_open()
         _ = slide.fingerprint  # read while the file is there: without it strokes could not be saved later
         entry = SlideEntry(slide, Annotations(slide.shape, classes=self._classes), role)
         self._follow(entry.annotations)
@@ -259,6 +275,7 @@ class SlideCollection:
         self, classes: Iterable[ClassDef | tuple[str, str] | str], *, undoable: bool = False, act: str = ""
     ) -> None:
         """Use another class table, whose ids mean what they mean in the annotations of the open slides."""
+        self.require_open()
         self._classes = make_classes(classes)
         failed: list[AnnotationError] = []
         with self.holding_still():

@@ -108,6 +108,7 @@ class Training:
 
     @settings.setter
     def settings(self, settings: TrainConfig) -> None:
+        self._slides.require_open()
         if settings.encoder != self._settings.encoder:
             self._requested.add(settings.encoder)
         self._settings = settings
@@ -141,6 +142,7 @@ class Training:
 
     def start(self, values: Mapping[str, Any], seconds: float | None, steps: int | None, patience: int | None) -> Run:
         """Begin a run with the settings changed by `values`; see `Session.train`."""
+        self._slides.require_open()
         settings = self._settings.updated(values)
         if "encoder" in values:
             self._requested.add(settings.encoder)
@@ -165,6 +167,7 @@ class Training:
 
     def set_paused(self, paused: bool) -> None:
         """Pause or resume the current run, if there is one."""
+        self._slides.require_open()
         if self._run is not None:
             self._run.paused = paused
         self._publish()
