@@ -354,6 +354,10 @@ class Annotations:
         """The file these annotations are bound to, or None."""
         return None if self._file is None else self._file.path
 
+    def is_bound_to(self, path: Path) -> bool:
+        """Whether the bound file is the one at `path` now; `Annotations.path` has the name that it was opened with."""
+        return self._file is not None and self._file.is_at(path)
+
     @property
     def saved(self) -> bool:
         """Whether everything committed is on disk: in the bound file, or where it was last saved or loaded."""

@@ -160,6 +160,10 @@ class Autosave:
         except (sqlite3.Error, OSError, AnnotationError, MemoryError) as error:
             self._fail(error)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether the file has this name now: it may have been renamed."""
+        return self._identity[0] is not None and _identity(path)[0] == self._identity[0]
+
     def raise_last_error(self) -> None:
         """Raise what went wrong with the last write.
 

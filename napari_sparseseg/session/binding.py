@@ -110,10 +110,13 @@ def still_open(slides: SlideCollection, entry: SlideEntry) -> Iterator[None]:
         raise closed
 
 
-def bind_to(annotations: Annotations, path: Path) -> None:
-    """Write annotations to a file of ours and bind them to it, also while another thread draws."""
+def bind_to(annotations: Annotations, path: Path, *, overwrite: bool = True) -> None:
+    """Write annotations to a file of ours and bind them to it, also while another thread draws.
+
+    Not `overwrite`: `AnnotationError` where the file holds anything but an earlier state of these annotations.
+    """
     for _ in range(20):
-        annotations.save(path, overwrite=True)
+        annotations.save(path, overwrite=overwrite)
         written = annotations.version
         try:
             annotations.attach(path)

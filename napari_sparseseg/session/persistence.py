@@ -24,6 +24,7 @@ from napari_sparseseg.session.class_tables import meant
 from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name
 from napari_sparseseg.session.saving import merge_into, write_new
 from napari_sparseseg.session.slides import checked_role
+from napari_sparseseg.session.whereabouts import Whereabouts
 from napari_sparseseg.slides import open_slide
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _one_at_a_time(
     @wraps(method)
     def locked(self: ProjectKeeper, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         with self._binding:
+            self._settle()
             return method(self, *args, **kwargs)
 
     return locked
@@ -78,6 +80,7 @@ class ProjectKeeper:
         self._written_at = 0.0
         self._ended = False
         self._absent = AbsentSlides()
+        self._whereabouts = Whereabouts(slides, self._say)
         self._replaced: Project | None = None
         """The folder of unsaved work whose contents were saved as a project, until the model is there too."""
         self.project: Project | None = None
@@ -105,8 +108,10 @@ class ProjectKeeper:
             return
         try:
             project = self._any_project()
-            self.write()
-            save(project.checkpoint)
+            here = self._whereabouts.of_model(project)
+            if here is project:
+                self.write()
+            save(here.checkpoint)
         except (OSError, SparseSegError) as error:
             if self._autosave or not (self.project is None or recovery.is_recovery(self.project)):
                 raise
@@ -261,9 +266,7 @@ class ProjectKeeper:
         if self.read_only and path.exists() and path.stat().st_size:
             self._slides.replace_annotations(entry, translated or Annotations.load(path), reconcile=True)
         if note:
-            _log.warning(note)
-            self.notes.append(note)
-            self._training.note(note)
+            self._say(note)
         self._absent.forget(record.annotations)
         self.write()
         if used != path:  # project.json lists the new file now
@@ -333,6 +336,8 @@ class ProjectKeeper:
         """Save all but the model at `path`, or change nothing; call `discard` when the model is there too."""
         self._slides.require_open()
         path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+        if self._whereabouts.is_at(path) and exists != "replace":
+            self._settle()
         before = self.project
         if before is not None and before.path == path.resolve():
             self._save_in_place(before)
@@ -353,9 +358,10 @@ class ProjectKeeper:
             raise ProjectError(
                 f"cannot save project {path}: {error.strerror or error}. Nothing was changed."
             ) from error
-        if before is not None and not self.read_only and _is_all_listed(before):
+        if before is not None and not self.read_only and recovery.is_all_listed(before):
             self._replaced = before
         self.project, self.read_only = project, ""
+        self._whereabouts.forget()
         self._absent.restart(project.state)
         if made is not None:
             self._adopt(project, made)
@@ -432,6 +438,7 @@ class ProjectKeeper:
 
     def write_changes(self) -> None:
         """Write ``project.json`` if roles, mpp, classes or settings have changed; stroke counts every few seconds."""
+        self._settle()
         now = self._to_write()
         if (
             self._written
@@ -439,6 +446,22 @@ class ProjectKeeper:
             and (now[1:] != self._written[1:] or time.monotonic() > self._written_at + _WRITE_S)
         ):
             self.write()
+
+    def _settle(self) -> None:
+        """Go on in another folder where the project is not in its own any more."""
+        before = self.project
+        if before is None or self.read_only or self._ended or self._whereabouts.is_settled(before):
+            return
+        with self._binding:
+            self.project = project = self._whereabouts.settle(before)
+        if project is not before:
+            self.write()
+            self._slides.changed.emit()
+
+    def _say(self, line: str) -> None:
+        _log.warning(line)
+        self.notes.append(line)
+        self._training.note(line)
 
     def _to_write(self) -> tuple[object, ...]:
         entries = self._slides.entries
@@ -473,9 +496,3 @@ class ProjectKeeper:
 
     def _records(self, project: Project) -> dict[str, SlideRecord]:
         return records_of(project, self._slides.entries)
-
-
-def _is_all_listed(project: Project) -> bool:
-    """Whether a project has no strokes but those of the slides that it lists."""
-    listed = {r.annotations for r in (*project.state.slides, *project.state.closed)}
-    return not project.state.unreadable and not recovery.strokes_in(project, except_for=listed)

@@ -122,6 +122,12 @@ def strokes_in(project: Project, *, except_for: Collection[str] = ()) -> int:
     return sum(_strokes(file) for file in _annotation_files(project) if file.name not in except_for)
 
 
+def is_all_listed(project: Project) -> bool:
+    """Whether a project has no strokes but those of the slides that it lists."""
+    listed = {r.annotations for r in (*project.state.slides, *project.state.closed)}
+    return not project.state.unreadable and not strokes_in(project, except_for=listed)
+
+
 def recoverable(fingerprint: str) -> list[Path]:
     """Folders of earlier sessions, newest first, that hold strokes on the slide with this fingerprint."""
     found = []

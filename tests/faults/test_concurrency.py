@@ -15,7 +15,7 @@ import tifffile
 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.config import TrainConfig, make_classes
-from napari_sparseseg.errors import SlideError, SparseSegError, TrainingError
+from napari_sparseseg.errors import SessionClosedError, SlideError, SparseSegError, TrainingError
 from napari_sparseseg.learning.features import InputScale
 from napari_sparseseg.learning.model import Model, read_metadata
 from napari_sparseseg.learning.model_file import ModelMetadata
@@ -258,7 +258,7 @@ def test_calls_that_race_with_close_are_answered():
             future = engine.submit(lambda: 1)
             try:
                 answers.append(future.result(30))
-            except RuntimeError:
+            except SessionClosedError:
                 answers.append(0)
 
         askers = [threading.Thread(target=ask) for _ in range(3)]

@@ -12,6 +12,7 @@ import pytest
 
 from napari_sparseseg import Annotations, Session
 from napari_sparseseg.errors import AnnotationError, ProjectError
+from napari_sparseseg.session.recovery import recovery_folder, unsaved_work
 from tests.faults.jobs import CLASSES
 from tests.helpers.data import ROOT, two_textures, write_slide
 
@@ -41,6 +42,15 @@ def refused(annotations, row=40):
     return str(caught.value)
 
 
+def kept_elsewhere(session, row=40):
+    """A stroke that goes to a folder of unsaved work."""
+    a = session.annotations
+    a.paint([(row, 10), (row, 200)], 4, 2)
+    assert a.saved
+    assert a.path.is_relative_to(recovery_folder())
+    assert in_file(a.path) == len(a.strokes)
+
+
 def in_file(path):
     return len(Annotations.load(path).strokes)
 
@@ -67,21 +77,23 @@ def test_a_share_that_vanishes_and_returns(session, tmp_path, strokes):
     a = session.annotations
     aside = cut_off(tmp_path / "share")
     for k in range(strokes):
-        refused(a, 40 + 9 * k)
+        kept_elsewhere(session, 40 + 9 * k)
     assert len(a.strokes) == 1 + strokes
     with pytest.raises(ProjectError):
         Session.load(tmp_path / "share" / "study.sparseseg")
     shutil.move(aside, tmp_path / "share")
     a.paint(STROKE, 5, 2)
     assert a.saved
+    assert a.path.is_relative_to(tmp_path / "share")
     assert in_file(a.path) == 2 + strokes
+    assert unsaved_work() == ()
 
 
 @pytest.mark.fault("share that vanishes for good while drawing")
 @pytest.mark.skipif(sys.platform != "linux", reason="dead file handles are made by /proc/self/fd")
 def test_a_share_that_stays_away(session, tmp_path):
     cut_off(tmp_path / "share")
-    refused(session.annotations)
+    kept_elsewhere(session)
     session.save(tmp_path / "here")
     assert session.annotations.saved
     session.close()
@@ -110,6 +122,9 @@ def test_the_file_goes_or_is_replaced(session, tmp_path, fate):
         shutil.rmtree(path.parent)
     else:
         shutil.move(copy, path)  # as a program that synchronises folders does it
+    if fate == "folder removed":
+        kept_elsewhere(session)
+        return
     assert "removed or replaced" in refused(a)
     drawn = len(a.strokes)
     if fate in ("removed", "same again", "older copy"):
