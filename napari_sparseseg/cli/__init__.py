@@ -20,6 +20,7 @@ from napari_sparseseg.cli.common import command, positive, say, write
 from napari_sparseseg.cli.files import add_file_commands
 from napari_sparseseg.cli.predict import add_predict
 from napari_sparseseg.cli.results import add_result_commands
+from napari_sparseseg.cli.runs import add_runs
 from napari_sparseseg.cli.train import add_train
 from napari_sparseseg.errors import AnnotationWarning, SparseSegError
 
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add_clean(commands)
     add_result_commands(commands)
     add_file_commands(commands)
+    add_runs(commands)
     return parser
 
 

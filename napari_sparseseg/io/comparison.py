@@ -68,6 +68,25 @@ class ResultReader:
         return labels
 
 
+class LabelReader:
+    """Labels in memory as one side of a comparison, on the pixels that are compared.
+
+    Parameters
+    ----------
+    name, classes
+        What they are, and what their ids mean.
+    labels
+        uint8 (h, w) class ids.
+    """
+
+    def __init__(self, name: str, classes: tuple[ClassDef, ...], labels: np.ndarray) -> None:
+        self.name, self.classes, self._labels = name, classes, labels
+
+    def read_region(self, region: Box, frame: Frame) -> np.ndarray:
+        """Class ids uint8 (h, w) of a region of the labels."""
+        return self._labels[region.slices()]
+
+
 class AnnotationReader:
     """Annotations as one side of a comparison: scribbles, and the rest classes of dense regions.
 
@@ -261,22 +280,11 @@ def write_difference(path: Path, pair: Pair, found: Agreement, record: dict[str,
 
     With more than 254 such pairs the rarest are one class. An existing folder is replaced once the new one is whole.
     """
-    counts = found.counts[WHOLE_SLIDE][1:, 1:]
-    differing = [(int(counts[i, j]), i, j) for i, j in np.argwhere(counts) if i != j]
-    differing.sort(key=lambda item: (-item[0], item[1], item[2]))
-    table = np.zeros((len(pair.classes) + 1,) * 2, np.uint8)
-    classes = []
-    for k, (_, i, j) in enumerate(differing, 1):
-        table[i + 1, j + 1] = min(k, MAX_CLASS_ID)
-        if k < MAX_CLASS_ID:
-            first, second = pair.classes[i], pair.classes[j]
-            classes.append(ClassDef(k, f"{first.name[:200]} > {second.name[:200]}", second.colour))
-    if len(differing) >= MAX_CLASS_ID:
-        classes.append(ClassDef(MAX_CLASS_ID, OTHER, PALETTE[6]))
+    table, classes = difference_table(pair.classes, found.counts[WHOLE_SLIDE])
     part = path.with_name(f".{path.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        create_store(part, StoreLayout(pair.shape, pair.placement, tuple(classes), name="difference"), record)
+        create_store(part, StoreLayout(pair.shape, pair.placement, classes, name="difference"), record)
         store = PredictionStore(part)
         for block, a, b in pair.blocks():
             store.write(block, table[a, b], None)
@@ -290,6 +298,37 @@ def write_difference(path: Path, pair: Pair, found: Agreement, record: dict[str,
             part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def difference_table(classes: tuple[ClassDef, ...], counts: np.ndarray) -> tuple[np.ndarray, tuple[ClassDef, ...]]:
+    """How to label where two sides differ: a class for each pair of classes, such as ``tumour > stroma``.
+
+    Parameters
+    ----------
+    classes
+        K classes with ids 1 to K, of both sides.
+    counts
+        int64 (K + 1, K + 1), as in `Agreement.counts`.
+
+    Returns
+    -------
+    table, classes
+        uint8 (K + 1, K + 1): the id by class of the first and of the second side, 0 where they agree or one has none;
+        and the classes. With more than 254 pairs the rarest are one class.
+    """
+    both = counts[1:, 1:]
+    differing = [(int(both[i, j]), i, j) for i, j in np.argwhere(both) if i != j]
+    differing.sort(key=lambda item: (-item[0], item[1], item[2]))
+    table = np.zeros((len(classes) + 1,) * 2, np.uint8)
+    named = []
+    for k, (_, i, j) in enumerate(differing, 1):
+        table[i + 1, j + 1] = min(k, MAX_CLASS_ID)
+        if k < MAX_CLASS_ID:
+            first, second = classes[i], classes[j]
+            named.append(ClassDef(k, f"{first.name[:200]} > {second.name[:200]}", second.colour))
+    if len(differing) >= MAX_CLASS_ID:
+        named.append(ClassDef(MAX_CLASS_ID, OTHER, PALETTE[6]))
+    return table, tuple(named)
 
 
 def common_grid(a: StoredResult, b: StoredResult) -> tuple[Placement, tuple[int, int]]:

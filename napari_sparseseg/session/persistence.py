@@ -22,6 +22,7 @@ from napari_sparseseg.session.absent import AbsentSlides
 from napari_sparseseg.session.binding import bind_to, listed_slide, records_of, still_open, what_is_missing
 from napari_sparseseg.session.class_tables import meant
 from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name
+from napari_sparseseg.session.run_files import RunFolder
 from napari_sparseseg.session.saving import merge_into, write_new
 from napari_sparseseg.session.slides import checked_role
 from napari_sparseseg.session.whereabouts import Whereabouts
@@ -99,7 +100,7 @@ class ProjectKeeper:
         path = None if self.project is None else self.project.checkpoint
         return path if path is not None and path.exists() else None
 
-    def write_checkpoint(self, save: Callable[[Path], None]) -> None:
+    def write_checkpoint(self, save: Callable[[Project], None]) -> None:
         """Write the model when a run ends, unless the project is read-only; without a project, to a recovery folder.
 
         A script may have no home folder, or a full one: its model then stays in memory, and nothing fails.
@@ -111,7 +112,7 @@ class ProjectKeeper:
             here = self._whereabouts.of_model(project)
             if here is project:
                 self.write()
-            save(here.checkpoint)
+            save(here)
         except (OSError, SparseSegError) as error:
             if self._autosave or not (self.project is None or recovery.is_recovery(self.project)):
                 raise
@@ -209,16 +210,6 @@ class ProjectKeeper:
         _log.info("opened project %s: %d slides, %s", project.path, len(self._slides.entries), self.notes or "complete")
         shown = self.notes[:_MOST_NOTES]
         return [*shown, *([f"and {len(self.notes) - len(shown)} more"] if len(shown) < len(self.notes) else [])]
-
-    def load_checkpoint(self, load: Callable[[Path], None]) -> list[str]:
-        """Load the project's model; one that cannot be used must not keep anyone from the annotations."""
-        try:
-            if self.checkpoint is not None:
-                load(self.checkpoint)
-        except SparseSegError as error:
-            _log.warning("model of %s skipped: %s", self.project, error)
-            return [f"its model is left out: {error}"]
-        return []
 
     def _open_record(self, project: Project, record: SlideRecord) -> str:
         """Open a slide of a project; returns what is wrong with it, or nothing. It stays listed in any case."""
@@ -387,8 +378,10 @@ class ProjectKeeper:
     def discard(self) -> None:
         """Delete the recovery folder that a saved project replaces, unless it has a model that could not be loaded."""
         replaced, self._replaced = self._replaced, None
-        with suppress(ProjectError):  # links: no session of ours made it
+        with suppress(ProjectError, OSError):  # links: no session of ours made it; or the disk is full
             if replaced is not None and (self._training.model is not None or not replaced.checkpoint.exists()):
+                if self.project is not None:  # a run that ended meanwhile
+                    RunFolder(replaced.path).copy_to(RunFolder(self.project.path), [])
                 recovery.discard(replaced)
 
     def _save_entry(self, project: Project, entry: SlideEntry) -> None:

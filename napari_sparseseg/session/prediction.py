@@ -146,6 +146,13 @@ class Predictor:
 
     def load(self, path: Path) -> None:
         """Load a model file and use it; see `Session.load_model`."""
+        model = self.read(path)
+        self.use(model)
+        if note := model.note:
+            self._training.note(note)
+
+    def read(self, path: Path) -> Model | OnnxModel:
+        """The model in a file."""
 
         def load() -> Model | OnnxModel:
             from napari_sparseseg.learning.legacy import recognised
@@ -155,19 +162,16 @@ class Predictor:
             slides = [entry.slide for entry in self._slides.entries]
             return recognised(model, slides) if isinstance(model, Model) else model
 
-        model = self._engine.call(load)
-        self.use(model)
-        if note := model.note:
-            self._training.note(note)
+        return self._engine.call(load)
 
-    def use(self, model: Model | OnnxModel) -> None:
-        """Show a model; see `Session.use_model`."""
+    def use(self, model: Model | OnnxModel, *, stay: bool = False) -> None:
+        """Show a model; see `Session.use_model`. With `stay` no stroke refits it until training is asked for."""
         self._slides.require_open()
         metadata = model.metadata
         classes, channels = match_classes(self._slides.classes if self._slides.labelled else (), metadata.classes)
         self._slides.replace_classes(classes)
         shown = model if channels == metadata.classes else model.with_classes(channels)
-        self._engine.call(lambda: self._training.use_model(shown))
+        self._engine.call(lambda: self._training.use_model(shown, stay=stay))
         if metadata.extra.get("net", {}).get("kind") == "pretrained":
             self._training.recall(self._training.settings.updated({"encoder": metadata.encoder}))
 

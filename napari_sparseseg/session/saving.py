@@ -17,6 +17,7 @@ from napari_sparseseg.files import sync_folder
 from napari_sparseseg.session.binding import RebindingError, aside, bind_all, copy_annotations, copy_file
 from napari_sparseseg.session.class_tables import joined, meant, renamed, translated, used_in
 from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name, moved_record
+from napari_sparseseg.session.run_files import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,6 +105,8 @@ def write_new(path: Path, contents: Contents, records: RecordsOf) -> Project:
         for key, record in opened.items():
             contents.drawn[key].save(project.annotations_path(record))
         slides, closed = _bring(project, contents, opened.values())
+        if contents.home is not None:
+            RunFolder(contents.home).copy_to(RunFolder(part), [])
         project.write(
             replace(
                 project.state,
@@ -143,6 +146,7 @@ def merge_into(path: Path, contents: Contents, records: RecordsOf) -> tuple[Proj
     try:
         merge.add_open()
         merge.add_carried()
+        merge.add_runs()
         merge.finish()
         while merge.renew():  # somebody draws meanwhile
             merge.finish()
@@ -256,6 +260,11 @@ class _Merge:
                 mine, new = self._over(known, renumbered(drawn, ids, self._table), known, closed=closed)
                 mine.save(self._new_file(new))
                 listed[new.annotations] = _counted(replace(new, classes=self._table if closed else ()), mine)
+
+    def add_runs(self) -> None:
+        """Add the training runs."""
+        if self._contents.home is not None:
+            RunFolder(self._contents.home).copy_to(RunFolder(self._project.path), self._written)
 
     def finish(self) -> None:
         """Put the project's model aside where another will be saved, and list everything."""

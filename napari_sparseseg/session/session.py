@@ -16,6 +16,7 @@ from napari_sparseseg.session.persistence import Exists, ProjectKeeper
 from napari_sparseseg.session.prediction import LiveWorker, Predictor
 from napari_sparseseg.session.presets import Presets
 from napari_sparseseg.session.results import Results
+from napari_sparseseg.session.runs import Runs
 from napari_sparseseg.session.slides import SlideCollection, SlideEntry
 from napari_sparseseg.session.status import Status
 from napari_sparseseg.session.strokes import StrokeList
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Slides, annotations, training and prediction; `strokes`, `presets`, `results`: see these.
+    """Slides, annotations, training and prediction; `strokes`, `presets`, `runs`, `results`: see these.
 
     Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
     where the change happened; in a GUI, connect with ``thread="main"``.
@@ -104,6 +105,7 @@ class Session:
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
         self.results, self.strokes = Results(self._slides), StrokeList(self._slides, learn, self._engine)
         self.presets = Presets(self._slides, learn, self._keeper.set_classes, self._keeper.write_changes)
+        self.runs = Runs(self._slides, learn, self._keeper, self._predictor, self._engine)
         self._live.changed.connect(self.live_changed.emit)
         self._slides.annotated.connect(self._on_annotated)
         self._slides.changed.connect(self._on_slides_changed)
@@ -434,10 +436,9 @@ class Session:
         In its own project this writes what failed before. Another one is an error unless `exists` is ``replace``, which
         moves it aside, or ``merge``, which adds to it and leaves its annotation files beside.
         """
-        saved = self._keeper.save_as(Path(project), exists)
+        self._keeper.save_as(Path(project), exists)
         self._predictor.follow_classes()
-        if self.model is not None:
-            self.save_model(saved.checkpoint, overwrite=True)
+        self.runs.save_last()
         self._keeper.discard()
 
     @classmethod
@@ -451,7 +452,7 @@ class Session:
         session = cls(autosave=autosave)
         try:
             notes = session._keeper.open_project(project, read_only=read_only)
-            session._training.note("; ".join(notes + session._keeper.load_checkpoint(session.load_model)))
+            session._training.note("; ".join((*notes, *session.runs.load_last(session.load_model))))
         except BaseException:
             session.close()
             raise

@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -25,19 +26,63 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.session.engine import Engine
+    from napari_sparseseg.session.project import Project
     from napari_sparseseg.session.slides import SlideCollection, TrainingData, Versions
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
+class Curve:
+    """Points over time, every other one dropped where there would be too many."""
+
+    most: int = 400
+    _every: int = 1
+    _seen: int = 0
+    _points: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """(seconds, value) pairs, at most `most`."""
+        return tuple(self._points)
+
+    def add(self, seconds: float, value: float) -> None:
+        """Add a point."""
+        if self._seen % self._every == 0:
+            self._points.append((seconds, value))
+        self._seen += 1
+        if len(self._points) >= self.most:
+            del self._points[1::2]
+            self._every *= 2
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that served before."""
+
+    model: Model | OnnxModel
+    lineage: str
+    """Id of the kept run that it is of, or comes from; or empty."""
+    act: str
+    """What going back to it is called: ``undo training``."""
+
+
+@dataclass(slots=True)
 class Run:
-    """One training run: its budget, its patience, and its end."""
+    """One training run: its budget, its patience, its end, and its curves.
+
+    Attributes
+    ----------
+    model, lineage
+        What served when it began, and the kept run that this comes from.
+    """
 
     config: TrainConfig
     seconds: float | None = None
     steps: int | None = None
     patience: int | None = None
+    model: Model | OnnxModel | None = None
+    lineage: str = ""
     spent: float = 0.0
     first_step: int | None = None
     """The learner's count when it began; None until then."""
@@ -45,6 +90,8 @@ class Run:
     stopping: bool = False
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
+    losses: Curve = field(default_factory=Curve)
+    scores: Curve = field(default_factory=Curve)
 
     def finished(self, step: int, stale: int = 0) -> bool:
         """Whether the budget is used up, nothing was gained for long, or somebody asked to stop."""
@@ -79,12 +126,21 @@ class Training:
     Attributes
     ----------
     write_checkpoint
-        Called with `save` when a run ends, to have the model written to a file.
+        Called when a run ends, with what writes the model into a project.
+    keep
+        Called by that: writes the model of a run, and keeps the run.
+    lineage
+        Id of the kept run that the present model is of, or comes from by strokes; empty: none.
+    before
+        What served before the last run, or before the last return to another; None where that is not known.
     """
 
     def __init__(self, slides: SlideCollection, settings: TrainConfig, publish: Callable[[], None]) -> None:
         self._slides, self._publish = slides, publish
-        self.write_checkpoint: Callable[[Callable[[Path], None]], None] = lambda save: None
+        self.write_checkpoint: Callable[[Callable[[Project], None]], None] = lambda save: None
+        self.keep: Callable[[Run, Project], None] = lambda run, project: self.save(project.checkpoint)
+        self.lineage = ""
+        self.before: Served | None = None
         self._settings, self._requested = settings, {settings.encoder}
         self._learner: Learner | None = None
         self._run: Run | None = None
@@ -148,7 +204,7 @@ class Training:
             self._requested.add(settings.encoder)
         self._require_requested(settings)
         self._slides.require_two_classes()
-        run = Run(settings, seconds, steps, patience)
+        run = Run(settings, seconds, steps, patience, self.model, self.lineage)
         with self._begin_lock:
             if self._run is not None:
                 raise TrainingError("training is running already; stop it before starting again.")
@@ -176,16 +232,29 @@ class Training:
         """Show a message in the status."""
         self.status = replace(self.status, message=message)
 
-    def use_model(self, model: Model | OnnxModel) -> None:
-        """Show a model and continue from it when training starts, if it can be trained (engine thread)."""
+    def use_model(self, model: Model | OnnxModel, *, stay: bool = False) -> None:
+        """Show a model and continue from it when training starts, if it can be trained (engine thread).
+
+        With `stay`, and where it cannot be trained, no stroke refits it until training is asked for.
+        """
         from napari_sparseseg.learning.model import Model
 
         self.rest()
         self._learner, self._origin = None, model if isinstance(model, Model) else None
-        if self._origin is None:
-            self.config = None  # no stroke refits it: it stays until training is asked for
+        if self._origin is None or stay:
+            self.config = None
         self._fitted = self.seen = ()
+        self.lineage, self.before = "", None
         self._show(model)
+
+    def served(self, act: str) -> Served | None:
+        """The present model, to come back to."""
+        return None if self.model is None else Served(self.model, self.lineage, act)
+
+    def learned(self, run: Run) -> bool:
+        """Whether a run has made a model (engine thread)."""
+        made = None if self._learner is None else self._learner.model
+        return made is not None and made is not run.model
 
     @staticmethod
     def warm_up() -> None:
@@ -247,6 +316,10 @@ class Training:
         started = time.monotonic()
         report = self._learner.step()
         run.spent += time.monotonic() - started
+        if report.loss is not None:
+            run.losses.add(run.spent, report.loss)
+        if report.validation and (dice := report.validation.get("balanced_dice")) is not None:
+            run.scores.add(run.spent, dice)
         status = replace(self.status, state="training", step=report.step, loss=report.loss, seconds=run.spent)
         if report.message:  # memory ran out, or training went back after NaN
             _log.warning(report.message)
@@ -341,8 +414,11 @@ class Training:
 
     def _finish(self, run: Run) -> None:
         self.rest()
+        if self.learned(run):
+            self.lineage = ""
+            self.before = None if run.model is None else Served(run.model, run.lineage, "undo training")
         try:
-            self.write_checkpoint(self.save)
+            self.write_checkpoint(partial(self.keep, run))
         except (OSError, SparseSegError) as error:  # `fail` ends the run with it
             reason = f"{error.strerror or error}." if isinstance(error, OSError) else str(error)
             raise TrainingError(
