@@ -69,7 +69,7 @@ class KeptRun:
     Attributes
     ----------
     id
-        Of the run, for `Runs`.
+        Of the run, for `TrainingRuns`.
     model
         Its model file.
     size
@@ -274,9 +274,7 @@ def _read_story(data: Any) -> RunStory:
         raise ValueError("no run")
     datetime.fromtimestamp(_number(story.ended))  # OverflowError, OSError, ValueError: no time
     curves = [tuple((_number(x), _number(y)) for x, y in data[k][:MOST_POINTS]) for k in ("losses", "scores")]
-    return RunStory(
-        checked_name(story.name), story.ended, _number(story.seconds), story.trained, story.before, *curves
-    )
+    return RunStory(checked_name(story.name), story.ended, _number(story.seconds), story.trained, story.before, *curves)
 
 
 def checked_name(name: str) -> str:

@@ -62,7 +62,7 @@ class Difference:
     agreement: Agreement
 
 
-class Runs:
+class TrainingRuns:
     """The training runs of a project, or of work that was not saved yet; `Session.runs`.
 
     Every run that ends, or is stopped, is kept with its model, settings, curves and held-out scores in the project's
@@ -174,6 +174,7 @@ class Runs:
         ProjectError
             Where another run has this name, it cannot be used, or the project cannot be written to.
         """
+        self._slides.require_open()
         folder, run, name = self._require_folder(), self._run(run_id), checked_name(name)
         if self._keeper.read_only:
             raise ProjectError(f"the project {self._keeper.read_only}; its runs cannot be named.")
@@ -330,6 +331,7 @@ class Runs:
         return self._require_folder().run(run_id)
 
     def _require_idle(self) -> None:
+        self._slides.require_open()
         if self._training.run is not None:
             raise TrainingError("training is running; stop it first.")
 

@@ -16,7 +16,7 @@ from napari_sparseseg.session.persistence import Exists, ProjectKeeper
 from napari_sparseseg.session.prediction import LiveWorker, Predictor
 from napari_sparseseg.session.presets import Presets
 from napari_sparseseg.session.results import Results
-from napari_sparseseg.session.runs import Runs
+from napari_sparseseg.session.runs import TrainingRuns
 from napari_sparseseg.session.slides import SlideCollection, SlideEntry
 from napari_sparseseg.session.status import Status
 from napari_sparseseg.session.strokes import StrokeList
@@ -105,7 +105,7 @@ class Session:
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
         self.results, self.strokes = Results(self._slides), StrokeList(self._slides, learn, self._engine)
         self.presets = Presets(self._slides, learn, self._keeper.set_classes, self._keeper.write_changes)
-        self.runs = Runs(self._slides, learn, self._keeper, self._predictor, self._engine)
+        self.runs = TrainingRuns(self._slides, learn, self._keeper, self._predictor, self._engine)
         self._live.changed.connect(self.live_changed.emit)
         self._slides.annotated.connect(self._on_annotated)
         self._slides.changed.connect(self._on_slides_changed)
