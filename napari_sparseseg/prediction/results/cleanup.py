@@ -29,7 +29,7 @@ from napari_sparseseg.io.ome_zarr import (
     majority,
     open_levels,
 )
-from napari_sparseseg.prediction.results.components import BlockGraph, cleaned_classes, regions_of
+from napari_sparseseg.prediction.results.components import BlockGraph, Runs, cleaned_classes
 from napari_sparseseg.prediction.results.journal import Journal
 from napari_sparseseg.prediction.results.separation import LARGEST, cut_touching
 from napari_sparseseg.prediction.results.smoothing import half_widths, majority_within
@@ -282,9 +282,7 @@ class Cleaner:
         classes = cleaned_classes(graphs, self._columns, holes, smallest) if needed else []
 
         def merge(k: int) -> np.ndarray:
-            numbers, _ = regions_of(read(self._blocks[k]))
-            merged: np.ndarray = classes[k][numbers]
-            return merged
+            return Runs.of(read(self._blocks[k])).painted(classes[k], self._blocks[k].width)
 
         return merge
 

@@ -25,12 +25,45 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 
-def regions_of(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
-    """Number 1..n of each pixel's region in a block, 0 where there is no class; and n."""
-    from skimage.measure import label
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Horizontal runs of equal pixels of a block, row by row; together they are all of its pixels."""
 
-    numbers, count = label(labels, connectivity=1, background=0, return_num=True)
-    return numbers, int(count)
+    classes: NDArray[np.uint8]
+    """(r,) class of each."""
+    lengths: Ints
+    """(r,) pixels of each."""
+    first: NDArray[np.bool_]
+    """(r,) whether a row begins with it."""
+    regions: Ints
+    """(r,) number 1..n of its region, 4-connected pixels of one class; 0 where there is no class."""
+    touching: tuple[Ints, Ints, Ints]
+    """Pairs of runs one above the other, (s,) each, and along how many pixels they touch."""
+
+    @classmethod
+    def of(cls, labels: NDArray[np.uint8]) -> Runs:
+        """Of a block of class ids, uint8 (h, w)."""
+        width = labels.shape[1]
+        begins = np.ones(labels.shape, bool)
+        np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
+        starts = np.flatnonzero(begins)
+        classes = labels.ravel()[starts]
+        # Stretches of a row along which neither the run above nor the run below ends.
+        stretch = np.flatnonzero(begins[1:] | begins[:-1])
+        flat = begins.ravel()
+        above = np.cumsum(flat[stretch]) - 1
+        below = np.cumsum(flat[stretch + width]) - 1 + int(begins[0].sum())
+        along = np.diff(stretch, append=labels.size - width)
+        same = (classes[above] == classes[below]) & (classes[above] > 0)
+        number = _components(len(starts), np.stack([above[same], below[same]], axis=1))
+        used = np.zeros(len(starts) + 1, np.int64)
+        used[number[classes > 0] + 1] = 1
+        regions = np.cumsum(used)[number + 1] * (classes > 0)
+        return cls(classes, np.diff(starts, append=labels.size), starts % width == 0, regions, (above, below, along))
+
+    def painted(self, classes: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+        """The block, uint8 (h, width), with a class for each region, (n + 1,)."""
+        return np.repeat(classes[self.regions], self.lengths).reshape(-1, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +84,30 @@ class BlockGraph:
     @classmethod
     def of(cls, labels: NDArray[np.uint8]) -> BlockGraph:
         """Of a block of class ids, uint8 (h, w)."""
-        numbers, count = regions_of(labels)
+        return cls.of_runs(Runs.of(labels))
+
+    @classmethod
+    def of_runs(cls, runs: Runs) -> BlockGraph:
+        """Of the runs of a block."""
+        regions, count = runs.regions, int(runs.regions.max(initial=0))
         classes = np.zeros(count + 1, np.uint8)
-        classes[numbers.ravel()] = labels.ravel()
-        areas = np.bincount(numbers.ravel(), minlength=count + 1)
-        areas[0] = 0
-        keys = [_keys(numbers[:, :-1], numbers[:, 1:], count + 1), _keys(numbers[:-1], numbers[1:], count + 1)]
-        found, lengths = np.unique(np.concatenate(keys), return_counts=True)
+        classes[regions] = runs.classes
+        areas = np.bincount(regions, runs.lengths, count + 1).astype(np.int64)
+        classes[0] = areas[0] = 0
+        above, below, along = runs.touching
+        beside = np.flatnonzero(~runs.first)
+        one = np.concatenate([regions[above], regions[beside - 1]])
+        other = np.concatenate([regions[below], regions[beside]])
+        differ = one != other
+        keys = (np.minimum(one, other) * (count + 1) + np.maximum(one, other))[differ]
+        found, index = np.unique(keys, return_inverse=True)
+        sides = np.concatenate([along, np.ones(len(beside), np.int64)])[differ]
+        lengths = np.bincount(index, sides, len(found)).astype(np.int64)
         pairs = np.stack(np.divmod(found, count + 1), axis=1)
-        rims = numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]
-        return cls(classes, areas, pairs, lengths, (rims[0].copy(), rims[1].copy(), rims[2].copy(), rims[3].copy()))
+        starts = np.flatnonzero(runs.first)
+        ends = np.append(starts[1:], len(regions))
+        top, bottom = (np.repeat(regions[a:b], runs.lengths[a:b]) for a, b in ((0, ends[0]), (starts[-1], ends[-1])))
+        return cls(classes, areas, pairs, lengths, (top, bottom, regions[starts], regions[ends - 1]))
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` file."""
@@ -77,14 +124,6 @@ class BlockGraph:
         with np.load(path) as file:
             rims = file["top"], file["bottom"], file["left"], file["right"]
             return cls(file["classes"], file["areas"], file["pairs"], file["lengths"], rims)
-
-
-def _keys(a: Ints, b: Ints, base: int) -> Ints:
-    """One number per pair of pixels of different regions."""
-    differ = a != b
-    one, other = a[differ], b[differ]
-    keys: Ints = np.minimum(one, other) * base + np.maximum(one, other)
-    return keys
 
 
 @dataclass(slots=True)

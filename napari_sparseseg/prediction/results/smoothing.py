@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,24 +61,34 @@ def majority_within(window: NDArray[np.uint8], widths: NDArray[np.intp]) -> NDAr
 def _block(window: NDArray[np.uint8], widths: NDArray[np.intp], rows: int, columns: int) -> NDArray[np.uint8]:
     h, w = window.shape[0] - 2 * rows, window.shape[1] - 2 * columns
     own = window[rows : rows + h, columns : columns + w]
-    present = np.flatnonzero(np.bincount(window.ravel(), minlength=256)[1:]) + 1
-    if len(present) < 2:
+    highest = int(window.max())
+    if highest == window.min():
         return own
-    # Counts are differences of running sums, which may overflow as long as the counts themselves fit.
-    kind = np.uint8 if (2 * widths + 1).sum() < 256 else np.uint32
+    kind = np.min_scalar_type(int((2 * widths + 1).sum()))  # holds every count
     best, of_own = np.zeros((h, w), kind), np.zeros((h, w), kind)
     found = np.zeros((h, w), np.uint8)
-    for class_id in present.tolist():
-        sums = np.zeros((window.shape[0], window.shape[1] + 1), kind)
-        np.cumsum(window == class_id, axis=1, dtype=kind, out=sums[:, 1:])
-        count = np.zeros((h, w), kind)
-        for row, reach in enumerate(widths.tolist()):
-            line = sums[row : row + h]
-            count += line[:, columns + reach + 1 : columns + reach + 1 + w]
-            count -= line[:, columns - reach : columns - reach + w]
+    for class_id in range(1, highest + 1):
+        mask = window == class_id
+        if not mask.any():
+            continue
+        count = _within(mask.astype(kind), widths, h, w)
         more = count > best
         np.copyto(found, np.uint8(class_id), where=more)
-        np.copyto(best, count, where=more)
+        np.maximum(best, count, out=best)
         np.copyto(of_own, count, where=own == class_id)
     np.copyto(found, own, where=(of_own == best) | (own == 0))
     return found
+
+
+def _within(mask: NDArray[Any], widths: NDArray[np.intp], h: int, w: int) -> NDArray[Any]:
+    """How many pixels of a mask lie in the disc around each pixel: sums of rows that grow by a pixel on both sides."""
+    columns = int(widths.max())
+    count = np.zeros((h, w), mask.dtype)
+    sums = mask[:, columns : columns + w].copy()
+    for reach in range(columns + 1):
+        if reach:
+            sums += mask[:, columns - reach : columns - reach + w]
+            sums += mask[:, columns + reach : columns + reach + w]
+        for row in np.flatnonzero(widths == reach).tolist():
+            count += sums[row : row + h]
+    return count
