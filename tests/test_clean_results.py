@@ -14,8 +14,10 @@ import zarr
 from napari_sparseseg import CleanUp
 from napari_sparseseg.cli import main
 from napari_sparseseg.errors import PredictionError
-from napari_sparseseg.geometry import Box
-from napari_sparseseg.io.ome_zarr import PredictionStore
+from napari_sparseseg.geometry import Box, Frame, Placement, tiles
+from napari_sparseseg.io.ome_zarr import SHARD, PredictionStore, StoreLayout, create_store
+from napari_sparseseg.prediction.results.cleanup import Cleaner
+from napari_sparseseg.prediction.results.preview import clean_image
 from napari_sparseseg.prediction.slide import cleaning, run_prediction
 from napari_sparseseg.prediction.slide.cleaning import clean_up
 from napari_sparseseg.prediction.tiles import predict_region
@@ -90,6 +92,30 @@ def test_the_size_of_the_blocks_changes_nothing(result, block, monkeypatch):
     monkeypatch.setattr(cleaning, "SHARD", block)
     clean_up(result, ALL, name="other")
     np.testing.assert_array_equal(cleaned(result, "other"), cleaned(result))
+
+
+def test_shards_in_several_threads_make_what_the_image_in_memory_does(tmp_path):
+    path, shape = tmp_path / "four.ome.zarr", (2200, 2300)
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(0, 3, (22, 23)), np.ones((100, 100), np.uint8)).astype(np.uint8)
+    y, x = np.mgrid[-12:13, -12:13]
+    for cy, cx in rng.integers(1980, 2110, (30, 2)):  # where the four shards meet
+        labels[cy - 12 : cy + 13, cx - 12 : cx + 13][y**2 + x**2 <= rng.integers(16, 144)] = 3
+    labels[rng.random(shape) < 0.01] = 1
+    create_store(
+        path,
+        StoreLayout(shape, Placement(Frame((1.0, 1.0)), (0.5, 0.5)), CLASSES),
+        {"downsample": [1.0, 1.0], "mpp": [0.5, 0.5]},
+    )
+    store = PredictionStore(path)
+    for shard in tiles(Box(0, 0, *shape), SHARD):
+        store.write(shard, labels[shard.intersection(Box(0, 0, *shape)).slices()], None)
+    settings = CleanUp(smooth_um=0.6, holes_um2=9, smallest_um2=5, separate=("nuclei",))
+    Cleaner(store, settings, tmp_path / "work", workers=3).run(lambda done, total: None)
+    np.testing.assert_array_equal(
+        zarr.open_group(tmp_path / "work" / "image", mode="r")["0"][:],
+        clean_image(labels, settings, CLASSES, (0.5, 0.5)),
+    )
 
 
 def test_an_interrupted_clean_up_goes_on_where_it_was(result, monkeypatch):

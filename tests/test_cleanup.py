@@ -13,7 +13,7 @@ from skimage.measure import label, regionprops
 from skimage.morphology import remove_small_holes, remove_small_objects
 
 from napari_sparseseg.geometry import Box, tiles
-from napari_sparseseg.prediction.results.components import BlockGraph, Runs, cleaned_classes
+from napari_sparseseg.prediction.results.components import BlockGraph, BlockRuns, cleaned_classes
 from napari_sparseseg.prediction.results.separation import cut_touching
 from napari_sparseseg.prediction.results.smoothing import half_widths, majority_within
 
@@ -30,7 +30,7 @@ def in_blocks(labels, side, holes, smallest):
     out = np.zeros_like(labels)
     classes = cleaned_classes(graphs, -(-labels.shape[1] // side), holes, smallest)
     for block, of_block in zip(blocks, classes, strict=True):
-        out[block.slices()] = Runs.of(labels[block.slices()]).painted(of_block, block.width)
+        out[block.slices()] = BlockRuns.of(labels[block.slices()]).painted(of_block, block.width)
     return out
 
 

@@ -1,8 +1,8 @@
 """Clean-up of a large result, then its objects as CSV and as GeoJSON: seconds for a megapixel, memory, objects.
 
 ``python -m tests.benchmarks.bench_cleanup [SIDE] [OBJECTS]`` makes a label image of SIDE x SIDE px with tissue, round
-objects of which many touch, and specks, and cleans it: holes, specks, borders, touching objects. Measuring is in both tables' time. A prediction by the default
-command beside it is ``bench_slide_prediction`` or ``bench_limits``.
+objects of which many touch, and specks, and cleans it: holes, specks, borders, touching objects. Measuring is in the
+time of both tables. A prediction by the default command beside it is ``bench_slide_prediction`` or ``bench_limits``.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def main() -> None:
         with Session(()) as session:
             image, tables = path / "labels" / "all", [Path(folder, f"objects.{k}") for k in ("csv", "geojson")]
             for table in tables:
-                found = timed(
-                    table.suffix, lambda t=table: session.results.measure_objects(image, t, min_area_um2=0)
-                )
+                found = timed(table.suffix, lambda t=table: session.results.measure_objects(image, t, min_area_um2=0))
         out |= {"objects": len(found), "before_mb": before // 1024}
     print(json.dumps(out))
 

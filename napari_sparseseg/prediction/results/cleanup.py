@@ -7,8 +7,10 @@ made again after a crash. What was predicted is only read. The result does not d
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from napari_sparseseg.io.ome_zarr import (
     majority,
     open_levels,
 )
-from napari_sparseseg.prediction.results.components import BlockGraph, Runs, cleaned_classes
+from napari_sparseseg.prediction.results.components import BlockGraph, BlockRuns, cleaned_classes
 from napari_sparseseg.prediction.results.journal import Journal
 from napari_sparseseg.prediction.results.separation import LARGEST, cut_touching
 from napari_sparseseg.prediction.results.smoothing import half_widths, majority_within
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 UNSURE = "unsure"
 _UNSURE_COLOUR = "#5a5a5a"
+_MOST_WORKERS = 4
 
 Read = Callable[[Box], np.ndarray]
 """Class ids, uint8 (h, w), of a region of the image."""
@@ -147,6 +150,8 @@ class Cleaner:
         Side of the blocks in pixels; it affects time and memory only.
     largest
         See `separation`.
+    workers
+        Threads; None: one for each core, at most 4. Each needs some 150 MB.
     """
 
     def __init__(
@@ -158,10 +163,13 @@ class Cleaner:
         name: str = "cleaned",
         block: int = SHARD,
         largest: int = LARGEST,
+        workers: int | None = None,
     ) -> None:
         settings.check(store)
         self._store, self._settings, self._folder = store, settings, folder
         self._largest = largest
+        apart = block % SHARD == 0  # else two blocks may be of one file, which is written whole
+        self._workers = (workers or min(cores(), _MOST_WORKERS)) if apart else 1
         self._placement = store.placement
         self._classes = settings.classes(store.classes)
         self._whole = Box(0, 0, *store.shape)
@@ -206,14 +214,32 @@ class Cleaner:
             target = levels[0] if number == len(stages) - 1 else self._scratch(number)
             todo = [k for k in range(len(self._blocks)) if number * len(self._blocks) + k not in journal.done]
             make = stage(read, tick, bool(todo))
-            for k, block in enumerate(self._blocks):
-                if k in todo:
-                    target[block.slices()] = make(k)
-                    journal.shard_done(number * len(self._blocks) + k)
+
+            def write(k: int, target: zarr.Array = target, make: Callable[[int], np.ndarray] = make) -> None:
+                target[self._blocks[k].slices()] = make(k)
+
+            def note(k: int, number: int = number) -> None:
+                journal.shard_done(number * len(self._blocks) + k)
                 tick()
+
+            for _ in range(len(self._blocks) - len(todo)):
+                tick()
+            self._each(todo, write, note)
             read = _reader(target)
         fill_pyramids([(levels, majority)])
         return levels
+
+    def _each(self, blocks: list[int], work: Callable[[int], object], on_done: Callable[[int], None]) -> None:
+        """Do work for blocks in threads, `on_done` here; an error of either ends it after the blocks in progress."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="clean") as pool:
+            waiting = {pool.submit(work, k): k for k in blocks}
+            try:
+                for future in as_completed(waiting):
+                    future.result()
+                    on_done(waiting[future])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _journal(self) -> Journal:
         """That of an interrupted run of the same kind, or a new one."""
@@ -238,7 +264,10 @@ class Cleaner:
         path = self._folder / f"stage-{number}"
         if path.exists():
             return zarr.open_array(str(path), mode="r+")
-        return zarr.create_array(str(path), shape=self._store.shape, chunks=(CHUNK, CHUNK), dtype="uint8", fill_value=0)
+        return zarr.create_array(
+            str(path), shape=self._store.shape, chunks=(CHUNK, CHUNK), dtype="uint8", fill_value=0,
+            compressors=None,
+        )  # fmt: skip
 
     def _predicted(self, region: Box) -> np.ndarray:
         """The prediction, its unsure pixels marked."""
@@ -272,17 +301,17 @@ class Cleaner:
 
     def _merged(self, read: Read, tick: Callable[[], None], needed: bool) -> Callable[[int], np.ndarray]:
         files = [self._folder / "graphs" / f"{k}.npz" for k in range(len(self._blocks))]
-        for file, block in zip(files, self._blocks, strict=True):
-            if needed and not file.exists():
-                write_atomic(file, BlockGraph.of(read(block)).save)
+        todo = [k for k, file in enumerate(files) if needed and not file.exists()]
+        for _ in range(len(files) - len(todo)):
             tick()
+        self._each(todo, lambda k: write_atomic(files[k], BlockGraph.of(read(self._blocks[k])).save), lambda k: tick())
         area = self._placement.pixel_area
         holes, smallest = self._settings.holes_um2 / area + 1e-9, self._settings.smallest_um2 / area - 1e-9
         graphs = [BlockGraph.load(file) for file in files] if needed else []
         classes = cleaned_classes(graphs, self._columns, holes, smallest) if needed else []
 
         def merge(k: int) -> np.ndarray:
-            return Runs.of(read(self._blocks[k])).painted(classes[k], self._blocks[k].width)
+            return BlockRuns.of(read(self._blocks[k])).painted(classes[k], self._blocks[k].width)
 
         return merge
 
@@ -300,6 +329,11 @@ class Cleaner:
             )  # fmt: skip
 
         return cut
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reader(array: zarr.Array) -> Read:

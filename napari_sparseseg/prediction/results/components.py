@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class BlockRuns:
     """Horizontal runs of equal pixels of a block, row by row; together they are all of its pixels."""
 
     classes: NDArray[np.uint8]
@@ -41,7 +41,7 @@ class Runs:
     """Pairs of runs one above the other, (s,) each, and along how many pixels they touch."""
 
     @classmethod
-    def of(cls, labels: NDArray[np.uint8]) -> Runs:
+    def of(cls, labels: NDArray[np.uint8]) -> BlockRuns:
         """Of a block of class ids, uint8 (h, w)."""
         width = labels.shape[1]
         begins = np.ones(labels.shape, bool)
@@ -84,10 +84,10 @@ class BlockGraph:
     @classmethod
     def of(cls, labels: NDArray[np.uint8]) -> BlockGraph:
         """Of a block of class ids, uint8 (h, w)."""
-        return cls.of_runs(Runs.of(labels))
+        return cls.of_runs(BlockRuns.of(labels))
 
     @classmethod
-    def of_runs(cls, runs: Runs) -> BlockGraph:
+    def of_runs(cls, runs: BlockRuns) -> BlockGraph:
         """Of the runs of a block."""
         regions, count = runs.regions, int(runs.regions.max(initial=0))
         classes = np.zeros(count + 1, np.uint8)

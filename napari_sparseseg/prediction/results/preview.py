@@ -9,7 +9,7 @@ import numpy as np
 
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.prediction.results.cleanup import UNSURE
-from napari_sparseseg.prediction.results.components import BlockGraph, Runs, cleaned_classes
+from napari_sparseseg.prediction.results.components import BlockGraph, BlockRuns, cleaned_classes
 from napari_sparseseg.prediction.results.separation import LARGEST, cut_touching
 from napari_sparseseg.prediction.results.smoothing import half_widths, majority_within
 from napari_sparseseg.prediction.tile_store import LABELS, PROBABILITY
@@ -92,7 +92,7 @@ def clean_image(
     if settings.holes_um2 or settings.smallest_um2:
         area = spacing[0] * spacing[1]
         holes, smallest = settings.holes_um2 / area + 1e-9, settings.smallest_um2 / area - 1e-9
-        runs = Runs.of(labels)
+        runs = BlockRuns.of(labels)
         classes_of = cleaned_classes([BlockGraph.of_runs(runs)], 1, holes, smallest)[0]
         labels = runs.painted(classes_of, labels.shape[1])
     if settings.separate:

@@ -34,8 +34,9 @@ def cut_touching(
     """The inner part of a window with lines one pixel wide between objects that touch.
 
     A region is cut where it is narrower than on both sides: where the largest circles inside it there have a radius
-    that is smaller by `depth` than those of either part. The image's edge is a border too. The line takes the class that surrounds most of the region;
-    0 where none does. Each region is cut by itself, so the result does not depend on the window.
+    that is smaller by `depth` than those of either part. The image's edge is a border too. The line takes the class
+    that surrounds most of the region; 0 where none does. Each region is cut by itself, so the result does not depend
+    on the window.
 
     Parameters
     ----------
@@ -63,7 +64,8 @@ def cut_touching(
             lines = _lines(sheet, depth, spacing).ravel()[places]
             if not lines.any():
                 continue
-            fill = _surrounding(window, numbers, pixels[np.isin(numbers.ravel()[pixels], numbers.ravel()[pixels[lines]])])
+            of = numbers.ravel()[pixels]
+            fill = _surrounding(window, numbers, pixels[np.isin(of, of[lines])])
             y, x = np.divmod(pixels[lines], width)
             here = (y >= inner.y) & (y < inner.y1) & (x >= inner.x) & (x < inner.x1)
             out[y[here] - inner.y, x[here] - inner.x] = fill[numbers[y[here], x[here]]]
@@ -208,9 +210,7 @@ def _parts(
     return np.array([find(k) for k in range(n)])
 
 
-def _surrounding(
-    window: NDArray[np.uint8], numbers: NDArray[np.int32], pixels: NDArray[np.int64]
-) -> NDArray[np.uint8]:
+def _surrounding(window: NDArray[np.uint8], numbers: NDArray[np.int32], pixels: NDArray[np.int64]) -> NDArray[np.uint8]:
     """For each region the class of most of the pixels at its sides; the lowest id on a tie, 0 where there is none.
 
     Parameters

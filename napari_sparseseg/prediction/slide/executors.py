@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import deque
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.errors import PredictionError
+from napari_sparseseg.prediction.results.cleanup import cores
 from napari_sparseseg.prediction.slide.shards import close_task, run_shard
 from napari_sparseseg.prediction.tiles import PredictionStopped
 
@@ -49,10 +49,9 @@ def workers_here(model: Segmenter, memory_gb: float | None = None) -> int:
     import psutil
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = str(getattr(model, "device", "cpu"))
     memory = psutil.virtual_memory().available * _FREE_SHARE if memory_gb is None else memory_gb * 1e9
-    return default_workers(device, cores, torch.get_num_threads(), memory)
+    return default_workers(device, cores(), torch.get_num_threads(), memory)
 
 
 def run_in_threads(
