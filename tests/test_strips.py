@@ -102,6 +102,19 @@ def test_it_may_begin_anywhere_with_the_same_bits():
     np.testing.assert_array_equal(first.probabilities(0, 64), rows[0])  # back to the top
 
 
+def test_without_onednn_it_says_the_same(monkeypatch):
+    found, expected = everything()
+    monkeypatch.setattr("napari_sparseseg.learning.fused._has_onednn", lambda: False)
+    answer = Strip(found, SCALE, (0, SIDE), read).probabilities(0, SIDE)
+    np.testing.assert_allclose(answer, expected, atol=5e-6)
+
+
+def test_channels_of_one_scale_or_of_several_give_the_same_bits():
+    plain = SCALE.unit(IMAGE[None, :40, :40])
+    odd = InputScale((0.0, 0.0, 0.0), (255.0, 255.0, 200.0)).unit(IMAGE[None, :40, :40])
+    np.testing.assert_array_equal(plain[:, :2].numpy(), odd[:, :2].numpy())
+
+
 def test_what_it_reads_is_what_the_answer_depends_on():
     found = net("decoder")
     strip = Strip(found, SCALE, (0, 64), read)

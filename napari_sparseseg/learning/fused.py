@@ -29,14 +29,14 @@ class Rows(Protocol):
 
 @functools.cache
 def _has_onednn() -> bool:
-    """Whether torch's fused operators are there: they have no public name, so another version may not have them."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+    """Whether torch has oneDNN with these operators: they have no public name, so another version may not."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch._C._has_mkldnn:
         return False
     return all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise"))
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None = None, *, top: float | None = None) -> Rows:
-    """x @ weight.T + bias of rows, for weight (out, C) or (out, C, 1, 1); `top` 6: cut to 0..6."""
+    """The product of rows with a matrix, plus a bias, for weight (out, C) or (out, C, 1, 1); `top` 6: cut to 0..6."""
     matrix = weight.flatten(1).contiguous()
     activation, limits = ("none", []) if top is None else ("hardtanh", [0.0, top])
 
