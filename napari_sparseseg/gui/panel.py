@@ -16,6 +16,7 @@ from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail, WindowK
 from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
 from napari_sparseseg.gui.results.controller import ResultActions
 from napari_sparseseg.gui.sections.classes.controller import ClassActions
+from napari_sparseseg.gui.sections.classes.tools import ToolActions
 from napari_sparseseg.gui.sections.classes.view import ClassesPanel
 from napari_sparseseg.gui.sections.header.controller import ProjectActions
 from napari_sparseseg.gui.sections.header.view import Header, next_step, state_line
@@ -126,8 +127,9 @@ class Panel(QObject):
         ends.callback(self.prediction.close)
         marker = RegionMarker(context, self._widget)
         ends.callback(marker.close)
-        self._guidance = GuidanceActions(context, self.predict, self.slides, self.prediction.display, marker)
-        ends.callback(self._guidance.close)
+        self._guidance = GuidanceActions(context, self.predict, self.slides, marker)
+        self._tools = ToolActions(context, self.classes, self.predict, self.slides)
+        ends.callback(self._tools.close)
         self.strokes: StrokeActions = StrokeActions(context, self.classes, marker)
         ends.callback(self.strokes.close)
         ends.callback(self.training.stop_timers)

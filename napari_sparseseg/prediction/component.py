@@ -1,4 +1,4 @@
-"""The outline of one connected region of a prediction, to be accepted as an annotation."""
+"""Connected regions of a prediction and their outlines, to be accepted as annotations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from scipy import ndimage
 from napari_sparseseg.io.contours import RegionTracer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from napari_sparseseg.geometry import Box, Frame
@@ -55,8 +57,7 @@ def component_at(
         (h, w) of the slide in pixels of `frame`: a region that ends at its edge is not cut.
     """
     class_id = int(labels[row, column])
-    marked, _ = ndimage.label(labels == class_id)
-    mask = marked == marked[row, column]
+    mask = region_around(labels, row, column)
     tracer = RegionTracer(mask.shape[1])
     (found,) = [*tracer.feed(mask.astype(np.uint8)), *tracer.finish()]
     dy, dx = frame.downsample
@@ -71,3 +72,25 @@ def component_at(
         float(mask.sum() * dy * dx),
         any(bool(side.any()) and continues for side, continues in sides),
     )
+
+
+def region_around(labels: NDArray[np.uint8], row: int, column: int) -> NDArray[np.bool_]:
+    """The 4-connected region of equal labels around one pixel: bool (h, w)."""
+    marked, _ = ndimage.label(labels == labels[row, column])
+    region: NDArray[np.bool_] = marked == marked[row, column]
+    return region
+
+
+def components_under(
+    labels: NDArray[np.uint8], pixels: Iterable[tuple[int, int]], region: Box, frame: Frame, shape: tuple[int, int]
+) -> list[Component]:
+    """The regions under some (row, column) of `labels`, each once; those outside or without a class are left out.
+
+    See `component_at` for the parameters.
+    """
+    found, taken = [], labels == 0
+    for row, column in dict.fromkeys(pixels):
+        if 0 <= row < labels.shape[0] and 0 <= column < labels.shape[1] and not taken[row, column]:
+            found.append(component_at(labels, row, column, region, frame, shape))
+            taken |= region_around(labels, row, column)
+    return found

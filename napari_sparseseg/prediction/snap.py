@@ -9,7 +9,7 @@ model, and also where the model is wrong: what looks alike to it is mistaken ali
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -41,6 +41,15 @@ RATIO = 0.8
 PROBABILITY_WEIGHT = 3.0
 SMALLEST_HOLE = 0.002
 """Holes of less than this share of the grown area are closed."""
+
+
+class Grown(NamedTuple):
+    """A region as `Annotations.paint_mask` takes it: `mask` (h, w), level and corner in pixels of 2**level."""
+
+    level: int
+    y: int
+    x: int
+    mask: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,8 @@ class TileStore:
         h, w = (-(-n // pad) * pad for n in shape)
         self.shapes = [(h >> k, w >> k) for k in range(self.n_levels)]
         self.top = np.zeros((channels, *self.shapes[-1]), np.uint8)
+        self.changes = 0
+        """Counts what was stored."""
         self._tiles: OrderedDict[TileKey, Tile] = OrderedDict()
         self._top_versions: dict[TileKey, int] = {}
         # For each level, the model version shown in each tile-sized square of level 0: 4 bytes per 512 x 512 px.
@@ -114,6 +116,7 @@ class TileStore:
             The changed area, in pixels of the prediction frame (level 0 of this pyramid).
         """
         level, i, j = key
+        self.changes += 1
         if level == self.n_levels - 1:
             self._write_top(tile.data, Box(i * TILE, j * TILE, TILE, TILE))
             self._top_versions[key] = tile.model_version

@@ -19,7 +19,7 @@ from napari_sparseseg.prediction.live_view import LiveView
 from napari_sparseseg.prediction.tile_store import LABELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from napari_sparseseg.config import ClassDef
@@ -248,22 +248,41 @@ class Predictor:
 
         return self._engine.call(look)
 
-    def accept(self, at: tuple[float, float]) -> Component:
-        """The predicted region around a point becomes a dense region; see `Session.accept_region`."""
-        from napari_sparseseg.annotations import Shape
-        from napari_sparseseg.prediction.component import component_at
+    @property
+    def live(self) -> LiveView | None:
+        """The live prediction of the active slide; None until there is a model."""
+        return self._live.view
 
-        model, entry = self.model(), self._slides.active
-        slide = entry.slide
+    def components(self, points: Sequence[tuple[float, float]]) -> list[Component]:
+        """The predicted regions under level-0 (y, x) points, not far from the first; see `Clicks.accept`."""
+        from napari_sparseseg.prediction.component import components_under
+
+        model, slide = self.model(), self._slides.active.slide
         frame = slide.frame(model.metadata.mpp)
         whole = frame.shape(slide.shape)
-        y, x = (math.floor(v / d) for v, d in zip(at, frame.downsample, strict=True))
+        pixels = [tuple(math.floor(v / d) for v, d in zip(at, frame.downsample, strict=True)) for at in points]
+        y, x = pixels[0]
         if not (0 <= y < whole[0] and 0 <= x < whole[1]):
-            raise PredictionError(f"({at[0]:.0f}, {at[1]:.0f}) lies outside the slide.")
+            raise PredictionError(f"({points[0][0]:.0f}, {points[0][1]:.0f}) lies outside the slide.")
         region, labels = self._labels_around(model, slide, frame, y, x)
-        found = component_at(labels, y - region.y, x - region.x, region, frame, whole)
-        entry.annotations.draw([Shape("dense", found.class_id, found.rings)])
-        return found
+        return components_under(labels, ((y - region.y, x - region.x) for y, x in pixels), region, frame, whole)
+
+    def shown_region(self, at: tuple[float, float]) -> tuple[int, Box, np.ndarray, tuple[float, float]] | None:
+        """See `Clicks.shown_region`."""
+        from napari_sparseseg.prediction.component import region_around
+
+        live = self._live.view
+        if live is None or self._slides.current is None or live.slide is not self._slides.current.slide:
+            return None
+        y, x = (math.floor(v / d) for v, d in zip(at, live.frame.downsample, strict=True))
+        region = Box(y, x, 0, 0).grown(ACCEPTED_PX // 2).intersection(Box(0, 0, *live.store.shape))
+        if not (region.y <= y < region.y1 and region.x <= x < region.x1):
+            return None
+        labels = live.store.read(LABELS, 0, region)
+        class_id = int(labels[y - region.y, x - region.x])
+        if not class_id:
+            return None
+        return class_id, region, region_around(labels, y - region.y, x - region.x), live.frame.downsample
 
     def _labels_around(
         self, model: Model | OnnxModel, slide: Slide, frame: Frame, y: int, x: int

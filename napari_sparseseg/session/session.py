@@ -10,6 +10,7 @@ from psygnal import Signal
 from napari_sparseseg.config import DEFAULT_CLASSES, ClassDef, TrainConfig, TrainSettings
 from napari_sparseseg.errors import ProjectError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.session.clicks import Clicks
 from napari_sparseseg.session.engine import Engine
 from napari_sparseseg.session.history import SessionHistory
 from napari_sparseseg.session.persistence import Exists, ProjectKeeper
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Slides, annotations, training and prediction; `strokes`, `presets`, `runs`, `results`: see these.
+    """Slides, annotations, training and prediction; `clicks`, `strokes`, `presets`, `runs`, `results`: see these.
 
     Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
     where the change happened; in a GUI, connect with ``thread="main"``.
@@ -103,6 +104,7 @@ class Session:
         workers = (learn.end_worker, self._slides.watch, learn.refit_worker, view.work, learn.train_worker)
         self._engine = Engine(workers, learn.fail)
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
+        self.clicks = Clicks(self._slides, self._predictor)
         self.results, self.strokes = Results(self._slides), StrokeList(self._slides, learn, self._engine)
         self.presets = Presets(self._slides, learn, self._keeper.set_classes, self._keeper.write_changes)
         self.runs = TrainingRuns(self._slides, learn, self._keeper, self._predictor, self._engine)
@@ -338,12 +340,11 @@ class Session:
         return self._predictor.review()
 
     def accept_region(self, at: tuple[float, float]) -> Component:
-        """Make the predicted region around a level-0 (y, x) of the active slide a dense region, as one undo step.
+        """Make the predicted region around a level-0 (y, x) of the active slide a dense region; see `Clicks.accept`.
 
-        It is the 4-connected region of one class that the live view shows, or that is predicted now; scribbles inside
-        take precedence. `PredictionError` without a model or outside the slide. Call it off the GUI thread.
+        `PredictionError` without a model or outside the slide. Call it off the GUI thread.
         """
-        return self._predictor.accept(at)
+        return self.clicks.accept([at])[0]
 
     @property
     def live(self) -> LiveView | None:

@@ -427,7 +427,7 @@ def test_a_stroke_snaps_to_its_tissue_and_one_undo_takes_both_back(viewer, panel
     session, layer = panel.session, panel.slides.binding.scribbles.layer
     over_slide(mouse)
     mouse.key("S")
-    assert panel.classes.snap.isChecked()
+    assert panel.classes.tool.currentText() == "Snap brush"
     draw(viewer, mouse, 500)
     wait_until(lambda: session.annotations.version == 1, 20)
     stroke = session.annotations.strokes[0]
@@ -436,7 +436,7 @@ def test_a_stroke_snaps_to_its_tissue_and_one_undo_takes_both_back(viewer, panel
     mouse.key("Z", ctrl=True)
     assert not any(session.annotations.counts().values())
     mouse.key("S")
-    assert layer.snap is None
+    assert layer.tool is None
     draw(viewer, mouse, 500)
     assert session.annotations.strokes[0].kind == "brush"
     assert grown > 1.1 * session.annotations.counts()[stroke.class_id]
@@ -444,7 +444,8 @@ def test_a_stroke_snaps_to_its_tissue_and_one_undo_takes_both_back(viewer, panel
 
 def test_a_stroke_that_waits_for_its_region_is_not_lost(viewer, panel, mouse):
     annotations = panel.session.annotations
-    click(panel.classes.snap)
+    over_slide(mouse)
+    mouse.key("S")
     draw(viewer, mouse, 400)
     draw(viewer, mouse, 600)
     panel.shut_down()

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from napari.layers import Labels
+from napari.layers.labels._labels_constants import Mode
 from napari.utils.notifications import show_info, show_warning
-from PIL import Image, ImageDraw
 
 from napari_sparseseg import save_annotations as save_file
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
+from napari_sparseseg.gui.layers.outlines import Preview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.annotations.packing import Keep
-    from napari_sparseseg.gui.layers.snap_brush import SnapBrush
+    from napari_sparseseg.gui.layers.tools import Tool
     from napari_sparseseg.session.snapping import Grown
 
 
@@ -50,6 +51,12 @@ CLASS_KEYS = range(1, 10)
 def pick(layer: ScribbleLayer, event: Any) -> None:
     """Pick the label under the cursor; napari's own picker cannot read pyramids."""
     layer.selected_label = layer.label_at(layer.world_to_data(event.position)) or 0
+
+
+def paint(layer: ScribbleLayer, event: Any) -> Iterator[None]:
+    """Draw as napari does; with a tool, Shift takes away."""
+    layer.takes_away = layer.tool is not None and "Shift" in event.modifiers
+    yield from Labels._drag_modes[Mode.PAINT](layer, event)
 
 
 class ScreenBrushSize(type(Labels.brush_size_on_mouse_move)):  # type: ignore[misc]
@@ -75,7 +82,7 @@ class ScribbleLayer(LazyLabels):
     """
 
     _drag_modes: ClassVar[dict[Any, Any]] = {
-        mode: pick if str(mode) == "pick" else action for mode, action in Labels._drag_modes.items()
+        mode: {"pick": pick, "paint": paint}.get(str(mode), action) for mode, action in Labels._drag_modes.items()
     }
     _move_modes: ClassVar[dict[Any, Any]] = {
         mode: ScreenBrushSize() if str(mode) in ("paint", "erase") else action
@@ -92,10 +99,12 @@ class ScribbleLayer(LazyLabels):
         self._stroke = False  # a stroke is open in the annotations
         self._refused = False  # this stroke was refused; no more messages until it ends
         self._growing = False  # the pen is lifted, and the stroke waits for its region
-        self.snap: SnapBrush | None = None  # where it is set, strokes of the brush grow to the tissue around them
+        self.tool: Tool | None = None  # where it is set, the brush takes more than it covers
+        self.takes_away = False  # this drag erases what the tool takes
+        self._label = 0  # of this drag
         super().__init__(annotations.levels(), annotations.classes, name=name, opacity=opacity)
         self.brush_size = DEFAULT_BRUSH_PX
-        self._preview = Preview(self)
+        self.preview = Preview(self)
         for number in CLASS_KEYS:
             self.bind_key(str(number), lambda layer, n=number: layer.select_class(n), overwrite=True)
         self.bind_key("G", lambda layer: setattr(layer, "mode", "polygon"), overwrite=True)
@@ -199,17 +208,20 @@ class ScribbleLayer(LazyLabels):
 
     def _close_stroke(self, *, abort: bool = False) -> None:
         self._depth, self._refused = 0, False
-        if not self._stroke:
+        tool = self.tool
+        if not self._stroke and (tool is None or tool.paints):
             return
-        self._stroke = False
-        if abort:
-            if self.snap is not None:
-                self.snap.forget()
+        drawn, self._stroke = self._stroke, False
+        if abort and tool is not None:
+            tool.forget()
+        if abort and drawn:
             self._annotations.abort_stroke()
             self.refresh(extent=False)
-        elif self.snap is not None and self.snap.look(int(self.selected_label), self.finish_stroke):
-            self._growing = True
-        else:
+        if abort:
+            return
+        self._growing = drawn and tool is not None and tool.paints  # before `look`, which may find it at once
+        if (tool is None or not tool.look(self._label, self.finish_stroke)) and drawn:
+            self._growing = False
             self._commit()
 
     def _commit(self) -> None:
@@ -221,8 +233,8 @@ class ScribbleLayer(LazyLabels):
         if not self._growing:
             return
         self._growing = False
-        if self.snap is not None:
-            self.snap.forget()
+        if self.tool is not None:
+            self.tool.forget()
         if grown is not None:
             self._queue(self._annotations.paint_mask(*grown))
         self._commit()
@@ -272,19 +284,29 @@ class ScribbleLayer(LazyLabels):
         self._brush(start, coordinates, new_label)
         self._partial_labels_refresh()
 
+    def pen(self, points: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64], float]:
+        """Where the brush is in the annotations at data coordinates: (N, 2) level-0 (y, x), and its radius."""
+        radius = self.brush_diameter / 2
+        found = np.array([point[-2:] for point in points], dtype=float)
+        if radius < 1:  # magnified: paint the pixel under the cursor
+            found, radius = np.round(found), max(radius, 0.5)
+        return found + PIXEL_CENTRE, radius
+
     def _brush(self, start: Sequence[float], end: Sequence[float], label: int) -> None:
         """Paint one capsule per mouse move; dabs would be hundreds for a thin brush on a whole slide."""
-        snaps = self.snap is not None and label > 0
-        if not self._open_stroke(label, "fill" if snaps else "brush" if label else "erase"):
+        self._label = label = 0 if self.takes_away else int(label)
+        tool = None if self.tool is not None and self.tool.along and not label else self.tool
+        self.preview.outlined = None
+        if (tool is None or tool.paints) and not self._open_stroke(
+            label, "fill" if tool is not None else "brush" if label else "erase"
+        ):
             return
-        radius = self.brush_diameter / 2
-        ends = np.array([start, end], dtype=float)[:, -2:]
-        if radius < 1:  # magnified: paint the pixel under the cursor
-            ends, radius = np.round(ends), max(radius, 0.5)
-        ends += PIXEL_CENTRE
-        if self.snap is not None and snaps:
-            self.snap.follow(ends[0], ends[1], radius)
-        self._queue(self._annotations.extend_stroke(tuple(ends[0]), tuple(ends[1]), radius))
+        ends, radius = self.pen([start, end])
+        if tool is not None:
+            for grown in tool.follow(ends[0], ends[1], radius):
+                self._queue(self._annotations.paint_mask(*grown))
+        if tool is None or tool.along:
+            self._queue(self._annotations.extend_stroke(tuple(ends[0]), tuple(ends[1]), radius))
 
     def _queue(self, box: Box | None) -> None:
         if box is not None:
@@ -361,97 +383,6 @@ def _warned(step: Callable[[], object]) -> None:
         step()
     except AnnotationError as error:
         show_warning(str(error))
-
-
-ENCIRCLE_RADIUS = 1.8
-"""Radius of the circle that ends an encircling stroke, in brush diameters, as in napari."""
-LINE_PX, DOT_PX = 2.0, 4.0
-"""On the screen."""
-
-
-class Preview:
-    """Outline of the polygon being drawn, and stop circle of an encircling stroke, of one layer.
-
-    napari draws both beside the cursor on pyramids (it subtracts the offset of the tile twice). Here they are uploaded
-    into the texture of the tile, at the right pixels; nothing is stored.
-    """
-
-    def __init__(self, layer: ScribbleLayer) -> None:
-        self._layer = layer
-        self._shown: Box | None = None
-        self._polygon = layer._overlays["polygon"]
-        self._polygon.opacity = 0.0  # an invisible overlay gets no mouse events
-        self._polygon.events.points.connect(self.draw)
-        self._encircle = layer._overlays.get("brush_stroke")  # napari >= 0.8
-        if self._encircle is not None:
-            self._encircle.opacity = 0.0
-            self._encircle.events.active.connect(self._on_encircle)
-
-    def _on_encircle(self, event: Any = None) -> None:
-        if self._encircle.active:  # napari has set it for a brush in level-0 pixels
-            self._encircle.radius = self._layer.brush_diameter * ENCIRCLE_RADIUS
-        self.draw()
-
-    def draw(self, event: Any = None) -> None:
-        """Remove the old preview and draw the current one, if any."""
-        layer, tile = self._layer, self._layer.tile
-        if tile is None:
-            return
-        lines, dots = self._shapes()
-        parts = [Box(0, 0, 0, 0) if self._shown is None else self._shown]
-        whole = Box(0, 0, tile.box.height, tile.box.width)
-        corner = np.array([tile.box.y, tile.box.x])
-        pen = max(0.5, 1 / (layer.zoom * tile.factor))  # tile pixels per screen pixel
-        lines = [(points + 0.5) / tile.factor - corner for points in lines]
-        self._shown = None
-        if lines:
-            points = np.concatenate(lines)
-            low = np.floor(points.min(axis=0) - 2 * DOT_PX * pen).astype(int)
-            size = np.ceil(points.max(axis=0) + 2 * DOT_PX * pen).astype(int) - low
-            self._shown = Box(int(low[0]), int(low[1]), int(size[0]), int(size[1])).intersection(whole)
-            parts.append(self._shown)
-        touched = [part.intersection(whole) for part in parts if part.area]
-        if not touched:
-            return
-        box = touched[0] if len(touched) == 1 else touched[0].union(touched[1])
-        data = layer._slice.image.view[box.slices()].copy()
-        if lines:
-            origin = np.array([box.y, box.x])
-            data[
-                _line_art([points - origin for points in lines], DOT_PX * pen if dots else 0.0, LINE_PX * pen, box)
-            ] = self._value()
-        layer.upload(data, box.y, box.x)
-
-    def _shapes(self) -> tuple[list[NDArray[Any]], bool]:
-        """Closed lines in data coordinates, and whether their corners get dots."""
-        points = self._polygon.points
-        if points:  # with the corner of a pixel at the integer
-            return [np.array(points, dtype=float)[:, -2:] - 0.5], True
-        if self._encircle is not None and self._encircle.active:
-            turn = np.linspace(0, 2 * np.pi, 48)
-            ring = np.stack([np.sin(turn), np.cos(turn)], axis=1) * self._encircle.radius
-            return [ring + np.array(self._encircle.center, dtype=float)[-2:]], False
-        return [], False
-
-    def _value(self) -> Any:
-        """Texture value of the line: the selected class, or an unused id when erasing."""
-        label = self._layer.selected_label
-        if label == 0:
-            used = {c.id for c in self._layer.annotations.classes}
-            label = next((i for i in range(255, 0, -1) if i not in used), 255)
-        return self._layer.colormap._data_to_texture(np.array([label], dtype=np.uint8))[0]
-
-
-def _line_art(lines: list[NDArray[Any]], dot: float, width: float, box: Box) -> NDArray[np.bool_]:
-    """Closed lines as a mask of the size of `box`, with dots of that radius on the corners where `dot` > 0."""
-    image = Image.new("L", (box.width, box.height))
-    pen = ImageDraw.Draw(image)
-    for line in lines:
-        corners = [(float(x), float(y)) for y, x in line]
-        pen.line([*corners, corners[0]], fill=1, width=max(1, round(width)))
-        for x, y in corners if dot else ():
-            pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=1)
-    return np.asarray(image, dtype=bool)
 
 
 SUFFIXES = (".sparseseg", ".geojson", ".xml")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QObject, Signal
 
 from napari_sparseseg.gui import dialogs
-from napari_sparseseg.gui.layers.napari_compat import view_box
-from napari_sparseseg.gui.layers.snap_brush import SnapBrush
 from napari_sparseseg.gui.widgets import plain_tip
 from napari_sparseseg.session.qupath import read_classes
 
@@ -46,7 +44,6 @@ class ClassActions(QObject):
         panel.class_selected.connect(self._on_selected)
         panel.visibility_changed.connect(self._on_visibility)
         panel.protect_changed.connect(self._on_protect)
-        panel.snap_changed.connect(self._on_snap)
         panel.table.locks_changed.connect(self._on_locks)
         context.annotated.connect(self.sync)
         context.annotated.connect(self._show_undo)
@@ -152,25 +149,6 @@ class ClassActions(QObject):
         if self._layer is not None:
             self._layer.preserve_labels = on
 
-    def _on_snap(self) -> None:
-        layer, entry, on = self._layer, self._context.entry, self._panel.snap.isChecked()
-        if layer is None or entry is None:
-            return
-        if not on:
-            layer.finish_stroke()
-            layer.snap = None
-        elif layer.snap is None:
-            layer.snap = SnapBrush(
-                entry.slide,
-                entry.annotations,
-                live=lambda: self._context.session.live,
-                view=lambda: view_box(self._context.viewer),
-                run=self._context.jobs.run,
-                fail=self._context.jobs.failed.emit,
-            )
-        if layer.snap is not None:
-            layer.snap.tolerance = self._panel.tolerance.value() / 100
-
     def _on_locks(self) -> None:
         if self._layer is not None:
             self._layer.locked_classes = self._panel.table.locked
@@ -194,9 +172,6 @@ class ClassActions(QObject):
             return
         self._layer.preserve_labels = self._panel.protect.isChecked()
         self._on_locks()
-        self._on_snap()
-        for drawn_on in (self._layer, *(binding.images if binding is not None else ())):
-            drawn_on.bind_key("S", lambda _: self._panel.snap.toggle(), overwrite=True)
         self._draw_existing()
         if str(self._layer.mode) == "pan_zoom":
             self._layer.mode = "paint"

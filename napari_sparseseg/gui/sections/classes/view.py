@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QCheckBox, QMenu, QPushButton, QSlider, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QMenu, QPushButton, QSlider, QWidget
 
 from napari_sparseseg.config import GREY, MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.gui.dialogs import ask_colour
 from napari_sparseseg.gui.sections.classes.table import ClassTableView
-from napari_sparseseg.gui.widgets import button, column, menu_button, note, row
-from napari_sparseseg.session.snapping import TOLERANCE
+from napari_sparseseg.gui.widgets import button, column, menu_button, note, plain_tip, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +36,10 @@ class ClassesPanel(QWidget):
         Signal ().
     protect_changed
         Signal (bool): strokes must not cover labelled pixels.
-    snap_changed
-        Signal (): `snap` or `tolerance` is another.
+    tool_changed
+        Signal (str): what the brush takes, one of `TOOLS`.
+    amount_changed
+        Signal (float): 0 to 1, how much it takes.
     """
 
     classes_changed = Signal(object, str)
@@ -50,7 +51,8 @@ class ClassesPanel(QWidget):
     class_selected = Signal(int)
     visibility_changed = Signal()
     protect_changed = Signal(bool)
-    snap_changed = Signal()
+    tool_changed = Signal(str)
+    amount_changed = Signal(float)
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +93,7 @@ class ClassesPanel(QWidget):
         self.protect = QCheckBox("Do not draw over labels")
         self.protect.setToolTip("New strokes only fill unlabelled pixels (in napari: preserve labels)")
         self.protect.toggled.connect(self.protect_changed.emit)
-        self.snap, self.tolerance = QCheckBox("Snap"), _tolerance()
+        self.tool, self.amount = _tool_box(), _amount()
         self._prepare_lower_row()
         self.hint = note(
             "Draw on the slide: keys 1–9 choose the class, [\u00a0and\u00a0] the brush size, Ctrl+Z undoes a stroke."
@@ -100,7 +102,7 @@ class ClassesPanel(QWidget):
         layout.addWidget(self.table)
         layout.addLayout(row(self.add, self.remove, self.up, self.down, self.undo, stretch=0))
         layout.addLayout(row(self.protect, self.presets, stretch=0))
-        layout.addLayout(row(self.snap, self.tolerance, self.list, stretch=1))
+        layout.addLayout(row(self.tool, self.amount, self.list, stretch=1))
         layout.addWidget(self.hint)
         self.table.move_requested.connect(self._move)
         self.table.remove_requested.connect(self._on_remove)
@@ -125,12 +127,17 @@ class ClassesPanel(QWidget):
         self.list = button(
             "List…", "All annotations of the slide, and which of them contradict the model", self.list_requested.emit
         )
-        self.snap.setToolTip(
-            "Strokes grow to the tissue around them that looks the same (S). One Ctrl+Z takes stroke and region back."
-        )
-        self.snap.toggled.connect(self.snap_changed.emit)
-        self.snap.toggled.connect(self.tolerance.setEnabled)
-        self.tolerance.valueChanged.connect(self.snap_changed.emit)
+        self.tool.activated.connect(lambda i: self.tool_changed.emit(self.tool.itemData(i)))
+        self.amount.valueChanged.connect(lambda value: self.amount_changed.emit(value / AMOUNTS))
+
+    def show_tool(self, tool: str, amount: float) -> None:
+        """Show the tool in use, and how much it takes (0 to 1)."""
+        self.tool.setCurrentIndex(self.tool.findData(tool))
+        self.amount.setEnabled(tool in AMOUNT_TIPS)
+        self.amount.setToolTip(plain_tip(AMOUNT_TIPS.get(tool, "")))
+        self.amount.blockSignals(True)
+        self.amount.setValue(round(amount * AMOUNTS))
+        self.amount.blockSignals(False)
 
     def show_classes(self, classes: Sequence[ClassDef], *, can_undo: bool) -> None:
         """Show the session's table."""
@@ -178,12 +185,37 @@ class ClassesPanel(QWidget):
         self._wish(order, "order")
 
 
-def _tolerance() -> QSlider:
+BRUSH, SNAP, SUPERPIXELS, REGIONS = "brush", "snap", "superpixels", "regions"
+TOOLS = {
+    BRUSH: ("Brush", "Strokes are what you draw"),
+    SNAP: ("Snap brush", "Strokes grow to the tissue around them that looks the same (S)"),
+    SUPERPIXELS: ("Superpixels", "A click takes a small patch of one colour, a drag all that it crosses (U)"),
+    REGIONS: ("Predicted regions", "A click accepts a region as it is predicted, a drag all that it crosses (Shift+G)"),
+}
+AMOUNT_TIPS = {
+    SNAP: "How different the tissue may be: left, only what is very similar (Shift and mouse wheel)",
+    SUPERPIXELS: "Size of the superpixels (Shift and mouse wheel)",
+}
+AMOUNTS = 1000
+
+
+def _tool_box() -> QComboBox:
+    made = QComboBox()
+    made.setAccessibleName("What a stroke takes")
+    for tool, (name, why) in TOOLS.items():
+        made.addItem(name, tool)
+        made.setItemData(made.count() - 1, plain_tip(why), Qt.ItemDataRole.ToolTipRole)
+    made.setToolTip(
+        "What a click or stroke takes: what you draw, tissue that looks the same (S), superpixels (U), or predicted "
+        "regions (Shift+G). An outline under the pointer shows it. Shift takes it away; Ctrl+Z undoes it whole."
+    )
+    return made
+
+
+def _amount() -> QSlider:
     slider = QSlider(Qt.Orientation.Horizontal)
-    slider.setRange(10, 120)
-    slider.setValue(round(100 * TOLERANCE))
-    slider.setAccessibleName("Snap tolerance")
-    slider.setToolTip("How different the tissue may be: left, only what is very similar")
+    slider.setRange(0, AMOUNTS)
+    slider.setAccessibleName("How much a stroke takes")
     slider.setEnabled(False)
     return slider
 
