@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from scipy.cluster.vq import kmeans2
 
 from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.prediction.tile_store import LABELS, PROBABILITY
@@ -188,10 +187,16 @@ def _kinds(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     rng = np.random.default_rng(0)
     if len(samples) > SAMPLE:
         samples = samples[rng.choice(len(samples), SAMPLE, replace=False)]
-    if len(samples) <= KINDS:
-        return samples
-    centres, members = kmeans2(samples, KINDS, iter=8, minit="++", rng=rng, missing="warn")
-    return np.asarray(centres[np.unique(members)], np.float32)
+    centres = samples[:1]
+    while len(centres) < KINDS:  # the next centre is likely to be far from those before
+        squares = np.square(_distance(samples, centres)).astype(np.float64)
+        if squares.sum() == 0:
+            return centres
+        centres = np.concatenate([centres, samples[rng.choice(len(samples), p=squares / squares.sum())][None]])
+    for _ in range(8):
+        nearest = np.argmin(np.square(centres).sum(axis=1) - 2 * samples @ centres.T, axis=1)
+        centres = np.stack([samples[nearest == k].mean(axis=0) for k in np.unique(nearest)])
+    return np.asarray(centres, np.float32)
 
 
 def _distance(features: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
