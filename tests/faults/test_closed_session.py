@@ -110,6 +110,6 @@ def test_a_checkpoint_that_comes_late_leaves_the_slides_listed(tmp_path):
     session.save(tmp_path / "p")
     session.close()
     before = (session.project / "project.json").read_bytes()
-    session._keeper.write_checkpoint(lambda path: path.write_bytes(b"late"))
+    session._keeper.write_checkpoint(lambda project: project.checkpoint.write_bytes(b"late"))
     assert (session.project / "project.json").read_bytes() == before
     assert session.checkpoint.read_bytes() == b"late"
