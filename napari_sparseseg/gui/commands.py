@@ -36,6 +36,8 @@ BUTTONS: dict[str, Callable[[SparseSegWidget | Panel], QAbstractButton]] = {
     "toggle_live": lambda p: p.predict.live,
     "toggle_outlines": lambda p: p.predict.contour,
     "predict_slide": lambda p: p.predict.predict_slide,
+    "list_runs": lambda p: p.train.runs,
+    "undo_training": lambda p: p.train.undo,
     "add_class": lambda p: p.classes.add,
     "list_annotations": lambda p: p.classes.list,
     "open_slide": lambda p: p.slide.open,
@@ -164,6 +166,16 @@ def add_class() -> None:
 def list_annotations() -> None:
     """List the annotations of the slide."""
     _press("list_annotations")
+
+
+def list_runs() -> None:
+    """List the training runs."""
+    _press("list_runs")
+
+
+def undo_training() -> None:
+    """Go back to the model of before the last training run."""
+    _press("undo_training")
 
 
 def open_slide() -> None:

@@ -15,6 +15,7 @@ from napari_sparseseg.gui.context import Context
 from napari_sparseseg.gui.host import CanvasFocus, CloseGuard, LogTrail, WindowKeys, keep_window_alive
 from napari_sparseseg.gui.layers.napari_compat import qt_problem, require_editing
 from napari_sparseseg.gui.results.controller import ResultActions
+from napari_sparseseg.gui.runs.controller import RunActions
 from napari_sparseseg.gui.sections.classes.controller import ClassActions
 from napari_sparseseg.gui.sections.classes.tools import ToolActions
 from napari_sparseseg.gui.sections.classes.view import ClassesPanel
@@ -133,6 +134,8 @@ class Panel(QObject):
         self.strokes: StrokeActions = StrokeActions(context, self.classes, marker)
         ends.callback(self.strokes.close)
         ends.callback(self.training.stop_timers)
+        self.runs: RunActions = RunActions(context, self.train, self.slides)
+        ends.callback(self.runs.close)
         self._project = ProjectActions(
             context, self.header, self.train, self._log, self.prediction.predict_all, lambda: self.results.show()
         )
@@ -291,6 +294,7 @@ class Panel(QObject):
         self.classes.table.paint(colours)
         self.results.paint(colours)
         self.strokes.paint(colours)
+        self.runs.paint(colours)
 
     def _paint_frame(self) -> None:
         sheet = panel_sheet(palette(self.viewer))

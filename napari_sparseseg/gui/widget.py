@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.panel import Panel
     from napari_sparseseg.gui.results.controller import ResultActions
     from napari_sparseseg.gui.sections.classes.controller import ClassActions
+    from napari_sparseseg.gui.runs.controller import RunActions
     from napari_sparseseg.gui.sections.classes.view import ClassesPanel
     from napari_sparseseg.gui.sections.header.view import Header
     from napari_sparseseg.gui.sections.predict.controller import PredictActions
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 PARTS = (
     "header", "slide", "classes", "train", "predict", "slides", "class_actions", "training", "prediction", "sections",
-    "view", "results", "strokes",
+    "view", "results", "strokes", "runs",
 )  # fmt: skip
 """What `SparseSegWidget` has of its panel."""
 LAYER_DOCKS = ("layer controls", "layer list")
@@ -78,6 +79,7 @@ class SparseSegWidget(QWidget):
     view: ViewActions
     results: ResultActions
     strokes: StrokeActions
+    runs: RunActions
     sections: tuple[Section, ...]
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:

@@ -93,6 +93,17 @@ class Curves(QWidget):
             self._mean.append((seconds, mean))
             self._draw("mean", plot, self._mean, self._text_colour(), 2.5)
 
+    def show_curves(self, losses: Sequence[tuple[float, float]], scores: Sequence[tuple[float, float]]) -> None:
+        """Show a run that has ended: (seconds, loss) and (seconds, mean held-out Dice)."""
+        self.clear()
+        self._loss, self._mean = list(losses), list(scores)
+        if losses:
+            self._draw("loss", self._ready()[0], self._loss, self._text_colour(), 1.5)
+        if scores:
+            plot = self._ready()[1]
+            plot.show()
+            self._draw("mean", plot, self._mean, self._text_colour(), 2.5)
+
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Let the wheel scroll the panel instead of zooming the plot."""
         if event is None or event.type() != QEvent.Type.Wheel:

@@ -47,6 +47,7 @@ MEASURED = {
 }
 """Results of `tests.benchmarks.study_balancing`."""
 BIG_BUTTON = 36
+UNDO_TIP = "Predict again with the model of before the last training run; no annotation is changed"
 LOG_HEIGHT = 72
 LOG_LINES = 500
 PROGRESS_STEPS = 1000
@@ -63,12 +64,16 @@ class TrainPanel(QWidget):
         Curves, scores and log.
     train_requested, pause_requested, resume_requested, stop_requested
         Signals ().
+    runs_requested, undo_requested
+        Signals (): list the training runs; go back to the model before the last one.
     """
 
     train_requested = Signal()
     pause_requested = Signal()
     resume_requested = Signal()
     stop_requested = Signal()
+    runs_requested = Signal()
+    undo_requested = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,13 +116,23 @@ class TrainPanel(QWidget):
         layout = column(self)
         for widget in (self.balancing, self.explanation, self.bars, self.more):
             layout.addWidget(widget)
-        self.bar, self.results = self._make_bar(), QWidget()
-        results = column(self.results)
-        for widget in (self.curves, self.scores, self.log):
-            results.addWidget(widget)
+        self.runs = button(
+            "Runs…", "List the training runs of this project: compare two, go back to one", self.runs_requested.emit
+        )
+        self.undo = button("Undo training", UNDO_TIP, self.undo_requested.emit)
+        self.bar, self.results = self._make_bar(), self._make_results()
         self._show_balancing()
         self.progress.hide()
         self.scores.hide()
+
+    def _make_results(self) -> QWidget:
+        results = QWidget()
+        layout = column(results)
+        for widget in (self.curves, self.scores):
+            layout.addWidget(widget)
+        layout.addLayout(row(self.runs, self.undo))
+        layout.addWidget(self.log)
+        return results
 
     def _make_bar(self) -> QWidget:
         bar = QWidget()
@@ -173,6 +188,13 @@ class TrainPanel(QWidget):
             self.curves.add_dice(seconds, dice, mean, self._classes)
         self.scores.setText(text)
         self.scores.setVisible(bool(text))
+
+    def show_undo(self, act: str, *, enabled: bool) -> None:
+        """What the button *Undo training* would do now; empty: nothing."""
+        verb, _, what = act.partition(" ")
+        self.undo.setText(f"{verb.capitalize() or 'Undo'} {'training' if what in ('', 'training') else 'going back'}")
+        self.undo.setEnabled(enabled)
+        self.undo.setToolTip(plain_tip(f"{UNDO_TIP}\nNow: {act}" if act else UNDO_TIP))
 
     def say(self, text: str) -> None:
         """One line in the log."""
