@@ -82,8 +82,9 @@ def test_the_list_names_compares_and_goes_back(viewer, panel, tmp_path):
     editor.selectAll()
     QTest.keyClicks(editor, "before")
     QTest.keyClick(editor, Qt.Key.Key_Return)
-    wait_until(lambda: listed(panel) == ["● unnamed", "before"], 20)
-    assert [r.story.name for r in session.runs.list()] == ["", "before"]
+    wait_until(lambda: [r.story.name for r in session.runs.list()] == ["", "before"], 20)
+    wait_until(lambda: listed(panel) == ["● unnamed", "before"] and not panel.busy, 20)
+    pump(0.2)
     click_row(panel, 0)
     click_row(panel, 1, modifier=Qt.KeyboardModifier.ControlModifier)
     facts = {view.facts.item(n, 0).text(): n for n in range(view.facts.rowCount())}
