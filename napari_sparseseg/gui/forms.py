@@ -4,7 +4,7 @@ napari's menus and command palette open them; they use the session of the panel.
 """
 
 # annotations are read by magicgui when it makes a form, so they are not strings here
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def predict_slide_form() -> None:
     """Open the form for a whole-slide prediction with all its options."""
     opened = panel()
     form = predict_with_options()
+    form.separate.native.setMaximumHeight(SEPARATE_ROWS * form.separate.native.fontMetrics().lineSpacing())
     opened.when_complete(lambda: _PreviewLink(form, opened.prediction.preview))
     _dock("Predict the whole slide", lambda: form)
 
@@ -85,6 +86,7 @@ def annotations_from_layer(layer: Any) -> None:  # with a type of napari the cho
     opened.attempt(start_import)
 
 
+SEPARATE_ROWS = 4
 EVERYWHERE, SHAPES, OF_CLASS = "the whole slide", "the selected shapes", "areas of "
 
 
@@ -108,11 +110,18 @@ def _regions(viewer: napari.Viewer, where: str) -> Any:
     return {f"shape {k}": shapely.Polygon(outline[:, ::-1]) for k, outline in enumerate(outlines, 1)}
 
 
-def _clean_up(smooth_um: float, holes_um2: float, smallest_um2: float, unsure_below: float) -> CleanUp | None:
+def _classes(_: Widget) -> list[str]:
+    """Names of the classes."""
+    return [place.removeprefix(OF_CLASS) for place in _places(_) if place.startswith(OF_CLASS)]
+
+
+def _clean_up(
+    smooth_um: float, holes_um2: float, smallest_um2: float, separate: Sequence[str], unsure_below: float
+) -> CleanUp | None:
     """What to clean up; None for nothing."""
-    if not (smooth_um or holes_um2 or smallest_um2 or unsure_below):
+    if not (smooth_um or holes_um2 or smallest_um2 or separate or unsure_below):
         return None
-    return CleanUp(smooth_um=smooth_um, holes_um2=holes_um2, smallest_um2=smallest_um2, unsure_below=unsure_below / 100)
+    return CleanUp(unsure_below / 100, smooth_um, holes_um2, smallest_um2, tuple(separate))
 
 
 class _PreviewLink(QObject):
@@ -133,7 +142,8 @@ class _PreviewLink(QObject):
     def _on_changed(self) -> None:
         f = self._form
         wanted = f.preview.value
-        settings = _clean_up(f.smooth_um.value, f.holes_um2.value, f.smallest_um2.value, f.unsure_below.value)
+        chosen = (f.smooth_um, f.holes_um2, f.smallest_um2, f.separate, f.unsure_below)
+        settings = _clean_up(*(field.value for field in chosen))
         self._preview.show(settings if wanted else None)
 
 
@@ -176,6 +186,13 @@ class _PreviewLink(QObject):
         "max": 1e9,
         "tooltip": "Smaller regions take the class of their longest border",
     },
+    separate={
+        "label": "Separate",
+        "widget_type": "Select",
+        "choices": _classes,
+        "tooltip": "Objects of these classes that touch are cut at their waists, at most 512 pixels wide ones. Click a "
+        "class to choose it, Ctrl+click to add one or take it away",
+    },
     unsure_below={
         "label": "Unsure below (%)",
         "max": 100.0,
@@ -183,7 +200,7 @@ class _PreviewLink(QObject):
     },
     preview={
         "label": "Preview",
-        "tooltip": "Show on the live prediction what smoothing, holes, smallest and unsure do; zoom in to see it fully",
+        "tooltip": "Show on the live prediction what the clean-up does; zoom in to see it fully",
     },
     probabilities={
         "label": "Probabilities",
@@ -201,6 +218,7 @@ def predict_with_options(  # noqa: PLR0913 - magicgui makes a field of each
     smooth_um: float = 0.0,
     holes_um2: float = 0.0,
     smallest_um2: float = 0.0,
+    separate: Sequence[str] = (),
     unsure_below: float = 0.0,
     preview: bool = False,
     probabilities: bool = False,
@@ -212,7 +230,7 @@ def predict_with_options(  # noqa: PLR0913 - magicgui makes a field of each
     What is cleaned up is a second label image in the file (OME-Zarr), and the tables are those of that.
     """
     opened = panel()
-    cleaned = _clean_up(smooth_um, holes_um2, smallest_um2, unsure_below)
+    cleaned = _clean_up(smooth_um, holes_um2, smallest_um2, separate, unsure_below)
 
     def start() -> None:
         if opened.session.model is None:

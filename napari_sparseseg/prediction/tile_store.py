@@ -263,13 +263,52 @@ def _cells(key: TileKey) -> tuple[slice, slice]:
     return slice(i << level, (i + 1) << level), slice(j << level, (j + 1) << level)
 
 
+class CleanedTiles:
+    """Class ids of a part of a slide in place of the tiles of a live prediction; 0 around it. For the GUI thread only.
+
+    Parameters
+    ----------
+    store
+        The tiles; the levels are the same.
+    """
+
+    def __init__(self, store: TileStore) -> None:
+        self.shapes, self.n_levels = store.shapes, store.n_levels
+        self.top = np.zeros((1, *self.shapes[-1]), np.uint8)
+        """(1, h, w): the coarsest level."""
+        self._labels, self._level, self._box = np.zeros((0, 0), np.uint8), 0, Box(0, 0, 0, 0)
+
+    def put(self, labels: np.ndarray, level: int, box: Box) -> Box:
+        """Take another part, uint8 (h, w) for a box of a level; gives the box of level 0 that has changed."""
+        changed = [Box(*(v << n for v in b)) for b, n in ((box, level), (self._box, self._level)) if b.area]
+        self._labels, self._level, self._box = labels, level, box
+        self.top[0] = self.read(LABELS, self.n_levels - 1, Box(0, 0, *self.shapes[-1]))
+        return changed[0].union(changed[-1])
+
+    def read(self, channel: int, level: int, box: Box) -> np.ndarray:
+        """Class ids, uint8 (h, w), of a box of a level: the nearest ones of the part's own level."""
+        out, mine, step = np.zeros((box.height, box.width), np.uint8), self._box, level - self._level
+        if step == 0:
+            part = box.intersection(mine)
+            source = Box(part.y - mine.y, part.x - mine.x, part.height, part.width)
+            out[Box(part.y - box.y, part.x - box.x, part.height, part.width).slices()] = self._labels[source.slices()]
+            return out
+        rows, columns = (
+            np.arange(a, b) << max(step, 0) >> max(-step, 0) for a, b in ((box.y, box.y1), (box.x, box.x1))
+        )
+        down = (rows >= mine.y) & (rows < mine.y1)
+        across = (columns >= mine.x) & (columns < mine.x1)
+        out[np.ix_(down, across)] = self._labels[np.ix_(rows[down] - mine.y, columns[across] - mine.x)]
+        return out
+
+
 class LiveLevel:
     """One channel of one level as an array-like for napari: lazy, uint8, 2-D; reading never computes."""
 
     dtype = np.dtype(np.uint8)
     ndim = 2
 
-    def __init__(self, store: TileStore, channel: int, level: int) -> None:
+    def __init__(self, store: TileStore | CleanedTiles, channel: int, level: int) -> None:
         self._store, self._channel, self._level = store, channel, level
         self.shape = store.shapes[level]
         self.size = self.shape[0] * self.shape[1]
@@ -298,7 +337,7 @@ class LiveLevel:
         return self[:, :]
 
 
-def live_levels(store: TileStore, channel: int) -> list[LiveLevel | np.ndarray]:
+def live_levels(store: TileStore | CleanedTiles, channel: int) -> list[LiveLevel | np.ndarray]:
     """The levels of one channel for a multiscale layer; the coarsest is the live array itself, not a copy, because
     napari caches the array it reads.
     """

@@ -10,6 +10,7 @@ import tifffile
 import zarr
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
+from skimage.measure import label
 
 from napari_sparseseg import CleanUp
 from napari_sparseseg.prediction.results.preview import clean_image
@@ -24,12 +25,12 @@ TITLE = "Predict the whole slide"
 
 @pytest.fixture
 def slide(panel, tmp_path):
-    """0.5 µm per pixel: stroma with one large nucleus and small ones, and a model that sees them."""
+    """0.5 µm per pixel: stroma with one large nucleus small ones, and two that touch, and a model that sees them."""
     yy, xx = np.mgrid[:SIDE, :SIDE]
     labels = np.ones((SIDE, SIDE), int)
     labels[(yy - 250) ** 2 + (xx - 250) ** 2 <= 60**2] = 2
-    for y, x in ((60, 60), (60, 400), (440, 440)):
-        labels[(yy - y) ** 2 + (xx - x) ** 2 <= 12**2] = 2
+    for y, x, r in ((60, 60, 12), (60, 400, 12), (440, 440, 12), (450, 60, 30), (450, 113, 30)):
+        labels[(yy - y) ** 2 + (xx - x) ** 2 <= r**2] = 2
     path = tmp_path / "case.tif"
     tifffile.imwrite(path, np.array(COLOURS, np.uint8)[labels], tile=(256, 256), photometric="rgb",
                      resolution=(20000, 20000), resolutionunit=3)  # fmt: skip
@@ -74,32 +75,63 @@ def test_the_preview_shows_what_the_run_then_makes(viewer, panel, form, tmp_path
     look_at(viewer, SIDE / 2, SIDE / 2, 0.45)
     wait_until(lambda: panel.session.live is not None and panel.session.live.pending == 0, 30)
     pump(0.5)
+
+    def shown():
+        return np.array(viewer.layers["prediction"].data[0][:SIDE, :SIDE])
+
+    raw = shown()
+    assert (raw[50:70, 50:70] == 3).any()
     tick(form.preview)
-    assert "clean-up preview" not in viewer.layers, "nothing is to be cleaned up yet"
+    pump(0.5)
+    np.testing.assert_array_equal(shown(), raw, "nothing is to be cleaned up yet")
     type_into(form.smallest_um2, "500")
-    wait_until(lambda: "clean-up preview" in viewer.layers, 20)
-    shown = np.array(viewer.layers["clean-up preview"].data)
-    assert not viewer.layers["prediction"].visible, "one covers the other"
-    assert not (shown[40:80, 40:80] == 3).any(), "the small ones are gone"
-    assert (shown[220:280, 220:280] == 3).all()
+    wait_until(lambda: not (shown()[40:80, 40:80] == 3).any(), 20)  # the small ones are gone
+    assert (shown()[220:280, 220:280] == 3).all()
+    assert viewer.layers["prediction"].label_at_world((60.0, 60.0)) == 2
 
     type_into(form.out, str(tmp_path / "case.ome.zarr"))
     click(form.call_button.native)
     quiet(panel)
     made = np.asarray(zarr.open_group(tmp_path / "case.ome.zarr", mode="r")["labels/cleaned/0"])
-    np.testing.assert_array_equal(shown, made)
-    raw = np.asarray(zarr.open_group(tmp_path / "case.ome.zarr", mode="r")["labels/classes/0"])
-    assert (raw[50:70, 50:70] == 3).any()
+    np.testing.assert_array_equal(shown(), made)
+    np.testing.assert_array_equal(
+        np.asarray(zarr.open_group(tmp_path / "case.ome.zarr", mode="r")["labels/classes/0"]), raw
+    )
 
     tick(form.preview)
-    pump(0.2)
-    assert "clean-up preview" not in viewer.layers
-    assert viewer.layers["prediction"].visible
+    np.testing.assert_array_equal(shown(), raw)
+    assert viewer.layers["prediction"].label_at_world((60.0, 60.0)) == 3
     tick(form.preview)
-    wait_until(lambda: "clean-up preview" in viewer.layers, 20)
+    wait_until(lambda: not (shown()[40:80, 40:80] == 3).any(), 20)
     form.native.parent().destroyOnClose()
     pump(0.2)
-    assert "clean-up preview" not in viewer.layers
+    np.testing.assert_array_equal(shown(), raw)
+
+
+def test_touching_objects_of_a_chosen_class_are_cut(viewer, panel, form, tmp_path):
+    """The class is chosen with the mouse; what is shown is what is made."""
+    look_at(viewer, SIDE / 2, SIDE / 2, 0.45)
+    wait_until(lambda: panel.session.live is not None and panel.session.live.pending == 0, 30)
+    pump(0.5)
+    assert list(form.separate.choices) == [c.name for c in panel.session.classes]
+    listed = form.separate.native
+    place = listed.visualItemRect(listed.findItems("nuclei", Qt.MatchFlag.MatchExactly)[0]).center()
+    listed.scrollToItem(listed.findItems("nuclei", Qt.MatchFlag.MatchExactly)[0])
+    place = listed.visualItemRect(listed.findItems("nuclei", Qt.MatchFlag.MatchExactly)[0]).center()
+    QTest.mouseClick(listed.viewport(), Qt.MouseButton.LeftButton, pos=place)
+    assert form.separate.value == ["nuclei"]
+
+    def parts():
+        return label(viewer.layers["prediction"].data[0][:SIDE, :SIDE] == 3, connectivity=1).max()
+
+    assert parts() == 5
+    tick(form.preview)
+    wait_until(lambda: parts() == 6, 20)
+    type_into(form.out, str(tmp_path / "cut.ome.zarr"))
+    click(form.call_button.native)
+    quiet(panel)
+    made = np.asarray(zarr.open_group(tmp_path / "cut.ome.zarr", mode="r")["labels/cleaned/0"])
+    assert label(made == 3, connectivity=1).max() == 6
 
 
 def test_regions_and_unsure_pixels(viewer, panel, form, tmp_path):

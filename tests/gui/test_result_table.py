@@ -126,9 +126,37 @@ def test_a_table_sorted_filtered_copied_and_saved(panel, discs, tmp_path):
     rows = list(csv.DictReader((tmp_path / "large.csv").read_text().splitlines()))
     assert [row["id"] for row in rows] == texts(table, "Id")
 
-    QTest.keyClicks(tab.high, "many")
-    wait_until(lambda: tab.count.text() == "many is no number", 10)
-    assert len(texts(table, "Id")) == 2
+    parquet = pytest.importorskip("pyarrow.parquet")
+    answer_file(tmp_path / "large.parquet")
+    click(tab.save)
+    wait_until((tmp_path / "large.parquet").exists, 10)
+    quiet(panel)
+    saved = parquet.read_table(tmp_path / "large.parquet")
+    assert [str(k) for k in saved["id"].to_pylist()] == texts(table, "Id")
+    assert saved["class"].to_pylist() == ["nuclei", "nuclei"]
+    assert saved["area_um2"].to_pylist() == [float(row["area_um2"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("many", 4), ("0,5", 4), ("1,00", 4), ("1e3", 3), (" 1 000.5 ", 3), ("-1", 4)]
+)
+def test_a_limit_that_is_no_number_is_marked_and_does_not_limit(discs, text, shown):
+    tab = discs.objects
+    tab.low.setFocus()
+    QTest.keyClicks(tab.low, text)
+    wrong = text in ("many", "0,5", "1,00")
+    wait_until(lambda: tab.count.text() == (f"{text} is no number" if wrong else counted(shown)), 10)
+    assert len(texts(tab.table, "Id")) == shown
+    assert ("no number" in tab.low.toolTip()) == wrong
+    assert bool(tab.low.styleSheet()) == wrong
+    tab.low.selectAll()
+    QTest.keyClick(tab.low, Qt.Key.Key_Delete)
+    wait_until(lambda: tab.count.text() == "4 objects", 10)
+    assert not tab.low.styleSheet()
+
+
+def counted(shown: int) -> str:
+    return "4 objects" if shown == 4 else f"{shown} of 4 objects"
 
 
 def test_a_click_goes_to_the_object_and_marks_it(viewer, panel, discs):

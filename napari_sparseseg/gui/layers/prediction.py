@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.layers.slide_layers import SlideBinding
     from napari_sparseseg.prediction.live_view import LiveView
-    from napari_sparseseg.prediction.tile_store import TileStore
+    from napari_sparseseg.prediction.tile_store import CleanedTiles, TileStore
 
 Kind = Literal["classes", "probability", "uncertainty", "margin", "changed"]
 RAMP = "viridis"
@@ -134,6 +134,7 @@ class LiveLayer(LazyLabels):
     ) -> None:
         self._store, self._model_classes = store, tuple(classes)
         self.shown = Shown()
+        self._instead: CleanedTiles | None = None
         self._outdated_below = 0
         self._dim_codes = dim_codes(classes)
         super().__init__(live_levels(store, LABELS), classes, name=name, opacity=opacity)
@@ -161,9 +162,21 @@ class LiveLayer(LazyLabels):
         channel = self._channel(what)
         if channel is None:
             what, channel = Shown(), LABELS
-        if self._channel(self.shown) != channel:
+        if self._channel(self.shown) != channel or self._instead is not None:
+            self._instead = None
             self._levels = live_levels(self._store, channel)
             self.data = self._levels
+        self._look(what, classes, hidden)
+
+    def show_instead(self, tiles: CleanedTiles, classes: Sequence[ClassDef], hidden: Collection[int] = ()) -> None:
+        """Show other tiles in place of the prediction's, until `show` is called."""
+        if self._instead is not tiles:
+            self._instead = tiles
+            self._levels = live_levels(tiles, LABELS)
+            self.data = self._levels
+        self._look(Shown(), classes, hidden)
+
+    def _look(self, what: Shown, classes: Sequence[ClassDef], hidden: Collection[int]) -> None:
         self.shown = what
         self._dim_codes = dim_codes(classes)
         self.colormap = self._colours(what, classes, hidden)
@@ -172,6 +185,7 @@ class LiveLayer(LazyLabels):
     def follow(self, store: TileStore, classes: Sequence[ClassDef]) -> None:
         """Show the tiles of another model of the same slide, in the same frame; `show` gives it its colours."""
         self._store, self._model_classes, self._outdated_below = store, tuple(classes), 0
+        self._instead = None
         if self._channel(self.shown) is None:
             self.shown = Shown()
         self._levels = live_levels(store, self._channel(self.shown) or LABELS)
@@ -295,6 +309,7 @@ class LiveDisplay(QObject):
         self.layer: LiveLayer | None = None
         self.shown = Shown()
         self.hidden: frozenset[int] = frozenset()
+        self._instead: tuple[CleanedTiles, Sequence[ClassDef]] | None = None
         self._opacity, self._contour, self._visible = DEFAULT_OPACITY, 0, True
         self._pending: Box | None = None
         self._refresh = single_shot(self, REFRESH_MS, self._draw)
@@ -346,6 +361,13 @@ class LiveDisplay(QObject):
         """Show the class map, a probability, the uncertainty or changes."""
         self.shown = what
         self._apply()
+
+    def show_instead(self, tiles: CleanedTiles | None, classes: Sequence[ClassDef] = ()) -> None:
+        """Show other tiles in place of the prediction's, with these classes; None shows the prediction again."""
+        wanted = None if tiles is None else (tiles, classes)
+        if wanted != self._instead:
+            self._instead = wanted
+            self._apply()
 
     def hide_classes(self, hidden: frozenset[int]) -> None:
         """Hide these classes in the class map."""
@@ -442,8 +464,11 @@ class LiveDisplay(QObject):
 
     def _apply(self) -> None:
         if self.layer is not None:
-            self.layer.show(self.shown, self._context.session.classes, self.hidden)
-            self.layer.contour = self._contour if self.shown.kind == "classes" else 0
+            if self._instead is not None:
+                self.layer.show_instead(*self._instead, self.hidden)
+            else:
+                self.layer.show(self.shown, self._context.session.classes, self.hidden)
+            self.layer.contour = self._contour if self.layer.shown.kind == "classes" else 0
         self.shown_changed.emit()
 
     def _on_layer_look(self) -> None:

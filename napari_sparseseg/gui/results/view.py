@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 TYPED_MS = 300
 """A typed limit counts after no key was pressed for this long."""
 SMALLEST_UM2 = 100.0
+LIMIT_TIP = "A number; empty for no limit"
+WRONG = "#d9534f"
+_THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d*)?")
 PREFERRED = QSize(640, 300)
 EMPTY = "Predict a slide, or open a result: its objects and areas are measured, without the model."
 
@@ -215,9 +219,15 @@ class ObjectsTab(QWidget):
         made.setPlaceholderText(word)
         made.setFixedWidth(70)
         made.setAccessibleName(f"Limit, {word}")
-        made.setToolTip("A number; empty for no limit")
-        made.textChanged.connect(lambda _: self._typed.start())
+        made.setToolTip(LIMIT_TIP)
+        made.textChanged.connect(lambda _: self._on_typed(made))
         return made
+
+    def _on_typed(self, edit: QLineEdit) -> None:
+        wrong = _is_wrong(edit.text())
+        edit.setStyleSheet(f"border: 1px solid {WRONG};" if wrong else "")
+        edit.setToolTip("This is no number, so there is no limit; write 0.5 or 1,500" if wrong else LIMIT_TIP)
+        self._typed.start()
 
     @property
     def wanted(self) -> Wanted:
@@ -273,7 +283,7 @@ class ObjectsTab(QWidget):
 
     def _show_count(self) -> None:
         shown, of = len(self.model.rows), 0 if self.model.table is None else len(self.model.table)
-        wrong = [edit.text() for edit in (self.low, self.high) if edit.text().strip() and _number(edit.text()) is None]
+        wrong = [edit.text() for edit in (self.low, self.high) if _is_wrong(edit.text())]
         text = f"{shown:,} objects" if shown == of else f"{shown:,} of {of:,} objects"
         self.count.setText(f"{wrong[0]} is no number" if wrong else text)
 
@@ -300,10 +310,18 @@ class ObjectsTab(QWidget):
 
 
 def _number(text: str) -> float | None:
+    """A number, with or without commas or spaces between thousands; None for any other text, such as ``0,5``."""
+    plain = text.strip().replace("\u202f", ",").replace(" ", ",")
+    if _THOUSANDS.fullmatch(plain):
+        plain = plain.replace(",", "")
     try:
-        return float(text.replace(",", "").replace("\u202f", "")) if text.strip() else None
+        return float(plain)
     except ValueError:
         return None
+
+
+def _is_wrong(text: str) -> bool:
+    return bool(text.strip()) and _number(text) is None
 
 
 def _object_view(model: ObjectModel) -> ObjectView:

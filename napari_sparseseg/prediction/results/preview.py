@@ -43,12 +43,16 @@ class CleanedView:
         Level-0 pixels (dy, dx) that one pixel covers.
     classes
         With ``unsure`` where that is asked for.
+    level, box
+        The level of the live prediction that was cleaned, and which of its pixels.
     """
 
     labels: NDArray[np.uint8]
     origin: tuple[float, float]
     pixel: tuple[float, float]
     classes: tuple[ClassDef, ...]
+    level: int
+    box: Box
 
 
 def clean_image(
@@ -122,4 +126,4 @@ def clean_live(live: LiveView, box: Box, settings: CleanUp, classes: Sequence[Cl
     dy, dx = (d * (1 << level) for d in live.frame.downsample)
     my, mx = live.slide.mpp or (1.0, 1.0)
     cleaned = clean_image(labels, settings, classes, (dy * my, dx * mx), best)
-    return CleanedView(cleaned, (at.y * dy, at.x * dx), (dy, dx), settings.classes(classes))
+    return CleanedView(cleaned, (at.y * dy, at.x * dx), (dy, dx), settings.classes(classes), level, at)
