@@ -7,7 +7,8 @@ import pytest
 
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Box, Frame
-from napari_sparseseg.gui.layers.prediction import LiveLayer, Shown, class_colours, dim_codes
+from napari_sparseseg.gui.layers.prediction import LiveLayer, Shown
+from napari_sparseseg.gui.layers.prediction_colours import class_colours, dim_codes
 from napari_sparseseg.gui.sections.predict.areas import areas, areas_csv
 from napari_sparseseg.prediction.live_view import LiveView
 from napari_sparseseg.prediction.tile_store import TILE, Tile, TileStore, encode

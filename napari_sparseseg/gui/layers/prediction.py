@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from napari.utils import DirectLabelColormap
-from napari.utils.colormaps import ensure_colormap
 from qtpy.QtCore import QObject, Signal
 
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import insert_unselected, view_box
+from napari_sparseseg.gui.layers.prediction_colours import class_colours, dim_codes, ramp_colours, ramp_rgb
 from napari_sparseseg.prediction.tile_store import (
     CHANGED,
     LABELS,
@@ -32,27 +31,24 @@ from napari_sparseseg.prediction.tile_store import (
     PROBABILITY,
     TILE,
     UNCERTAINTY,
+    CleanedTiles,
     live_levels,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from napari.utils import DirectLabelColormap
+
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.geometry import Frame
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.layers.slide_layers import SlideBinding
     from napari_sparseseg.prediction.live_view import LiveView
-    from napari_sparseseg.prediction.tile_store import CleanedTiles, TileStore
+    from napari_sparseseg.prediction.results.preview import CleanedView
+    from napari_sparseseg.prediction.tile_store import TileStore
 
 Kind = Literal["classes", "probability", "uncertainty", "margin", "changed"]
-RAMP = "viridis"
-"""Perceptually uniform, and readable with every kind of colour blindness."""
-CLEAR = (0.0, 0.0, 0.0, 0.0)
-DIM_ALPHA = 0.5
-"""Opacity of an outdated prediction relative to a current one."""
-GREY = np.array([0.299, 0.587, 0.114])
-"""Luma of red, green and blue (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,51 +57,6 @@ class Shown:
 
     kind: Kind = "classes"
     class_id: int = 0
-
-
-def class_colours(classes: Sequence[ClassDef], hidden: Collection[int] = ()) -> DirectLabelColormap:
-    """Colours of the classes with those in `hidden` transparent; 0 and unknown ids are transparent too."""
-    table: dict[int | None, Any] = {None: CLEAR, 0: CLEAR}
-    codes = dim_codes(classes)
-    for c in classes:
-        table[c.id] = CLEAR if c.id in hidden else c.colour
-        if codes[c.id] != c.id:
-            table[int(codes[c.id])] = CLEAR if c.id in hidden else _dimmed(np.array(c.rgb) / 255, 1.0)
-    return DirectLabelColormap(color_dict=table)
-
-
-def dim_codes(classes: Sequence[ClassDef]) -> np.ndarray:
-    """uint8 (256,): the dimmed code of each class id; with more than 127 classes, some have none and keep theirs."""
-    codes = np.arange(256, dtype=np.uint8)
-    ids = {c.id for c in classes}
-    for class_id, code in zip(sorted(ids), (n for n in range(1, 256) if n not in ids), strict=False):
-        codes[class_id] = code
-    return codes
-
-
-def ramp_colours(rgb: np.ndarray) -> DirectLabelColormap:
-    """One colour per byte, more opaque for higher values; even values are those of an outdated model.
-
-    Parameters
-    ----------
-    rgb
-        float (256, 3), 0..1.
-    """
-    table: dict[int | None, Any] = {None: CLEAR, 0: CLEAR}
-    for value in range(1, 256):
-        opaque = value / 255
-        table[value] = (*(float(c) for c in rgb[value]), opaque) if value % 2 else _dimmed(rgb[value], opaque)
-    return DirectLabelColormap(color_dict=table)
-
-
-def ramp_rgb(steps: int) -> np.ndarray:
-    """Colours of an uncertainty from 0 to 1, float (steps, 3), 0..1."""
-    rgb: np.ndarray = ensure_colormap(RAMP).map(np.linspace(0, 1, steps))[:, :3]
-    return rgb
-
-
-def _dimmed(rgb: np.ndarray, alpha: float) -> tuple[float, ...]:
-    return (*(float(c) for c in (rgb + GREY @ rgb) / 2), alpha * DIM_ALPHA)
 
 
 class LiveLayer(LazyLabels):
@@ -362,12 +313,21 @@ class LiveDisplay(QObject):
         self.shown = what
         self._apply()
 
-    def show_instead(self, tiles: CleanedTiles | None, classes: Sequence[ClassDef] = ()) -> None:
-        """Show other tiles in place of the prediction's, with these classes; None shows the prediction again."""
-        wanted = None if tiles is None else (tiles, classes)
-        if wanted != self._instead:
-            self._instead = wanted
+    def show_instead(self, view: CleanedView | None) -> None:
+        """Show a part of the slide after a clean-up in place of the prediction; None shows the prediction again."""
+        if view is None or self._live is None:
+            if self._instead is not None:
+                self._instead = None
+                self._apply()
+            return
+        before = self._instead
+        tiles = CleanedTiles(self._live.store) if before is None else before[0]
+        changed = tiles.put(view.labels, view.level, view.box)
+        if before is None or before[1] != view.classes:
+            self._instead = tiles, view.classes
             self._apply()
+        if self.layer is not None:
+            self.layer.update_box(changed)
 
     def hide_classes(self, hidden: frozenset[int]) -> None:
         """Hide these classes in the class map."""
@@ -453,6 +413,7 @@ class LiveDisplay(QObject):
 
     def _drop(self) -> None:
         self._leave()
+        self._instead = None  # of the grid of the layer
         layer, self.layer = self.layer, None
         if layer is not None:
             layer.events.opacity.disconnect(self._on_layer_look)

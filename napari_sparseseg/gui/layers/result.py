@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from napari.layers import Labels
 
-from napari_sparseseg.gui.layers.prediction import class_colours
+from napari_sparseseg.gui.layers.prediction_colours import class_colours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

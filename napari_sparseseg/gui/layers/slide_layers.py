@@ -14,7 +14,7 @@ from qtpy.QtCore import QTimer
 from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
 from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, insert_unselected, require_editing, show_whole
 from napari_sparseseg.gui.layers.other_objects import other_objects_layer
-from napari_sparseseg.gui.layers.prediction import class_colours
+from napari_sparseseg.gui.layers.prediction_colours import class_colours
 from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer, Steps
 
 if TYPE_CHECKING:

@@ -8,14 +8,12 @@ from qtpy.QtCore import QObject
 
 from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.napari_compat import view_box
-from napari_sparseseg.prediction.tile_store import CleanedTiles
 
 if TYPE_CHECKING:
     from napari_sparseseg import CleanUp
     from napari_sparseseg.gui.context import Context
     from napari_sparseseg.gui.layers.prediction import LiveDisplay
     from napari_sparseseg.gui.sections.slide.controller import SlideActions
-    from napari_sparseseg.prediction.live_view import LiveView
     from napari_sparseseg.prediction.results.preview import CleanedView
 
 AGAIN_MS = 250
@@ -39,8 +37,6 @@ class CleanPreview(QObject):
         super().__init__(context)
         self._context, self._slides, self._display = context, slides, display
         self._settings: CleanUp | None = None
-        self._tiles: CleanedTiles | None = None
-        self._live: LiveView | None = None
         self._asked = 0
         self._timer = single_shot(self, AGAIN_MS, self._make)
         display.refreshed.connect(self._later)
@@ -60,7 +56,6 @@ class CleanPreview(QObject):
 
     def _drop(self) -> None:
         self._timer.stop()
-        self._tiles = self._live = None
         self._display.show_instead(None)
 
     def _later(self) -> None:
@@ -84,14 +79,6 @@ class CleanPreview(QObject):
 
         def show(made: CleanedView | None) -> None:
             if asked == self._asked and self._settings is not None and live is session.live and made is not None:
-                self._show(made, live)
+                self._display.show_instead(made)
 
         self._context.jobs.run(lambda: session.results.preview_clean_up(live, box, settings, classes), show)
-
-    def _show(self, made: CleanedView, live: LiveView) -> None:
-        if self._tiles is None or live is not self._live:
-            self._tiles, self._live = CleanedTiles(live.store), live
-        changed = self._tiles.put(made.labels, made.level, made.box)
-        self._display.show_instead(self._tiles, made.classes)
-        if self._display.layer is not None:
-            self._display.layer.update_box(changed)

@@ -20,7 +20,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_sparseseg.gui.layers.prediction import Shown, ramp_rgb
+from napari_sparseseg.gui.layers.prediction import Shown
+from napari_sparseseg.gui.layers.prediction_colours import ramp_rgb
 from napari_sparseseg.gui.sections.classes.table import MOST_ROWS, percent, swatch
 from napari_sparseseg.gui.sections.predict.areas import areas_csv
 from napari_sparseseg.gui.widgets import (
