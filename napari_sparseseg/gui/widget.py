@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.gui.panel import Panel
     from napari_sparseseg.gui.results.controller import ResultActions
-    from napari_sparseseg.gui.sections.classes.controller import ClassActions
     from napari_sparseseg.gui.runs.controller import RunActions
+    from napari_sparseseg.gui.sections.classes.controller import ClassActions
     from napari_sparseseg.gui.sections.classes.view import ClassesPanel
     from napari_sparseseg.gui.sections.header.view import Header
     from napari_sparseseg.gui.sections.predict.controller import PredictActions

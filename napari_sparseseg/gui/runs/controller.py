@@ -12,7 +12,7 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui import dialogs
 from napari_sparseseg.gui.context import single_shot
 from napari_sparseseg.gui.layers.napari_compat import insert_unselected, view_box
-from napari_sparseseg.gui.layers.prediction import class_colours
+from napari_sparseseg.gui.layers.prediction_colours import class_colours
 from napari_sparseseg.gui.runs.view import RunDock
 
 if TYPE_CHECKING:
