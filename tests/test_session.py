@@ -216,6 +216,7 @@ def test_autosave_keeps_strokes_of_a_session_that_was_never_saved(tiny_slide):
     with Session(autosave=True) as s:
         fingerprint = s.open(tiny_slide).fingerprint
         s.annotations.paint([(5, 5), (5, 50)], 3, 2)
+        assert recoverable(fingerprint, running=False) == [], "what is open now is not offered in another window"
     found = recoverable(fingerprint)
     assert len(found) == 1
     with Session.load(found[0]) as again:

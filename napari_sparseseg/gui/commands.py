@@ -12,8 +12,8 @@ from napari.components.viewer_model import ViewerModel
 from napari.settings import get_settings
 from napari.utils.action_manager import action_manager
 from napari.utils.interactions import Shortcut
-from napari.utils.notifications import show_info
 
+from napari_sparseseg.gui.say import say
 from napari_sparseseg.gui.widgets import plain_tip
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _click(opened: SparseSegWidget, name: str) -> None:
         button.click()
     else:
         reason = opened.header.next_step.text() or opened.header.state.text()
-        show_info(f"{button.text()} is not available now. {reason}")
+        say(f"{button.text()} is not available now. {reason}")
 
 
 def _choose(text: str) -> None:
@@ -282,7 +282,7 @@ def _choose_view(text: str) -> None:
 
 def _choose_place(opened: SparseSegWidget, text: str) -> None:
     if opened.session.entry is None:
-        show_info(f"{text} is not available now. {opened.header.next_step.text()}")
+        say(f"{text} is not available now. {opened.header.next_step.text()}")
     else:
         _trigger(opened.view.bar.menu, text)
 

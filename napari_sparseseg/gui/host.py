@@ -14,18 +14,20 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import math
 import platform
 import sys
+import time
 from collections import deque
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from napari.settings import get_settings
-from qtpy.QtCore import QEvent, QEventLoop, QObject, QTimer
-from qtpy.QtGui import QKeySequence, QShortcut
+from qtpy.QtCore import QEvent, QEventLoop, QObject, QPointF, QTimer
+from qtpy.QtGui import QEnterEvent, QKeySequence, QMouseEvent, QShortcut
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
-from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QMainWindow, QPlainTextEdit, QWidget
+from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QMainWindow, QPlainTextEdit, QTextEdit, QWidget
 
 from napari_sparseseg.gui.dialogs import ask_yes
 from napari_sparseseg.gui.reader import SLIDE_SUFFIXES
@@ -41,7 +43,10 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.context import Context
 
 PACKAGE = "napari-sparseseg"
+OURS = "napari_sparseseg."
 LOG_LINES = 5000
+MEANT_PX, REST_S = 40.0, 0.5
+"""A mouse that goes so far over the slide, without a rest so long, was not only pushed aside."""
 KEY_SAVE = "Ctrl+S"
 CLOSING = {
     "training": "Training is running. It will stop after the current step, and the model will be saved.",
@@ -126,20 +131,22 @@ def canvas_beside(widget: QWidget) -> QWidget | None:
 
 
 class CanvasFocus(QObject):
-    """Gives the canvas the keyboard focus when the mouse moves over it, unless text is being typed in the panel.
+    """Gives the canvas the keyboard focus when the mouse moves over it; otherwise keys go to what was clicked last.
 
-    Otherwise keys pressed over the slide would go to the button or list that was used last.
+    Text that is being typed in one of our widgets stays until the mouse has gone a way over the slide: then the next
+    digit is a class, not a letter of a name. Text elsewhere in the window, as in napari's console, is left alone.
 
     Parameters
     ----------
     panel
-        The panel that the focus is taken from; the focus of other widgets is left alone.
+        The panel; the canvas is that of its window.
     """
 
     def __init__(self, panel: QWidget) -> None:
         super().__init__(panel)
         self._panel = panel
         self._canvas: QWidget | None = None
+        self._at, self._when, self._way = QPointF(), 0.0, 0.0
         for edit in panel.findChildren(QLineEdit):
             edit.returnPressed.connect(self._focus_canvas)
 
@@ -158,16 +165,35 @@ class CanvasFocus(QObject):
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Take the focus when the mouse enters or moves."""
-        if event is not None and event.type() in (QEvent.Type.Enter, QEvent.Type.MouseMove):
-            focused = QApplication.focusWidget()
-            typing = isinstance(focused, QLineEdit | QAbstractSpinBox | QPlainTextEdit)
-            if focused is not None and not typing and self._panel.isAncestorOf(focused):
+        if isinstance(event, QEnterEvent | QMouseEvent) and event.type() in (QEvent.Type.Enter, QEvent.Type.MouseMove):
+            way = self._way_to(event.position(), entered=event.type() == QEvent.Type.Enter)
+            focused, canvas = QApplication.focusWidget(), self._canvas
+            if focused is None or canvas is None or focused is canvas or focused.window() is not canvas.window():
+                return False
+            typing = isinstance(focused, QLineEdit | QAbstractSpinBox | QPlainTextEdit | QTextEdit)
+            if not typing or (way > MEANT_PX and _is_ours(focused)):
                 self._focus_canvas()
         return False
+
+    def _way_to(self, at: QPointF, *, entered: bool) -> float:
+        """Pixels that the mouse has gone over the canvas without a rest."""
+        now, step = time.monotonic(), at - self._at
+        rested = entered or now - self._when > REST_S
+        self._way = 0.0 if rested else self._way + math.hypot(step.x(), step.y())
+        self._at, self._when = at, now
+        return self._way
 
     def _focus_canvas(self) -> None:
         if self._canvas is not None:
             self._canvas.setFocus()
+
+
+def _is_ours(widget: QWidget) -> bool:
+    """Whether a widget is in one of this package."""
+    above: QWidget | None = widget
+    while above is not None and not type(above).__module__.startswith(OURS):
+        above = above.parentWidget()
+    return above is not None
 
 
 class WindowKeys(QObject):

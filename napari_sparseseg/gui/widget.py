@@ -40,6 +40,8 @@ PARTS = (
 LAYER_DOCKS = ("layer controls", "layer list")
 SMALL_SCREEN = 1280
 """Narrower screens (logical pixels) have no room for a column on each side of the slide."""
+LEAST_SHARE = 0.38
+"""Of a window's width that the slide has at least beside both columns."""
 DONE = object()
 BREATH_MS = 5
 """Between two parts."""
@@ -165,12 +167,13 @@ class SparseSegWidget(QWidget):
         QTimer.singleShot(0, self._make_room)  # when napari has docked it
 
     def _make_room(self) -> None:
-        """On a small screen, share the column of napari's layer docks as a tab: the slide keeps more than half."""
+        """Where little would be left for the slide, share the column of napari's layer docks as a tab."""
         window, dock = self.window(), self.parentWidget()
         if self._placed or not isinstance(window, QMainWindow) or not isinstance(dock, QDockWidget):
             return
         self._placed = True
-        if self.screen().availableGeometry().width() >= SMALL_SCREEN:
+        roomy, centre = self.screen().availableGeometry().width() >= SMALL_SCREEN, window.centralWidget()
+        if roomy and centre is not None and centre.width() >= LEAST_SHARE * window.width():
             return
         docks = {d.objectName(): d for d in window.findChildren(QDockWidget)}
         column = [docks[name] for name in LAYER_DOCKS if name in docks and not docks[name].isFloating()]

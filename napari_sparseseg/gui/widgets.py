@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QPoint, Qt, QTimer, Signal
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QComboBox,
@@ -180,11 +180,37 @@ class SteadyScroll(QScrollArea):
 
 def scroll_to(widget: QWidget) -> None:
     """Scroll the panel to a widget."""
+    above = _scroll_area(widget)
+    if above is not None:
+        above.ensureWidgetVisible(widget)
+
+
+LAYOUT_MS = 500
+
+
+def hold(widget: QWidget) -> None:
+    """Keep a widget under the pointer while what is above it in the panel grows or shrinks now."""
+    above = _scroll_area(widget)
+    if above is None:
+        return
+    bar, before = above.verticalScrollBar(), widget.mapTo(above, QPoint()).y()
+
+    def move_back() -> None:  # Qt has laid out what is inside before it changes the range
+        bar.setValue(bar.value() + widget.mapTo(above, QPoint()).y() - before)
+
+    timer = QTimer(widget)
+    timer.setSingleShot(True)
+    timer.timeout.connect(lambda: bar.rangeChanged.disconnect(move_back))
+    timer.timeout.connect(timer.deleteLater)
+    bar.rangeChanged.connect(move_back)
+    timer.start(LAYOUT_MS)
+
+
+def _scroll_area(widget: QWidget) -> SteadyScroll | None:
     above = widget.parentWidget()
     while above is not None and not isinstance(above, SteadyScroll):
         above = above.parentWidget()
-    if above is not None:
-        above.ensureWidgetVisible(widget)
+    return above
 
 
 def plain_tip(text: str) -> str:

@@ -128,12 +128,15 @@ def is_all_listed(project: Project) -> bool:
     return not project.state.unreadable and not strokes_in(project, except_for=listed)
 
 
-def recoverable(fingerprint: str) -> list[Path]:
-    """Folders of earlier sessions, newest first, that hold strokes on the slide with this fingerprint."""
+def recoverable(fingerprint: str, *, running: bool = True) -> list[Path]:
+    """Folders of sessions, newest first, that hold strokes on the slide with this fingerprint.
+
+    Without `running`, those that a session writes to now, in another window too, are left out: nothing is lost there.
+    """
     found = []
     for project in _projects():
         records = [r for r in (*project.state.slides, *project.state.closed) if r.fingerprint == fingerprint]
-        if any(_strokes(project.annotations_path(r)) for r in records):
+        if any(_strokes(project.annotations_path(r)) for r in records) and (running or not in_use(project)):
             found.append(project.path)
     return found
 

@@ -350,11 +350,9 @@ class SlideCollection:
             raise TrainingError("there is nothing to train on: open a slide and scribble two classes.")
         labelled = {c for e in self.entries if e.role == "train" for c, n in e.annotations.counts().items() if n}
         if len(labelled) < 2:
-            names = ", ".join(c.name for c in self._classes if c.id in labelled) or "none"
-            raise TrainingError(
-                f"training needs strokes of at least two classes; labelled so far: {names}. "
-                "Scribble a few strokes of another class."
-            )
+            names = ", ".join(c.name for c in self._classes if c.id in labelled)
+            so_far = f"; labelled so far: {names}. Draw a few of another class." if names else ": draw a few of each."
+            raise TrainingError(f"training needs strokes of at least two classes{so_far}")
 
     def close(self) -> None:
         """Close every slide."""

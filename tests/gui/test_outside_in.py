@@ -80,6 +80,63 @@ def test_keys_work_over_the_slide_after_a_click_in_the_class_table(window):
     assert window.ask(f"int({LAYER}.selected_label)") == 1
 
 
+def glide(app, start, end) -> None:
+    """Move the mouse over the slide from one level-0 pixel (y, x) to another, as a hand does."""
+    (x0, y0), (x1, y1) = app.at(*start), app.at(*end)
+    for k in range(13):
+        app._do("mousemove", round(x0 + (x1 - x0) * k / 12), round(y0 + (y1 - y0) * k / 12), "sleep", 0.015)
+    time.sleep(0.1)
+
+
+def test_keys_over_the_slide_do_not_go_into_a_name_that_is_being_typed(window):
+    """A mouse that is only pushed aside takes nothing from who types."""
+    window.click("panel.classes.add")
+    window.key("ctrl+a")
+    window.write("der")
+    glide(window, (300, 300), (300, 304))
+    window.write("mis 2")
+    glide(window, (300, 300), (700, 700))
+    window.key("2")
+    assert window.ask("panel.session.classes[-1].name") == "dermis 2"
+    assert window.ask(f"int({LAYER}.selected_label)") == 2
+    window.key("m")
+    window.until("notes() == ['Classes are added in the class table.']", 5)
+    window.key("ctrl+z", "ctrl+z")
+    window.until("len(panel.session.classes) == 2", 5)
+
+
+def test_a_copy_of_the_scribbles_leads_back_to_them(window):
+    window.ask(f"setattr(viewer.layers.selection, 'active', {LAYER})")
+    commands = "__import__('napari')._app_model.get_app_model().commands"
+    window.ask(f"bool({commands}.execute_command('napari.layer.duplicate'))")  # of the layer list's context menu
+    window.until(f"viewer.layers.selection.active is not {LAYER} and len(viewer.layers) == 4", 10)
+    window.hover(300, 200)
+    window.key("2")
+    window.stroke((300, 200), (300, 400))
+    assert window.ask("[s.class_id for s in panel.session.annotations.strokes]") == [2]
+    tidy(window)
+    window.ask("viewer.layers.remove(next(la for la in viewer.layers if la.name.endswith('copy')))")
+
+
+def test_add_stays_under_the_pointer_as_the_table_grows(window):
+    window.ask("window.showNormal() or window.resize(1200, 700)")
+    window.until("window.height() == 700", 5)
+    window.click("panel.classes.add")
+    window.key("Return")
+    window._middle("panel.classes.add")
+    for _ in range(3):
+        before = window.ask("place(panel.classes.add)")
+        window.click("panel.classes.add")
+        window.key("Return")
+        window._middle("panel.classes.add")  # waits until it rests
+        assert window.ask("place(panel.classes.add)") == before
+    assert window.ask("len(panel.session.classes)") == 6
+    window.hover(400, 400)
+    window.key(*["ctrl+z"] * 4)
+    window.until("len(panel.session.classes) == 2", 5)
+    window.ask("window.showMaximized()")
+
+
 def test_space_over_the_slide_after_train_neither_draws_nor_presses(window):
     """D9: the focus is on the button that was clicked last."""
     window.click("panel.train.train")  # refused: nothing is drawn
@@ -205,6 +262,27 @@ def test_a_panel_closed_and_opened_again_begins_at_its_top(window):
     open_again = "panel.slides.binding is not None and not panel.busy"
     window.menu("File", "Open Sample", "napari-sparseseg", "Real slide (skin) with scribbles")
     window.until(open_again, 20)
+
+
+def test_a_second_window_has_its_own_panel_and_is_not_offered_what_the_first_draws(desktop, tmp_path, tiny_slide):
+    """Two windows side by side, where napari's and our column would leave nothing for the slide."""
+    app = started(desktop, tmp_path)
+    open_by_dialog(app, tiny_slide)
+    app.stroke((300, 200), (300, 400))
+    app.ask("str(__import__('napari').Viewer())")
+    app.until("window.isVisible() and panels()[0].viewer.window._qt_window is not window", 20)
+    app.ask("window.setGeometry(100, 60, 790, 800)")
+    app.until("window.width() == 790", 5)
+    app.menu("Plugins", PANEL)
+    app.until("len([p for p in panels() if p.complete]) == 2", 20)
+    second = "next(p for p in panels() if p.viewer.window._qt_window is window)"
+    app.until("window.centralWidget().width() >= window.width() / 2", 5)
+    app.click(f"{second}.slide.open")
+    app.choose_file(tiny_slide)
+    app.until(f"{second}.slides.binding is not None and not {second}.busy", 20)
+    time.sleep(1)  # the offer is looked for after that
+    assert not app.ask(f"{second}.header.recovery.isVisible()")
+    assert app.quit() == 0
 
 
 def test_after_a_crash_the_strokes_are_offered(desktop, tmp_path, tiny_slide):

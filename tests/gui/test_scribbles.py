@@ -126,6 +126,28 @@ def test_stroke_is_as_wide_as_the_brush_on_the_screen(slicing, viewer, annotatio
     assert_drawn(labels, lambda s: capsule(labels.shape, y0, x0, p, q, radius / 2**level + s), slack)
 
 
+@pytest.mark.parametrize("mode", ["paint", "erase"])
+def test_a_stroke_that_comes_all_at_once_reaches_to_its_end(viewer, annotations, layer, mouse, mode):
+    """As where the window was busy meanwhile: napari holds back moves within 5 ms, and the release overtakes them."""
+    look_at(viewer, MIDDLE, MIDDLE, 1.0)
+    if mode == "erase":
+        annotations.paint([(MIDDLE, MIDDLE - 200), (MIDDLE, MIDDLE + 200)], 40, 1)
+    layer.mode = mode
+    w, h = mouse.size
+    path = line((w / 2 - 60, h / 2), (w / 2 + 80, h / 2), 12)
+    mouse.move(path[0])
+    mouse.press(path[0])
+    for point in path[1:]:
+        mouse.move(point, "left")
+    mouse.release(path[-1])
+    pump(0.05)
+    labels, y0, x0 = around(annotations, MIDDLE, MIDDLE, 150)
+    for point in (path[0], path[-1]):
+        y, x = mouse.world(point)
+        assert labels[round(y) - y0, round(x) - x0] == (mode == "paint")
+    assert len(annotations.strokes) == (1 if mode == "paint" else 2)
+
+
 def test_dab_at_full_resolution_is_the_exact_disc(viewer, annotations, layer, mouse):
     look_at(viewer, MIDDLE, MIDDLE, 1.0)
     point = (mouse.size[0] / 2 + 13, mouse.size[1] / 2 - 9)

@@ -73,6 +73,8 @@ def test_nothing_is_cut_off_at_320_px(viewer, panel, tiny_slide):
     open_slide(panel, tiny_slide)
     click(panel.train.more.heading)
     dock = panel.parent()
+    # a column of its own, as one drags it, in a window of this size
+    panel.window().addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, dock)
     panel.window().resizeDocks([dock], [320], Qt.Orientation.Horizontal)
     pump(0.3)
     assert panel.width() <= 325

@@ -251,9 +251,15 @@ class Napari:
         self._socket.close()
 
     def quit(self) -> int:
-        """Ctrl+Q and yes; returns the exit code."""
-        self._do("key", "ctrl+q")
+        """Ctrl+Q, and Close to every question; returns the exit code."""
+        self.key("ctrl+q")
         end = time.monotonic() + 30
         while self.process.poll() is None and time.monotonic() < end:
+            try:
+                asked = self.ask("modal() and press_of(modal(), 'Close')")
+            except AssertionError:  # it is gone, or on its way
+                asked = None
+            if asked:
+                self.click(repr(asked))
             time.sleep(0.1)
         return self.process.wait(1)

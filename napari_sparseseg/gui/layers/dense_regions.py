@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Shapes
-from napari.utils.notifications import show_info, show_warning
 from qtpy.QtCore import QTimer
 
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, UNKNOWN_COLOUR
+from napari_sparseseg.gui.say import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ class DenseRegionLayer(Shapes):
             for points, kind in drawn:
                 self._declare(points[:, -2:] + PIXEL_CENTRE, kind)
         except AnnotationError as error:
-            show_warning(str(error))
+            say(str(error))
         finally:
             self._showing = False
             self._shown = None
@@ -168,7 +168,7 @@ class DenseRegionLayer(Shapes):
 
     def _reshape(self, region: DenseRegion, points: NDArray[Any]) -> None:
         if region.rings or _is_line(region):
-            show_info("A dense region with holes or many corners cannot be reshaped; delete it and draw it again.")
+            say("A dense region with holes or many corners cannot be reshaped; delete it and draw it again.")
         else:
             self._annotations.reshape_dense_region(region.id, points)
 
@@ -176,7 +176,7 @@ class DenseRegionLayer(Shapes):
         if kind in ("rectangle", "polygon"):
             self._annotations.fill_polygon(points, self._rest_class(), dense=True)
         else:
-            show_info("Draw a dense region as a rectangle or a polygon.")
+            say("Draw a dense region as a rectangle or a polygon.")
 
 
 def _is_line(region: DenseRegion) -> bool:

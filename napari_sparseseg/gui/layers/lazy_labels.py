@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from napari.layers import Labels
 from napari.utils import DirectLabelColormap
-from napari.utils.notifications import show_info
 
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
+from napari_sparseseg.gui.say import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -142,7 +142,7 @@ class LazyLabels(Labels):
 
     def new_colormap(self, seed: int | None = None) -> None:
         """Refuse napari's shuffle button: colours are those of the classes."""
-        show_info("Colours are set in the class table.")
+        say("Colours are set in the class table.")
 
     @property
     def tile(self) -> ShownTile | None:
@@ -238,7 +238,7 @@ class LazyLabels(Labels):
     @locked_data_level.setter
     def locked_data_level(self, level: int | None) -> None:
         if level is not None and int(np.prod(self._levels[level].shape)) > MAX_LOCKED_PIXELS:
-            show_info(f"Level {level} is too large to load; the resolution follows the zoom.")
+            say(f"Level {level} is too large to load; the resolution follows the zoom.")
             level = None
         Labels.locked_data_level.fset(self, level)
 

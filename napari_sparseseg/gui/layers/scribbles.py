@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from napari.layers import Labels
-from napari.layers.labels._labels_constants import Mode
-from napari.utils.notifications import show_info, show_warning
+from napari.layers.labels._labels_mouse_bindings import draw, mouse_event_to_labels_coordinate
 
 from napari_sparseseg import save_annotations as save_file
 from napari_sparseseg.errors import AnnotationError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE, LazyLabels
 from napari_sparseseg.gui.layers.outlines import Preview
+from napari_sparseseg.gui.say import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +56,23 @@ def pick(layer: ScribbleLayer, event: Any) -> None:
 def paint(layer: ScribbleLayer, event: Any) -> Iterator[None]:
     """Draw as napari does; with a tool, Shift takes away."""
     layer.takes_away = layer.tool is not None and "Shift" in event.modifiers
-    yield from Labels._drag_modes[Mode.PAINT](layer, event)
+    yield from draw_to_release(layer, event)
+
+
+def draw_to_release(layer: ScribbleLayer, event: Any) -> Iterator[None]:
+    """Napari's `draw`, up to where the mouse is released.
+
+    napari holds a mouse move back that comes within 5 ms of another. Where a busy window gets a stroke's events all at
+    once, the release overtakes the last move, and the end of the stroke would be missing, or all of it.
+    """
+    label = 0 if str(layer.mode) == "erase" else layer.selected_label
+    last = mouse_event_to_labels_coordinate(layer, event)
+    for _ in draw(layer, event):
+        yield
+        at = mouse_event_to_labels_coordinate(layer, event)
+        if event.type == "mouse_release" and at is not None and last is not None and not np.array_equal(at, last):
+            layer._draw(label, last, at)
+        last = at
 
 
 class ScreenBrushSize(type(Labels.brush_size_on_mouse_move)):  # type: ignore[misc]
@@ -82,7 +98,8 @@ class ScribbleLayer(LazyLabels):
     """
 
     _drag_modes: ClassVar[dict[Any, Any]] = {
-        mode: {"pick": pick, "paint": paint}.get(str(mode), action) for mode, action in Labels._drag_modes.items()
+        mode: {"pick": pick, "paint": paint, "erase": draw_to_release}.get(str(mode), action)
+        for mode, action in Labels._drag_modes.items()
     }
     _move_modes: ClassVar[dict[Any, Any]] = {
         mode: ScreenBrushSize() if str(mode) in ("paint", "erase") else action
@@ -108,6 +125,8 @@ class ScribbleLayer(LazyLabels):
         for number in CLASS_KEYS:
             self.bind_key(str(number), lambda layer, n=number: layer.select_class(n), overwrite=True)
         self.bind_key("G", lambda layer: setattr(layer, "mode", "polygon"), overwrite=True)
+        # napari's next unused label, which it cannot find in a pyramid
+        self.bind_key("M", lambda _: say("Classes are added in the class table."), overwrite=True)
         annotations.changed.connect(self._on_changed, thread="main")
         annotations.classes_changed.connect(self._on_classes_changed, thread="main")
 
@@ -135,7 +154,7 @@ class ScribbleLayer(LazyLabels):
     def select_class(self, class_id: int) -> bool:
         """Draw with that class; this switches from the eraser to the brush. False when there is no such class."""
         if class_id not in {c.id for c in self._annotations.classes}:
-            show_info(f"There is no class {class_id}.")
+            say(f"There is no class {class_id}.")
             return False
         self.selected_label = class_id
         if str(self.mode) == "erase":  # type: ignore[has-type]  # napari's property has no types
@@ -201,7 +220,7 @@ class ScribbleLayer(LazyLabels):
             self._annotations.begin_stroke(int(label), kind=kind, keep=self._replaceable(label))
         except AnnotationError as error:
             self._refused = True
-            show_warning(str(error))
+            say(str(error))
             return False
         self._stroke = True
         return True
@@ -351,7 +370,7 @@ class ScribbleLayer(LazyLabels):
         size = f"{pixels:,} px" if mpp is None else f"{pixels * mpp[0] * mpp[1] * 1e-6:.3g} mm²"
         before = f"from {names.get(old, old)}" if old else "that was not labelled"
         after = f"is {names.get(new, new)} now" if new else "is not labelled any more"
-        show_info(f"Fill: {size} {before} {after}. Ctrl+Z undoes it.")
+        say(f"Fill: {size} {before} {after}. Ctrl+Z undoes it.")
 
     def paint_polygon(self, points: Any, new_label: int) -> None:
         """Fill a polygon whose corners are the pixels with these (y, x) indices, as napari does."""
@@ -382,7 +401,7 @@ def _warned(step: Callable[[], object]) -> None:
     try:
         step()
     except AnnotationError as error:
-        show_warning(str(error))
+        say(str(error))
 
 
 SUFFIXES = (".sparseseg", ".geojson", ".xml")

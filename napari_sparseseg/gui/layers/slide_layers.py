@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psygnal.qt
-from napari.layers import Layer
-from napari.utils.notifications import show_info
+from napari.layers import Labels, Layer
 from qtpy.QtCore import QTimer
 
 from napari_sparseseg.gui.layers.dense_regions import DenseRegionLayer
@@ -16,6 +15,7 @@ from napari_sparseseg.gui.layers.napari_compat import hide_cursor_box, insert_un
 from napari_sparseseg.gui.layers.other_objects import other_objects_layer
 from napari_sparseseg.gui.layers.prediction_colours import class_colours
 from napari_sparseseg.gui.layers.scribbles import CLASS_KEYS, ScribbleLayer, Steps
+from napari_sparseseg.gui.say import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -114,6 +114,7 @@ class SlideBinding:
         self.viewer, self.entry, self._history = viewer, entry, history
         self._shown, self._seen = False, self._camera if images else None
         self._guests: dict[Layer, _Placement] = {}
+        self._copies: list[Layer] = []
         self._restoring = False
         self._hidden: frozenset[int] = frozenset()
         self.images = list(images) if images else add_images(viewer, entry.slide)
@@ -123,6 +124,7 @@ class SlideBinding:
         """Outlines of objects that label nothing."""
         self._others_of: Sequence[Any] = ()
         self.scribbles = self._make_scribbles()
+        viewer.layers.events.inserted.connect(self._on_inserted)
         self.opened_version = entry.annotations.version
         """Version of the annotations when the slide was opened."""
 
@@ -197,10 +199,18 @@ class SlideBinding:
         self.scribbles.layer.mode = mode
         self.viewer.layers.selection.active = self.scribbles.layer
 
+    def _on_inserted(self, event: Any) -> None:
+        """A duplicate of the scribbles shows what is drawn, but only the layer itself is drawn on: keys lead there."""
+        layer = event.value
+        parent = layer.source.parent  # a weak reference
+        if isinstance(layer, Labels) and parent is not None and parent() is self.scribbles.layer:
+            self._copies.append(layer)
+            self.attach(layer)
+
     def _on_mode(self, event: Any) -> None:
         if str(event.source.mode) == "transform":
             event.source.mode = "pan_zoom"
-            show_info(FIXED)
+            say(FIXED)
 
     def _on_moved(self, event: Any) -> None:
         layer = event.source
@@ -211,7 +221,7 @@ class SlideBinding:
                 placement.apply(layer)
             finally:
                 self._restoring = False
-            show_info(FIXED)
+            say(FIXED)
 
     def _make_scribbles(self) -> Scribbles:
         name = f"scribbles, {short(slide_name(self.entry.slide))}"
@@ -288,8 +298,12 @@ class SlideBinding:
 
     def closing(self, *, take_out: bool = True) -> Iterator[None]:
         """`close` in steps: napari takes a tenth of a second to remove a layer."""
+        self.viewer.layers.events.inserted.disconnect(self._on_inserted)
         if take_out:
             self._take_others_out()
+            for layer in self._copies:
+                if layer in self.viewer.layers:
+                    self.viewer.layers.remove(layer)
         for layer in list(self._guests):
             self.detach(layer)
         self.scribbles.close(take_out=take_out)
@@ -367,12 +381,12 @@ class Scribbles:
         """Return to two dimensions, rows down and columns to the right."""
         dims = self.viewer.dims
         if dims.ndisplay != 2:
-            show_info("Slides cannot be annotated in 3-D; the view was switched back to 2-D.")
+            say("Slides cannot be annotated in 3-D; the view was switched back to 2-D.")
             view = self._view
             dims.ndisplay = 2
             QTimer.singleShot(0, lambda: self._look(view))  # napari resets the camera after this event
         if tuple(dims.order[-2:]) != (dims.ndim - 2, dims.ndim - 1):
-            show_info("Slides cannot be annotated with transposed axes; the order was restored.")
+            say("Slides cannot be annotated with transposed axes; the order was restored.")
             dims.order = tuple(range(dims.ndim))
 
     def _look(self, view: tuple[tuple[float, ...], float]) -> None:

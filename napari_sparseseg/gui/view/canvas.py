@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QPointF, QRectF, QSize, Qt, Signal
+from qtpy.QtCore import QPointF, QRectF, QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QColor, QFont, QFontMetricsF, QImage, QPainter, QPen
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, QToolButton, QWidget
 
@@ -32,7 +32,10 @@ LEAST_BOX = 5.0
 OBJECTIVES = (5, 10, 20, 40)
 ROOMY_PX = 420
 """Width of a canvas with room for the whole bar."""
+NOTE_PX, READ_MS, READ_CHARACTER_MS = 460, 3000, 60
 STYLE = """
+#SparseSegNote { background: rgba(16, 18, 22, 215); border-radius: 4px; color: white; font-size: 13px;
+  padding: 6px 10px; }
 #SparseSegViewBar { background: rgba(16, 18, 22, 190); border-radius: 4px; }
 #SparseSegViewBar QLabel { background: transparent; color: white; font-size: 12px; padding: 0 4px; }
 #SparseSegViewBar QPushButton, #SparseSegViewBar QToolButton { background: rgba(255, 255, 255, 34); color: white;
@@ -183,6 +186,32 @@ class OverviewMap(QWidget):
             at = event.position()
             shares = (at.y() - 1) / (self.height() - 2), (at.x() - 1) / (self.width() - 2)
             self.chosen.emit(*(min(1.0, max(0.0, share)) for share in shares))
+
+
+class Note(QLabel):
+    """A sentence at the upper left, for as long as it takes to read; the mouse goes through it."""
+
+    def __init__(self, canvas: QWidget) -> None:
+        super().__init__(canvas)
+        self.setObjectName("SparseSegNote")
+        self.setStyleSheet(STYLE)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setWordWrap(True)
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.timeout.connect(self.hide)
+        self.hide()
+
+    def show_text(self, text: str, room: int) -> None:
+        """Show a sentence, at most `room` pixels wide."""
+        self.setText(text[:1].upper() + text[1:].replace("/", "/\u200b"))  # a path may be broken there
+        whole = self.fontMetrics().horizontalAdvance(text) + 4 * PADDING
+        self.setFixedWidth(min(whole, room, NOTE_PX))
+        self.setFixedHeight(self.heightForWidth(self.width()))
+        self.show()
+        self.raise_()
+        self._timer.start(READ_MS + READ_CHARACTER_MS * len(text))
 
 
 class ViewBar(QFrame):

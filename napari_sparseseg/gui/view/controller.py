@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, QObject
+from qtpy.QtWidgets import QApplication
 
 from napari_sparseseg.errors import SlideError
 from napari_sparseseg.files import result_name
@@ -16,7 +16,8 @@ from napari_sparseseg.gui.layers.lazy_labels import PIXEL_CENTRE
 from napari_sparseseg.gui.layers.napari_compat import show_whole
 from napari_sparseseg.gui.layers.slide_layers import slide_name
 from napari_sparseseg.gui.reader import rendered
-from napari_sparseseg.gui.view.canvas import MARGIN, OverviewMap, ScaleBar, ViewBar
+from napari_sparseseg.gui.say import add_place, remove_place, say
+from napari_sparseseg.gui.view.canvas import MARGIN, Note, OverviewMap, ScaleBar, ViewBar
 from napari_sparseseg.gui.view.places import Pictures, PointDialog
 from napari_sparseseg.gui.view.scale import length_text, magnification, scale_bar, zoom_of
 from napari_sparseseg.gui.view.snapshot import save_legend, snapshot
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.gui.sections.slide.controller import SlideActions
     from napari_sparseseg.slides import Slide
 
+LEAST_NOTE_PX = 200
 MAP_PX = 160
 """Longer side of the overview map."""
 DRAWING = ("paint", "erase")
@@ -68,6 +70,7 @@ class ViewActions(QObject):
         self.bar = ViewBar(panel)
         self.scale_bar = ScaleBar(panel)
         self.map = OverviewMap(panel)
+        self.note = Note(panel)
         self.bar.objective_chosen.connect(self.magnify)
         self.bar.fit_requested.connect(self.fit)
         self.map.chosen.connect(self._on_map)
@@ -106,8 +109,9 @@ class ViewActions(QObject):
         self._leave()
         self._canvas = canvas
         canvas.installEventFilter(self)
-        for widget in (self.bar, self.scale_bar, self.map):
+        for widget in (self.bar, self.scale_bar, self.map, self.note):
             widget.setParent(canvas)
+        add_place(self._say)
         self._on_camera()
 
     def close(self) -> None:
@@ -118,14 +122,25 @@ class ViewActions(QObject):
         self._context.viewer.layers.selection.events.active.disconnect(self._on_brush)
         self._follow_brush(None)
         self._leave()
-        for widget in (self.bar, self.scale_bar, self.map):
+        for widget in (self.bar, self.scale_bar, self.map, self.note):
             widget.hide()
             widget.setParent(self._panel)
 
     def _leave(self) -> None:
         if self._canvas is not None:
             self._canvas.removeEventFilter(self)
+        remove_place(self._say)
         self._canvas = None
+
+    def _say(self, text: str) -> bool:
+        """Show a sentence if this window is the active one and has room for it."""
+        canvas, active = self._canvas, QApplication.activeWindow()
+        if canvas is None or canvas.width() < LEAST_NOTE_PX or active not in (None, canvas.window()):
+            return False
+        beside_map = canvas.width() - 3 * MARGIN - (self.map.width() if self.map.isVisible() else 0)
+        self.note.show_text(text, max(LEAST_NOTE_PX - 2 * MARGIN, beside_map))
+        self.note.move(MARGIN, MARGIN)
+        return True
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Stay in the corners."""
@@ -190,13 +205,13 @@ class ViewActions(QObject):
         suggestion = str(Path(slide.path).with_name(f"{result_name(Path(slide.path))}-view.png"))
         path = dialogs.ask_save(self._panel, "Save a snapshot", suggestion, "Picture (*.png)")
         if path and self._context.attempt(lambda: snapshot(self._context.viewer, path)):
-            show_info(f"Saved {path}")
+            say(f"Saved {path}")
 
     def _on_legend(self) -> None:
         kinds = "Picture (*.png);;Drawing (*.svg)"
         path = dialogs.ask_save(self._panel, "Save the legend", "legend.png", kinds)
         if path and self._context.attempt(lambda: save_legend(self._context.session.classes, path)):
-            show_info(f"Saved {path}")
+            say(f"Saved {path}")
 
     def _on_pictures(self) -> None:
         slide = self._slide

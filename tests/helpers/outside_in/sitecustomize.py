@@ -86,12 +86,13 @@ def modal() -> Any:
 
 
 def notes() -> list[str]:
-    """What napari's notifications in sight say."""
+    """What the sentence on the slide and napari's notifications in sight say."""
     from napari._qt.dialogs.qt_notification import NapariQtNotification
     from qtpy.QtWidgets import QApplication
 
-    shown = [w for w in QApplication.allWidgets() if isinstance(w, NapariQtNotification) and w.isVisible()]
-    return [note.message.text() for note in shown]
+    seen = [w for w in QApplication.allWidgets() if w.isVisible()]
+    ours = [w.text().replace("\u200b", "") for w in seen if w.objectName() == "SparseSegNote"]
+    return [*ours, *(w.message.text() for w in seen if isinstance(w, NapariQtNotification))]
 
 
 def closer() -> list[int]:

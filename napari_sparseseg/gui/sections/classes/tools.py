@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from napari.utils.notifications import show_info
 from qtpy.QtCore import QObject
 
 from napari_sparseseg.gui.layers.hover import Hover
 from napari_sparseseg.gui.layers.napari_compat import view_box
 from napari_sparseseg.gui.layers.tools import Bench, RegionTool, SnapBrush, SuperpixelTool, Tool
+from napari_sparseseg.gui.say import say
 from napari_sparseseg.gui.sections.classes.view import BRUSH, REGIONS, SNAP, SUPERPIXELS
 from napari_sparseseg.session.clicks import Superpixels
 
@@ -58,7 +58,7 @@ class ToolActions(QObject):
         """Draw with one of `TOOLS`."""
         if tool == REGIONS and self._context.session.live is None:
             self._predict.show_doubt("There is no live prediction: switch it on first.")
-            show_info("There is no prediction to accept regions of yet. Train or load a model first.")
+            say("There is no prediction to accept regions of yet. Train or load a model first.")
             tool = self._chosen if self._chosen != REGIONS else BRUSH
         if REGIONS in (tool, self._chosen):
             self._predict.show_doubt(HOW if tool == REGIONS else "")

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QMenu, QPushButton, QSlider, QW
 from napari_sparseseg.config import GREY, MAX_CLASS_ID, PALETTE, ClassDef, make_classes
 from napari_sparseseg.gui.dialogs import ask_colour
 from napari_sparseseg.gui.sections.classes.table import ClassTableView
-from napari_sparseseg.gui.widgets import button, column, menu_button, note, plain_tip, row
+from napari_sparseseg.gui.widgets import button, column, hold, menu_button, note, plain_tip, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,6 +158,7 @@ class ClassesPanel(QWidget):
         # ids of removed classes are used last: undo may restore their strokes
         free_id = next((i for i in free if i not in self._seen), free[0])
         made = ClassDef(free_id, next_name(self._classes), next_colour(self._classes))
+        hold(self.add)
         self._wish((*self._classes, made), f"add {made.name}")
         self.table.edit_name(free_id)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels
-from napari.utils.notifications import show_info
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_sparseseg.files import state_folder, write_atomic
@@ -18,6 +17,7 @@ from napari_sparseseg.gui.layers.lazy_labels import LazyLabels
 from napari_sparseseg.gui.layers.napari_compat import problems
 from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
 from napari_sparseseg.gui.reader import layers_of_one_image, open_in, show_in_pixels, slide_of_layers
+from napari_sparseseg.gui.say import say
 from napari_sparseseg.gui.sections.slide.view import slide_facts
 from napari_sparseseg.samples import sample_scribbles, sample_slide, skin_scribbles, skin_slide
 from napari_sparseseg.session.recovery import recoverable, recovered, recovery_folder
@@ -146,7 +146,7 @@ class SlideActions(QObject):
             for layer in layers:
                 self._context.viewer.layers.remove(layer)
             twin.close()
-            show_info(f"{slide_name(twin)} is open already.")
+            say(f"{slide_name(twin)} is open already.")
 
     def adopt_ours(self) -> None:
         """Adopt every slide that our reader has opened in this viewer."""
@@ -309,7 +309,7 @@ class SlideActions(QObject):
 
     def _on_imported(self, name: str, added: int) -> None:
         if added:
-            show_info(f"Added {added} strokes and regions of {name}. Ctrl+Z removes them.")
+            say(f"Added {added} strokes and regions of {name}. Ctrl+Z removes them.")
         else:
             self._context.problem.emit(f"No object of {name} lies on this slide. Nothing was changed.", "")
 
@@ -375,9 +375,7 @@ class SlideActions(QObject):
         binding = self.binding
         if not self._context.closed and binding is not None and binding.images and binding.scribbles.closed:
             self.sync()
-            show_info(
-                "The annotations of an open slide cannot be removed as a layer. Hide the layer, or close the slide."
-            )
+            say("The annotations of an open slide cannot be removed as a layer. Hide the layer, or close the slide.")
 
     def _remove_imageless(self) -> None:
         session = self._context.session
@@ -397,12 +395,9 @@ class SlideActions(QObject):
         if fingerprint in self._offered or any(entry.annotations.counts().values()):
             return
         self._offered.add(fingerprint)
-        own = self._context.session.project
-
-        def find() -> list[Path]:
-            return [p for p in recoverable(fingerprint) if own is None or p.resolve() != own.resolve()]
-
-        self._context.jobs.run(find, lambda found: self._on_found(entry, found))
+        self._context.jobs.run(
+            lambda: recoverable(fingerprint, running=False), lambda found: self._on_found(entry, found)
+        )
 
     def _on_found(self, entry: SlideEntry, found: list[Path]) -> None:
         if found:
