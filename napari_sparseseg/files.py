@@ -118,3 +118,13 @@ def state_folder() -> Path:
     if not folder.is_absolute():
         raise ProjectError("there is no home folder for unsaved work; set NAPARI_SPARSESEG_HOME to a folder.")
     return folder
+
+
+def split_regions(text: str) -> tuple[str, str]:
+    """``FILE[:CLASS]`` or ``[:]CLASS`` as file and class, each of which may be empty.
+
+    Names of classes may have colons, and so may paths: the file is the longest beginning that exists.
+    """
+    ends = [len(text), *(k for k in range(len(text) - 1, 0, -1) if text[k] == ":")]
+    end = next((k for k in ends if not text.startswith(":") and Path(text[:k]).exists()), None)
+    return ("", text.removeprefix(":")) if end is None else (text[:end], text[end + 1 :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +136,28 @@ def test_areas_of_annotations_are_their_pixels(tmp_path):
     annotations.fill_polygon([(300, 300), (300, 500), (600, 500)], 1, dense=True)
     mask = RegionMask(find_regions("tumour", slide, annotations)).read_region(Box(0, 0, *slide.shape), Frame())
     np.testing.assert_array_equal(mask, annotations.read(Box(0, 0, *slide.shape)) == 1)
+
+
+def test_a_class_and_a_file_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    from napari_sparseseg import Annotations
+
+    monkeypatch.chdir(tmp_path)
+    slide = patches_slide()
+    annotations = Annotations(slide.shape, classes=["a.geojson", "x:y"])
+    annotations.fill_polygon([(300, 300), (300, 500), (600, 500)], 1, dense=True)
+    annotations.fill_polygon([(10, 10), (10, 50), (60, 50)], 2, dense=True)
+    write(tmp_path / "a.geojson", feature(RING, "Region*"))
+
+    def area(asked):
+        return shapely.union_all(list(find_regions(asked, slide, annotations).values())).area
+
+    with pytest.raises(PredictionError, match=r"write \./a\.geojson or :a\.geojson"):
+        find_regions("a.geojson", slide, annotations)
+    assert area("./a.geojson") == area(Path("a.geojson")) == area("a.geojson:Region*") == RING.area
+    assert area(":a.geojson") == annotations.counts()[1]
+    assert area("x:y") == area(":x:y") == annotations.counts()[2]
+    with pytest.raises(PredictionError, match="no area of class 'nothing'"):
+        find_regions(":nothing", slide, annotations)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from napari_sparseseg.cli.common import (
     write,
 )
 from napari_sparseseg.errors import SparseSegError
-from napari_sparseseg.files import result_name
+from napari_sparseseg.files import result_name, split_regions
 
 if TYPE_CHECKING:
     import argparse
@@ -58,7 +58,7 @@ def add_predict(commands: Any) -> None:
     predict.add_argument(
         "--regions", metavar="FILE[:CLASS]",
         help="predict only inside the areas of an annotation file, of one class if it is named (QuPath's Region* "
-        "too); in a project also the name of a class of its annotations; areas are given by region too",
+        "too); in a project also a class of its annotations, CLASS or :CLASS; areas are given by region too",
     )  # fmt: skip
     predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
     predict.add_argument("--probabilities", action="store_true", help="store the probability of each class as an image")
@@ -140,8 +140,7 @@ def _kinds(args: argparse.Namespace) -> tuple[bool, bool, bool]:
         raise SparseSegError(f"--output {args.output} is one file, but there may be several slides; name a folder.")
     if several and (args.geojson or args.csv):
         raise SparseSegError("--geojson and --csv name one file; with several slides they are made in --output DIR.")
-    parts = args.regions.split(":") if args.regions else []
-    if several and any(Path(":".join(parts[:k])).exists() for k in range(1, len(parts) + 1)):
+    if several and args.regions and split_regions(args.regions)[0]:
         raise SparseSegError(
             f"--regions {args.regions} belongs to one slide, but there may be several; name a class of the project's "
             "annotations instead."

@@ -103,7 +103,7 @@ def _regions(viewer: napari.Viewer, where: str) -> Any:
     if where == EVERYWHERE:
         return None
     if where.startswith(OF_CLASS):
-        return where.removeprefix(OF_CLASS)
+        return f":{where.removeprefix(OF_CLASS)}"  # never a file of that name
     outlines = selected_outlines(viewer)
     if not outlines:
         raise PredictionError("no shape is selected: draw a rectangle or polygon in a Shapes layer and select it.")

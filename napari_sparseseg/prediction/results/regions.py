@@ -7,20 +7,20 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import shapely
 
 from napari_sparseseg.errors import PredictionError
-from napari_sparseseg.files import write_atomic
+from napari_sparseseg.files import split_regions, write_atomic
 from napari_sparseseg.geometry import Box, Placement
 from napari_sparseseg.io.measurements import PixelOutline
 from napari_sparseseg.io.regions import NamedArea, areas_in_file, areas_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.geometry import Frame
@@ -41,7 +41,8 @@ def find_regions(
     ----------
     asked
         Polygons by name; level-0 boxes; ``FILE`` or ``FILE:CLASS`` for the areas of an annotation file; or the name of
-        a class whose areas in `annotations` are meant, such as QuPath's ``Region*``.
+        a class whose areas in `annotations` are meant, such as QuPath's ``Region*``. A `Path` is a file in any case,
+        ``:CLASS`` a class.
     slide
         The slide that they lie on.
     annotations
@@ -57,7 +58,7 @@ def find_regions(
     if isinstance(asked, Mapping):
         named = dict(asked)
     elif isinstance(asked, str | PathLike):
-        named = _named(_areas(fspath(asked), slide, annotations))
+        named = _named(_areas(asked, slide, annotations))
     else:
         named = {f"region {k}": _box(box) for k, box in enumerate(asked, 1)}
     if not named:
@@ -74,16 +75,18 @@ def find_regions(
     return found
 
 
-def _areas(text: str, slide: SlideFrame, annotations: Annotations | None) -> list[NamedArea]:
+def _areas(asked: str | PathLike[str], slide: SlideFrame, annotations: Annotations | None) -> list[NamedArea]:
     """The areas of ``FILE``, of ``FILE:CLASS``, or of a class of the annotations."""
-    if Path(text).exists():
-        return _wanted(areas_in_file(text, slide), "", text)
-    for at in (k for k, mark in enumerate(text) if mark == ":"):  # names of classes may have colons, and so may paths
-        if at and Path(text[:at]).exists():
-            return _wanted(areas_in_file(text[:at], slide), text[at + 1 :], text[:at])
+    text = fspath(asked)
+    file, class_name = split_regions(text) if isinstance(asked, str) else (text, "")
+    drawn = [] if annotations is None else areas_of(annotations)
+    if isinstance(asked, str) and file and any(a.class_name.casefold() == text.casefold() for a in drawn):
+        raise PredictionError(f"{text} is a file here and a class too; write ./{text} or :{text} for what you mean.")
+    if file:
+        return _wanted(areas_in_file(file, slide), class_name, file)
     if annotations is None:
         raise PredictionError(f"there is no file {text} to read regions from. Check the path.")
-    return _wanted(areas_of(annotations), text, "this slide's annotations")
+    return _wanted(drawn, class_name, "this slide's annotations")
 
 
 def _wanted(areas: list[NamedArea], name: str, source: str) -> list[NamedArea]:

@@ -101,7 +101,7 @@ class PredictOptions:
     regions: Regions | Sequence[tuple[int, int, int, int]] | str | PathLike[str] | None = None
     """Where to predict, and what to measure apart: polygons in level-0 (x, y) by name, level-0 boxes, ``FILE`` or
     ``FILE:CLASS`` for the areas of an annotation file, or the name of a class whose areas in the slide's annotations
-    are meant. Pixels outside stay 0, not predicted. None: everywhere."""
+    are meant (``:CLASS`` where a file has that name too). Pixels outside stay 0, not predicted. None: everywhere."""
     beyond_regions: bool = False
     """Predict outside the regions too; they are then only measured."""
     flips: bool = False
