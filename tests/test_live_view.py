@@ -46,6 +46,18 @@ def test_a_coarse_pass_of_the_same_model_is_no_change(slide):
     assert not live.store.read(CHANGED, 0, Box(0, 0, h, w)).any()
 
 
+def test_a_view_too_wide_to_be_predicted_in_full_is_rough():
+    """80 tiles of 512 px, of which 64 are predicted at full resolution; of 16 all."""
+    with ArraySlide(np.zeros((10 * TILE, 8 * TILE, 3), np.uint8)) as slide:
+        live, model = live_on(slide), SmoothModel()
+        live.request(Box(0, 0, *slide.shape), 8.0)
+        finish(live, model, 1)
+        assert live.rough
+        live.request(Box(0, 0, 4 * TILE, 4 * TILE), 2.0)
+        finish(live, model, 1)
+        assert not live.rough
+
+
 def test_what_changed_is_where_the_model_before_said_another_class(slide):
     """A model that takes its first two colours for each other changes exactly those two classes."""
     live = live_on(slide)

@@ -119,6 +119,11 @@ class LiveView:
         """Tiles of the current view and model, those that are there already included."""
         return len(self._wanted)
 
+    @property
+    def rough(self) -> bool:
+        """Whether only the middle of the current view, which is very wide, is predicted at full resolution."""
+        return sum(level == 0 for level, _, _ in self._wanted) >= MOST_TILES
+
     def request(self, box: Box, pixel_size: float) -> None:
         """Set the visible level-0 box and the level-0 pixels per screen pixel, from any thread."""
         self._view = View(Box(*box), pixel_size)

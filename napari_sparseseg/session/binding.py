@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from napari_sparseseg.slides import Slide
 
 
+RELINK = "open it where it is now to relink it"
+
+
 def listed_slide(project: Project, record: SlideRecord) -> tuple[Slide | None, str]:
     """A slide of a project, opened; or None and why it cannot be."""
     name = Path(record.path).name
@@ -33,7 +36,7 @@ def listed_slide(project: Project, record: SlideRecord) -> tuple[Slide | None, s
         return None, f"{name} is left out: {why}"
     found = project.locate(record)
     if found is None:
-        return None, f"{name} was not found and is left out; open it to relink it"
+        return None, f"{name} was not found and is left out; {RELINK}"
     try:
         slide = open_slide(found, image=record.image, crop=record.crop)
     except SlideError as error:

@@ -362,7 +362,7 @@ def test_a_preset_says_what_becomes_of_strokes_before_it_renames_them(viewer, pa
     assert panel.session.annotations.counts() == counts
 
 
-def test_a_project_whose_slide_is_gone_says_so_in_the_banner(viewer, panel, mouse, tmp_path):
+def test_a_project_whose_slide_is_gone_says_so_in_the_banner_which_finds_it(viewer, panel, mouse, tmp_path):
     moved = write_slide(tmp_path / "moved.tif", two_textures(512, 5))
     open_slide(panel, moved)
     panel.session.annotations.paint([(100, 100), (100, 400)], 10, 1)
@@ -371,12 +371,19 @@ def test_a_project_whose_slide_is_gone_says_so_in_the_banner(viewer, panel, mous
     click(panel.slide.close_slide)
     with Session() as other:
         other.open(moved)
+        other.annotations.paint([(300, 100), (300, 400)], 10, 1)
         other.save(tmp_path / "other.sparseseg")
-    moved.rename(tmp_path / "elsewhere.tif.bak")
+    (tmp_path / "elsewhere").mkdir()
+    gone = moved.rename(tmp_path / "elsewhere" / "gone.tif")
     answer_file(tmp_path / "other.sparseseg")
     choose_entry(panel.header.menu_button, "Open project…")
     wait_until(panel.header.error.isVisible, 20)
     assert "moved.tif" in panel.header.error.text.text()
+    answer_file(gone)
+    click(panel.header.error.find)
+    wait_until(lambda: not panel.busy and panel.session.entry is not None, 20)
+    assert len(panel.session.annotations.strokes) == 1
+    assert not panel.header.error.isVisible()
 
 
 def test_an_ome_zarr_can_be_chosen(panel, tmp_path):

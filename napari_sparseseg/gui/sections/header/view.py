@@ -10,6 +10,7 @@ from qtpy.QtGui import QColor, QGuiApplication, QPainter, QPixmap
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPlainTextEdit, QToolButton, QVBoxLayout, QWidget
 
 from napari_sparseseg.gui.widgets import SPACING, ElidedLabel, button, plain_tip, row
+from napari_sparseseg.session.binding import RELINK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,18 +64,20 @@ class ErrorBanner(Banner):
         self.details.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
         self.details.hide()
         self.layout_.insertWidget(1, self.details)
+        self.find = button("Find it…", "Open the slide where it is now; its annotations come back", self.hide)
         self.more = button("Details", "The technical details; they contain no image data", self._on_details)
         self.copy = button("Copy", "Copy the message and the details, for a bug report", self._on_copy)
         self.dismiss = button("Dismiss", "Hide this message", self.hide)
-        for made in (self.more, self.copy, self.dismiss):
+        for made in (self.find, self.more, self.copy, self.dismiss):
             self.buttons.addWidget(made)
 
     def report(self, message: str, details: str) -> None:
-        """Show a failure."""
+        """Show a failure; where it is that a slide was not found, with a button to find it."""
         self.text.setText(sentence(message))
         self.details.setPlainText(details)
         self.details.hide()
         self.more.setVisible(bool(details))
+        self.find.setVisible(RELINK in message)
         self.show()
 
     def _on_details(self) -> None:

@@ -221,7 +221,7 @@ class PredictActions(QObject):
         if live is None or not self._context.session.live_enabled:
             self._panel.show_progress(0, 0)
         else:
-            self._panel.show_progress(live.planned - live.pending, live.planned)
+            self._panel.show_progress(live.planned - live.pending, live.planned, rough=live.rough)
 
     def _areas(self) -> list[Area]:
         live, binding, place = self._context.session.live, self._slides.binding, self._panel.areas.place.currentIndex()

@@ -10,13 +10,13 @@ from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
     QComboBox,
-    QHBoxLayout,
     QHeaderView,
     QLabel,
     QPushButton,
     QSlider,
     QTableWidget,
     QTableWidgetItem,
+    QVBoxLayout,
     QWidget,
 )
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 CONTOUR_PX = 2
 RAMP_STEPS = 16
 FEW_TILES = 4
-LIVE = "Live prediction"
+LIVE, LIVE_ROUGH = "Live prediction", "Live: rough outside the middle"
 PREDICT_SLIDE = "Predict slide…"
 PREDICT_SLIDE_TIP = "Predict the whole slide into an OME-Zarr or OME-TIFF file; training pauses meanwhile"
 CANCEL_TIP = "Stop after the current tile; predicting into the same file continues from there"
@@ -150,14 +150,17 @@ class PredictPanel(QWidget):
         layout.addLayout(row(self.predict_slide, self.export, stretch=0))
         layout.addLayout(self._result_row())
 
-    def _result_row(self) -> QHBoxLayout:
+    def _result_row(self) -> QVBoxLayout:
         self.result = ElidedLabel()
         self.show_layer = button("Show", "Show the predicted slide as a layer", self.layer_requested.emit)
         self.open_folder = button("Open folder", "Open the folder of this file", self.folder_requested.emit)
         self.show_table = button("Table", "Objects and areas of the predicted slide", self.results_requested.emit)
         for widget in (self.result, self.show_layer, self.show_table, self.open_folder):
             widget.hide()
-        return row(self.result, self.show_layer, self.show_table, self.open_folder, stretch=0)
+        rows = QVBoxLayout()
+        rows.addWidget(self.result)  # a row of its own: beside buttons little would be left of a file's name
+        rows.addLayout(row(self.show_layer, self.show_table, self.open_folder))
+        return rows
 
     def _accept_button(self) -> QPushButton:
         made = QPushButton("Accept regions")
@@ -206,9 +209,13 @@ class PredictPanel(QWidget):
         self.doubt.setText(text)
         self.doubt.setVisible(bool(text))
 
-    def show_progress(self, done: int, of: int) -> None:
-        """Say how far the live prediction of what is on screen is; a view of a few tiles is there at once."""
-        self.live.setText(LIVE if done >= of or of <= FEW_TILES else f"Live: {done} of {of} tiles")
+    def show_progress(self, done: int, of: int, *, rough: bool = False) -> None:
+        """Say how far the live prediction of what is on screen is; a view of a few tiles is there at once.
+
+        With `rough` all of a wide view is there, only its middle at full resolution.
+        """
+        ended = done >= of or of <= FEW_TILES
+        self.live.setText((LIVE_ROUGH if rough else LIVE) if ended else f"Live: {done} of {of} tiles")
 
     def show_result(self, text: str, *, folder: bool = False, layer: bool = False, table: bool = False) -> None:
         """Say which file was written, and offer its folder, a layer and a table of it."""

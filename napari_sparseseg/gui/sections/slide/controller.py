@@ -70,6 +70,7 @@ class SlideActions(QObject):
         self._steps: Iterator[None] | None = None
         prefer_reader_for_slides()
         panel.open_requested.connect(self._on_open)
+        header.error.find.clicked.connect(lambda _=False: self._on_open())
         panel.sample_requested.connect(self.open_sample)
         panel.skin_requested.connect(self.open_skin)
         panel.import_requested.connect(self._on_import)
