@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from napari_sparseseg import Annotations, Session
+from napari_sparseseg.cli import main
 
 SHAPE = (1024, 1024)
 WHOLE = (0, 0, *SHAPE)
@@ -60,3 +61,67 @@ def test_on_a_slide_without_annotations_strokes_stay_as_they_were_drawn(tiny_sli
         session.open(tiny_slide)
         assert session.import_annotations(tmp_path / "other.sparseseg") == 4
         assert [s.kind for s in session.annotations.strokes] == ["brush", "polygon", "erase"]
+
+
+def state(annotations):
+    drawn = (*annotations.strokes, *annotations.dense_regions)
+    return annotations.read(WHOLE).tobytes(), sorted((s.kind, s.class_id, s.points.tobytes()) for s in drawn)
+
+
+@pytest.mark.parametrize("erased", [False, True])
+@pytest.mark.parametrize("conflict", ["over", "under", "replace"])
+def test_what_a_file_does_to_labels_that_are_there_can_be_chosen_and_undone(session, tmp_path, conflict, erased):
+    theirs = np.array([0, 2, 3])[drawn_elsewhere(tmp_path / "other.sparseseg", erased=erased)]
+    session.annotations.paint([(200, 150), (200, 400)], 20, 1)
+    mine, before = session.annotations.read(WHOLE), state(session.annotations)
+    pending = session.imports.read(tmp_path / "other.sparseseg")
+    assert pending.conflicts == 1, "of what is there, only the brush stroke crosses another class"
+    assert state(session.annotations) == before
+    session.imports.draw(pending, conflict)
+    expected = {
+        "over": np.where(theirs, theirs, mine), "under": np.where(mine, mine, theirs), "replace": theirs,
+    }[conflict]  # fmt: skip
+    after = state(session.annotations)
+    np.testing.assert_array_equal(session.annotations.read(WHOLE), expected)
+    counts = {c: n for c, n in session.annotations.counts().items() if n}
+    assert counts == {c: int((expected == c).sum()) for c in (1, 2, 3) if (expected == c).any()}
+    assert session.history.next_undo == "import of other.sparseseg"
+    session.history.undo()
+    assert state(session.annotations) == before
+    session.history.redo()
+    assert state(session.annotations) == after
+
+
+@pytest.mark.parametrize("conflict", ["under", "replace"])
+def test_what_was_chosen_is_in_the_file_at_once(session, tmp_path, conflict):
+    drawn_elsewhere(tmp_path / "other.sparseseg", erased=True)
+    session.save(tmp_path / "p")
+    session.import_annotations(tmp_path / "other.sparseseg", conflict)
+    again = Annotations.load(session.annotations.path)
+    assert state(again) == state(session.annotations)
+    ids = [s.id for s in (*again.strokes, *again.dense_regions)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_same_labels_are_no_conflict(session, tmp_path):
+    session.annotations.save(tmp_path / "mine.sparseseg")
+    assert session.imports.read(tmp_path / "mine.sparseseg").conflicts == 0
+
+
+def test_the_shell_merges_into_a_file(session, tmp_path, capsys):
+    theirs = np.array([0, 2, 3])[drawn_elsewhere(tmp_path / "other.sparseseg", erased=False)]
+    mine = session.annotations.read(WHOLE)
+    for conflict, expected in (
+        ("over", np.where(theirs, theirs, mine)), ("under", np.where(mine, mine, theirs)), ("replace", theirs),
+    ):  # fmt: skip
+        target = tmp_path / f"{conflict}.sparseseg"
+        session.annotations.save(target)
+        words = ["convert", str(tmp_path / "other.sparseseg"), str(target)]
+        assert main(words) == 2
+        assert main([*words, "--merge", conflict]) == 0
+        merged = Annotations.load(target)
+        assert [c.name for c in merged.classes] == ["gland", "stroma", "fat"]
+        np.testing.assert_array_equal(merged.read(WHOLE), expected)
+    (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    assert main(["convert", str(target), str(tmp_path / "a.geojson"), "--merge", "over"]) == 2
+    capsys.readouterr()

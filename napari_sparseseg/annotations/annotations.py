@@ -14,6 +14,7 @@ from napari_sparseseg.annotations.autosave import Autosave, uninterrupted
 from napari_sparseseg.annotations.changes import change_strokes
 from napari_sparseseg.annotations.document import AnnotationDocument
 from napari_sparseseg.annotations.editing import Editor, MaskPiece, Shape
+from napari_sparseseg.annotations.merging import take_over
 from napari_sparseseg.annotations.raster import Polygon, as_points
 from napari_sparseseg.annotations.snapshot import read_labels
 from napari_sparseseg.annotations.sqlite_file import DamagedFileError, read_stored, write_stored
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from napari_sparseseg.annotations.document import Edit, History
+    from napari_sparseseg.annotations.merging import Conflict
     from napari_sparseseg.annotations.packing import Keep, Labels
     from napari_sparseseg.annotations.snapshot import Snapshot
     from napari_sparseseg.annotations.stored import StoredAnnotations
@@ -251,9 +253,9 @@ class Annotations:
         edit = self._finish(lambda: self._editor.draw_shapes(shapes, progress, number))
         return len(edit.added) if edit is not None else 0
 
-    def take_over(self, other: Annotations) -> None:
-        """Draw all that other annotations of the same slide hold, as one step; nothing may be labelled here."""
-        self._finish(lambda: self._editor.take_over(other._document))
+    def take_over(self, other: Annotations, conflict: Conflict = "over") -> None:
+        """Add all that other annotations of the same slide and classes hold, as one step; see `merging.take_over`."""
+        self._finish(lambda: take_over(self._document, other._document, conflict))
 
     def draw_masks(self, pieces: Iterable[MaskPiece]) -> None:
         """Draw masks, one stroke each, as one step of the history; nothing is drawn where `pieces` raises."""

@@ -12,7 +12,6 @@ import numpy as np
 
 from napari_sparseseg.annotations.document import Edit
 from napari_sparseseg.annotations.packing import CHUNK
-from napari_sparseseg.annotations.quadtree import Change
 from napari_sparseseg.annotations.raster import (
     MIN_RADIUS,
     Polygon,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from napari_sparseseg.annotations.document import AnnotationDocument
     from napari_sparseseg.annotations.packing import Keep
-    from napari_sparseseg.annotations.quadtree import LabelQuadtree
+    from napari_sparseseg.annotations.quadtree import Change, LabelQuadtree
     from napari_sparseseg.config import ClassDef
 
     Mask = NDArray[np.bool_]
@@ -299,26 +298,6 @@ class Editor:
             whole = Box(0, 0, *self._document.shape)
             return None if before == after else self._document.record(Edit(whole, others=(before, after)))
 
-    def take_over(self, other: AnnotationDocument) -> Edit | None:
-        """Draw all that is in another document into this one, in which nothing may be labelled.
-
-        Its chunks are taken as they are: drawing hundreds of thousands of objects again would take minutes.
-        """
-        document = self._document
-        with document.lock, other.lock:
-            if document.strokes or document.regions or document.scribbles.nonzero_counts():
-                raise AnnotationError("something is labelled here already.")
-            pairs = ((document.scribbles, other.scribbles), (document.dense, other.dense))
-            scribbles, dense = (_taken(mine, theirs) for mine, theirs in pairs)
-            drawn = sorted((*other.strokes.values(), *other.regions.values()), key=lambda stroke: stroke.id)
-            strokes = tuple(replace(stroke, id=document.take_id()) for stroke in drawn)
-            if not strokes and scribbles is None and dense is None:
-                return None
-            for (tree, _), change in zip(pairs, (scribbles, dense), strict=True):
-                if change is not None:
-                    tree.apply(change)
-            return document.record(Edit(Box(0, 0, *document.shape), scribbles, dense, strokes))
-
     def _draw_regions(
         self, new: Sequence[tuple[int, Rings]], removed: Sequence[Stroke]
     ) -> tuple[tuple[Stroke, ...], Change | None]:
@@ -340,13 +319,6 @@ class Editor:
             tree.abort()
             raise
         return tuple(added), tree.commit()
-
-
-def _taken(mine: LabelQuadtree, theirs: LabelQuadtree) -> Change | None:
-    """The change that makes a tree without labels hold what another does; None where it does already."""
-    before, after = mine.packed(), theirs.packed()
-    chunks = {at: (before.get(at), after.get(at)) for at in {**before, **after} if before.get(at) != after.get(at)}
-    return Change(chunks, theirs.counts() - mine.counts()) if chunks else None
 
 
 def stamp(

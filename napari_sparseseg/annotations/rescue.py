@@ -14,6 +14,7 @@ import numpy as np
 
 from napari_sparseseg.annotations.annotations import Annotations
 from napari_sparseseg.annotations.editing import draw_brush, fill_polygon
+from napari_sparseseg.annotations.merging import merged_trees
 from napari_sparseseg.annotations.packing import CHUNK, unpack
 from napari_sparseseg.annotations.pyramid import MAX_SIDE
 from napari_sparseseg.annotations.quadtree import LabelQuadtree
@@ -121,15 +122,7 @@ def merged(base: Annotations, other: Annotations) -> Annotations:
     if base.shape != other.shape:
         raise AnnotationError(f"annotations of a slide of {other.shape} pixels do not fit one of {base.shape}.")
     snapshots = base.snapshot(), other.snapshot()
-    trees = LabelQuadtree(base.shape), LabelQuadtree(base.shape)
-    for tree, layers in zip(trees, zip(*((s.scribbles, s.dense) for s in snapshots), strict=True), strict=True):
-        tree.begin()
-        for pyramid in layers:
-            for level, key, packed in pyramid.leaves():
-                chunk = unpack(packed)
-                for label in np.unique(chunk[chunk > 0]).tolist():
-                    tree.paint_mask(level, key[0] * CHUNK, key[1] * CHUNK, chunk == label, label, live=False)
-        tree.commit()
+    trees = merged_trees(*snapshots, shape=base.shape)
     drawn = [
         s for snapshot in snapshots for s in sorted((*snapshot.strokes, *snapshot.dense_regions), key=lambda s: s.id)
     ]

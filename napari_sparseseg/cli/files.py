@@ -33,7 +33,12 @@ def add_file_commands(commands: Any) -> None:
         help="the suffix chooses the format: .geojson .xml .sparseseg .tif .zarr",
     )  # fmt: skip
     convert.add_argument("--slide", type=Path, help="slide that they belong to; needed if the file has no size")
-    convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    there = convert.add_mutually_exclusive_group()
+    there.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    there.add_argument(
+        "--merge", choices=("over", "under", "replace"),
+        help="add to an existing .sparseseg: over its labels, under them, or in their place",
+    )  # fmt: skip
 
 
 def _info(args: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +157,12 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
     from napari_sparseseg import load_annotations, open_slide, save_annotations
 
     with open_slide(args.slide) if args.slide is not None else nullcontext() as slide:
-        annotations = load_annotations(args.source, None, slide=slide)
-        save_annotations(annotations, args.target, slide=slide, overwrite=args.overwrite)
+        if args.merge and args.target.exists():
+            from napari_sparseseg.session.importing import merge_file
+
+            merge_file(args.target, args.source, args.merge, slide)
+        else:
+            annotations = load_annotations(args.source, None, slide=slide)
+            save_annotations(annotations, args.target, slide=slide, overwrite=args.overwrite)
     say(args, f"wrote {args.target}")
     return {"output": str(args.target)}

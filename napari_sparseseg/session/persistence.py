@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
 from napari_sparseseg.annotations import Annotations, FileInUseError, NotWritableError
 from napari_sparseseg.annotations.file_state import classes_in
 from napari_sparseseg.annotations.sqlite_file import require_unlocked
-from napari_sparseseg.config import DEFAULT_CLASSES, make_classes
+from napari_sparseseg.config import make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.session import recovery
 from napari_sparseseg.session.absent import AbsentSlides
-from napari_sparseseg.session.binding import bind_to, listed_slide, records_of, still_open, what_is_missing
+from napari_sparseseg.session.binding import bind_to, listed_slide, records_of, what_is_missing
 from napari_sparseseg.session.class_tables import meant
 from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name
 from napari_sparseseg.session.run_files import RunFolder
@@ -296,31 +296,6 @@ class ProjectKeeper:
             project = self._any_project()
             bind_to(annotations, project.annotations_path(self._records(project)[entry.key]))
             self.write()
-
-    def import_annotations(self, entry: SlideEntry, path: str | os.PathLike[str] | None) -> int:
-        """Add the annotations of a file to a slide's; see `Session.import_annotations`."""
-        from napari_sparseseg.io import find_annotations, load_annotations
-        from napari_sparseseg.io.trace import shapes_of
-
-        slide, source = entry.slide, path or find_annotations(entry.slide.path, entry.slide.image)
-        fresh = len(self._slides.entries) == 1 and not self._slides.labelled and self._training.model is None
-        names = [c.name for c in self._slides.classes]
-        fresh &= names in ([], [c.name for c in DEFAULT_CLASSES])  # a table that somebody chose stays
-        table = () if fresh else self._slides.classes
-        loaded = load_annotations(source, slide.shape, classes=table, slide=slide)
-        mine, counts = entry.annotations, loaded.counts()
-        known = {c.id for c in self._slides.classes}
-        new = tuple(c for c in loaded.classes if c.id not in known and counts.get(c.id))
-        with still_open(self._slides, entry), mine.history.one_step(f"import of {Path(source).name}"):
-            if loaded.others:
-                mine.set_others((*mine.others, *loaded.others))
-            if not any(counts.values()):
-                return 0
-            self.set_classes(loaded.classes if fresh else (*self._slides.classes, *new))
-            if mine.strokes or mine.dense_regions or any(mine.counts().values()):
-                return mine.draw(shapes_of(loaded.snapshot()))
-            mine.take_over(loaded)
-            return len(loaded.strokes) + len(loaded.dense_regions)
 
     @_one_at_a_time
     def save_as(self, path: Path, exists: Exists) -> Project:

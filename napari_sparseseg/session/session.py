@@ -13,6 +13,7 @@ from napari_sparseseg.geometry import Box
 from napari_sparseseg.session.clicks import Clicks
 from napari_sparseseg.session.engine import Engine
 from napari_sparseseg.session.history import SessionHistory
+from napari_sparseseg.session.importing import Imports
 from napari_sparseseg.session.persistence import Exists, ProjectKeeper
 from napari_sparseseg.session.prediction import LiveWorker, Predictor
 from napari_sparseseg.session.presets import Presets
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from napari_sparseseg.annotations import Annotations
+    from napari_sparseseg.annotations.merging import Conflict
     from napari_sparseseg.learning.model import Model
     from napari_sparseseg.learning.onnx_model import OnnxModel
     from napari_sparseseg.prediction.component import Component
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Slides, annotations, training and prediction; `clicks`, `strokes`, `presets`, `runs`, `results`: see these.
+    """Slides, annotations, training and prediction; see `clicks`, `strokes`, `imports`, `presets`, `runs`, `results`.
 
     Methods may be called from any thread except the session's own background thread. Signals are emitted on the thread
     where the change happened; in a GUI, connect with ``thread="main"``.
@@ -106,6 +108,7 @@ class Session:
         self._predictor = Predictor(self._slides, learn, view, self._engine, self._emit_status)
         self.clicks = Clicks(self._slides, self._predictor)
         self.results, self.strokes = Results(self._slides), StrokeList(self._slides, learn, self._engine)
+        self.imports = Imports(self._slides, learn, self._keeper.set_classes)
         self.presets = Presets(self._slides, learn, self._keeper.set_classes, self._keeper.write_changes)
         self.runs = TrainingRuns(self._slides, learn, self._keeper, self._predictor, self._engine)
         self._live.changed.connect(self.live_changed.emit)
@@ -188,12 +191,12 @@ class Session:
     def classes(self, classes: Sequence[ClassDef]) -> None:
         self._keeper.set_classes(classes)
 
-    def import_annotations(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Draw the annotations of a file over those of the active slide, as one undo step; returns how many.
+    def import_annotations(self, path: str | os.PathLike[str] | None = None, conflict: Conflict = "over") -> int:
+        """Add the annotations of a file to the active slide's, as one undo step; returns how many; see `Imports.draw`.
 
         None: of the file beside the slide with its name. Classes are matched by name; new ones with objects are added.
         """
-        return self._keeper.import_annotations(self._slides.active, path)
+        return self.imports.draw(self.imports.read(path), conflict)
 
     # Training
 

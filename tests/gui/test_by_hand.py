@@ -287,6 +287,32 @@ def test_an_import_adds_to_what_is_drawn_and_one_undo_takes_it_back(viewer, pane
     np.testing.assert_array_equal(panel.session.annotations.read((0, 0, 1024, 1024)), before)
 
 
+@pytest.mark.parametrize("chosen", ["Draw over mine", "Keep mine", "Replace all mine", "Cancel"])
+def test_an_import_over_other_labels_asks(viewer, panel, mouse, tmp_path, chosen):
+    draw(viewer, mouse, 500)
+    session = panel.session
+    before = session.annotations.read((0, 0, 1024, 1024))
+    other = Annotations((1024, 1024), ["fat"])
+    other.paint([(300, 400), (700, 400)], 20, 1)
+    other.to_geojson(tmp_path / "other.geojson")
+    theirs = other.read((0, 0, 1024, 1024)) * 3
+    answer_file(tmp_path / "other.geojson")
+    asked = answer(chosen)
+    click(panel.slide.import_button)
+    wait_until(lambda: bool(asked), 20)
+    wait_until(lambda: not panel.busy and (chosen == "Cancel" or len(session.classes) == 3), 20)
+    assert "1 of the 1 objects in other.geojson lies where something of another class is labelled" in asked[0]
+    expected = {
+        "Draw over mine": np.where(theirs, theirs, before), "Keep mine": np.where(before, before, theirs),
+        "Replace all mine": theirs, "Cancel": before,
+    }  # fmt: skip
+    np.testing.assert_array_equal(session.annotations.read((0, 0, 1024, 1024)), expected[chosen])
+    if chosen != "Cancel":
+        over_slide(mouse)
+        mouse.key("Z", ctrl=True)
+    np.testing.assert_array_equal(session.annotations.read((0, 0, 1024, 1024)), before)
+
+
 def test_objects_without_a_class_are_shown_and_label_nothing(viewer, panel, mouse, tmp_path):
     """QuPath writes annotations that were not classified yet, and ``Region*``: outlines to see, not to train on."""
     path = qupath(tmp_path / "q.geojson", [("Region*", (100, 60, 300, 200)), ("stroma", (10, 20, 30, 40))])

@@ -18,6 +18,7 @@ from napari_sparseseg.gui.layers.napari_compat import problems
 from napari_sparseseg.gui.layers.slide_layers import SlideBinding, slide_name
 from napari_sparseseg.gui.reader import layers_of_one_image, open_in, show_in_pixels, slide_of_layers
 from napari_sparseseg.gui.say import say
+from napari_sparseseg.gui.sections.slide.importing import ImportActions
 from napari_sparseseg.gui.sections.slide.view import slide_facts
 from napari_sparseseg.samples import sample_scribbles, sample_slide, skin_scribbles, skin_slide
 from napari_sparseseg.session.recovery import recoverable, recovered, recovery_folder
@@ -73,7 +74,7 @@ class SlideActions(QObject):
         header.error.find.clicked.connect(lambda _=False: self._on_open())
         panel.sample_requested.connect(self.open_sample)
         panel.skin_requested.connect(self.open_skin)
-        panel.import_requested.connect(self._on_import)
+        ImportActions(context, panel, self._load)
         panel.close_requested.connect(self._on_close)
         panel.layer_chosen.connect(self._on_use_layer)
         panel.slide_chosen.connect(self._on_slide_chosen)
@@ -297,22 +298,6 @@ class SlideActions(QObject):
     def _on_open(self) -> None:
         for path in dialogs.ask_open_several(self._panel, "Open slides", dialogs.SLIDES):
             self.open(path)
-
-    def _on_import(self) -> None:
-        path = dialogs.ask_open(self._panel, "Import annotations", dialogs.ANNOTATIONS)
-        if path:
-            session, name = self._context.session, Path(path).name
-            self._load(
-                lambda: session.import_annotations(path),
-                f"Importing {name}",
-                lambda added: self._on_imported(name, added),
-            )
-
-    def _on_imported(self, name: str, added: int) -> None:
-        if added:
-            say(f"Added {added} strokes and regions of {name}. Ctrl+Z removes them.")
-        else:
-            self._context.problem.emit(f"No object of {name} lies on this slide. Nothing was changed.", "")
 
     def _on_close(self) -> None:
         entry = self._context.entry
