@@ -68,6 +68,11 @@ def add_predict(commands: Any) -> None:
         help="average over the eight flips and rotations of each tile; eight times slower",
     )
     predict.add_argument(
+        "--adapt-stain",
+        action="store_true",
+        help="match the colours of the tissue to those of the training slides, where stain or scanner differ",
+    )
+    predict.add_argument(
         "--min-area", type=not_negative, default=100.0, metavar="UM2",
         help="leave out smaller objects, in um2; default: %(default)s",
     )  # fmt: skip
@@ -100,6 +105,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         "uncertainty": args.uncertainty, "flips": args.flips, "min_area_um2": args.min_area, "ome_zarr": args.ome_zarr,
         "workers": args.workers, "memory_gb": args.memory, "scheduler": args.scheduler,
         "regions": args.regions, "probabilities": args.probabilities, "clean_up": clean_up_of(args),
+        "adapt_stain": args.adapt_stain,
     }  # fmt: skip
     with Session.load(args.slides[0], read_only=True) if project else Session(()) as session:
         message = session.status.message
@@ -123,7 +129,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         except KeyboardInterrupt:
             print("finished parts are kept; run the same command with --resume to continue", file=sys.stderr)
             raise
-    say(args, "; ".join(filter(None, [f"wrote {out}", result.skipped])))
+    say(args, "; ".join(filter(None, [f"wrote {out}", result.remarks])))
     return result.to_json()
 
 
@@ -168,7 +174,7 @@ def _predict_batch(
         raise SparseSegError("; ".join(["none of the slides can be opened", *(why for _, why in unreadable)]) + ".")
     batch = session.predict_project(args.output, progress=ProgressLine(f"{len(session.slides)} slides"), **options)
     for result in batch.results:
-        say(args, "; ".join(filter(None, [f"wrote {result.output}", result.skipped])))
+        say(args, "; ".join(filter(None, [f"wrote {result.output}", result.remarks])))
     say(args, f"wrote {batch.summary}")
     failed = [*unreadable, *batch.failed]
     if failed:

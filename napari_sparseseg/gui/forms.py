@@ -206,6 +206,10 @@ class _PreviewLink(QObject):
         "label": "Probabilities",
         "tooltip": "Also store the probability of each class, 1 byte a pixel; what is unsure can then be marked later",
     },
+    adapt_stain={
+        "label": "Adapt stain",
+        "tooltip": "Match the colours of the tissue to the training slides; for slides that are said to differ",
+    },
     regions={"label": "Regions (GeoJSON)", "tooltip": "Outlines for QuPath, in a file beside the result"},
     areas={"label": "Areas (CSV)", "tooltip": "Area and share of each class, in a file beside the result"},
 )
@@ -222,6 +226,7 @@ def predict_with_options(  # noqa: PLR0913 - magicgui makes a field of each
     unsure_below: float = 0.0,
     preview: bool = False,
     probabilities: bool = False,
+    adapt_stain: bool = False,
     regions: bool = False,
     areas: bool = False,
 ) -> None:
@@ -244,6 +249,7 @@ def predict_with_options(  # noqa: PLR0913 - magicgui makes a field of each
             regions=where_file or _regions(opened.viewer, where),
             clean_up=cleaned,
             probabilities=probabilities,
+            adapt_stain=adapt_stain,
             geojson=out.with_name(f"{stem}.geojson") if regions else None,
             csv=out.with_name(f"{stem}.csv") if areas else None,
         )

@@ -18,6 +18,7 @@ from napari_sparseseg.errors import ModelError
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.learning.encoders import Encoder
 from napari_sparseseg.learning.sources import occupied_cells
+from napari_sparseseg.learning.stains import StainMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,15 +41,18 @@ class InputScale:
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    stain: StainMap | None = None
+    """How colours are matched first, on a slide that is stained unlike those the model was trained on."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> InputScale:
         """Read what `to_json` wrote."""
-        return cls(tuple(float(v) for v in data["low"]), tuple(float(v) for v in data["high"]))
+        stain = StainMap.from_json(data["stain"]) if data.get("stain") else None
+        return cls(tuple(float(v) for v in data["low"]), tuple(float(v) for v in data["high"]), stain)
 
     @classmethod
     def for_rgb(cls) -> InputScale:
@@ -85,7 +89,7 @@ class InputScale:
                 f"the model was made for {len(self.low)} channels but the image has shape {pixels.shape[1:]} (h, w, "
                 "channels); use a slide with the same channels."
             )
-        values = np.array(pixels, np.float32, order="C")
+        values = np.array(pixels if self.stain is None else self.stain.apply(pixels), np.float32, order="C")
         if pixels.dtype.kind == "f":
             np.nan_to_num(values, copy=False)
         low = torch.tensor(self.low, dtype=torch.float32)

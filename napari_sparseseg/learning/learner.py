@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from napari_sparseseg.config import class_ids, make_classes
@@ -31,6 +31,7 @@ from napari_sparseseg.learning.model_file import ModelMetadata
 from napari_sparseseg.learning.network import Decoder, PlainUNet, TwoSpeedNet, new_decoder, new_unet, with_classes
 from napari_sparseseg.learning.pseudo_labels import PseudoLabels, PseudoLabelSettings
 from napari_sparseseg.learning.sampling import PatchStream
+from napari_sparseseg.learning.stains import TrainedTissue
 from napari_sparseseg.learning.torch_runtime import choose_device, import_torch
 from napari_sparseseg.learning.trainer import MOST_AUGMENTED, DecoderTask, new_trainer, unfreeze
 from napari_sparseseg.learning.validation import (
@@ -156,6 +157,7 @@ class Learner:
         self._accepted: Decoder | PlainUNet | None = None
         self._comparison: Comparison | PlainComparison | None = None
         self._pseudo: PseudoLabels | None = None
+        self._tissue = TrainedTissue(() if model is None else model.metadata.tissue)
         self._loss: float | None = None
         self._first_step, self._share, self._temperature = 0, 0.0, 1.0
         self._augmented, self._refit_due, self._behind = False, False, False
@@ -262,6 +264,8 @@ class Learner:
         if self.cache is not None and self.cache.pending:
             if not self.cache.encode(0.3):
                 self.refit()
+        elif self._tissue.look(self._training):
+            pass
         elif self._comparison is not None:
             if self._comparison.advance():
                 validation = self._take_over(self._comparison)
@@ -442,6 +446,7 @@ class Learner:
             net = TwoSpeedNet(self._features, self._head, fine, self._share, self._temperature)
         memory = () if isinstance(net, PlainUNet) else replay.chosen([*self._rows, *self._remembered])
         metadata = ModelMetadata.of(self.sources, self.classes, self.config, self.metrics, self.step_count)
+        metadata = replace(metadata, tissue=self._tissue.chosen())
         self.model = Model(metadata, net.to(self.device), self._scale, memory)
         self.model_version += 1
         self.annotation_version = max((s.labels.version for s in self.sources), default=0)

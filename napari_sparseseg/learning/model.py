@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.model_file import ModelMetadata, PredictionRules
     from napari_sparseseg.learning.network import PlainUNet, TwoSpeedNet
     from napari_sparseseg.learning.onnx_model import OnnxModel
+    from napari_sparseseg.learning.stains import StainMap
     from napari_sparseseg.learning.strips import ReadRows, Strip
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,10 @@ class Model:
     def with_rules(self, rules: PredictionRules) -> Model:
         """The same network, predicting by other rules."""
         return Model(dataclasses.replace(self.metadata, rules=rules), self.net, self.scale, self.memory)
+
+    def with_stain(self, stain: StainMap) -> Model:
+        """The same network, which sees slides with their colours matched."""
+        return Model(self.metadata, self.net, dataclasses.replace(self.scale, stain=stain), self.memory)
 
     def with_classes(self, classes: Sequence[ClassDef]) -> Model:
         """The same network with other ids, names and colours for its channels, in channel order."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from napari_sparseseg.config import ClassDef, TrainConfig, make_classes
 from napari_sparseseg.errors import ModelError, SparseSegError
+from napari_sparseseg.learning.stains import are_patches
 
 if TYPE_CHECKING:
     import os
@@ -88,6 +89,8 @@ class ModelMetadata:
     """Per slide: name, fingerprint, annotation version, number of strokes."""
     step: int = 0
     rules: PredictionRules = field(default_factory=PredictionRules)
+    tissue: tuple[tuple[float, ...], ...] = ()
+    """What patches of the training slides are like, see `stains`; empty: not known, or not brightfield."""
     extra: dict[str, Any] = field(default_factory=dict)
     """``net`` and ``input``, from which the network is rebuilt; ``memory``; ``versions`` of the libraries."""
 
@@ -146,6 +149,7 @@ class ModelMetadata:
             values["config"] = TrainConfig(**config)
             values["channels"] = tuple(data.get("channels", ("R", "G", "B")))
             values["sources"] = tuple(data.get("sources", ()))
+            values["tissue"] = tuple(map(tuple, data.get("tissue", ())))
             values["rules"] = PredictionRules(**data["rules"]) if "rules" in data else PredictionRules(None, 1, 1)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -251,6 +255,7 @@ def _fitting_kinds(metadata: ModelMetadata) -> list[tuple[str, bool]]:
         ("dtype", _is_text(metadata.dtype)),
         ("metrics", score is None or _is_number(score)),
         ("sources", all(isinstance(s, dict) for s in metadata.sources)),
+        ("tissue", are_patches(metadata.tissue)),
         ("extra", isinstance(extra, dict) and isinstance(extra.get("versions", {}), dict)),
     ]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from napari_sparseseg.io.measurements import AreaRow
     from napari_sparseseg.prediction.results.cleanup import CleanUp
     from napari_sparseseg.prediction.results.regions import Regions
+    from napari_sparseseg.prediction.stain import StainCheck
 
 Stage = Literal["predict", "pyramid", "measure", "write", "clean"]
 # (start, share) of each stage in one progress bar over all of them: a network on a CPU takes roughly so long. See D30.
@@ -48,6 +49,7 @@ class PredictSettings(TypedDict, total=False):
     flips: bool
     ome_zarr: Literal["0.4", "0.5"]
     tile: int | None
+    adapt_stain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,10 @@ class PredictOptions:
     tile: int | None = None
     """Side in pixels of what the network gets at once, without halo. None: the default network on a CPU goes in strips,
     without tiles; any other gets tiles that need little memory. 2048 spends less time on halos, and takes gigabytes."""
+
+    adapt_stain: bool = False
+    """Match the colours of the slide's tissue to those of the training slides, for this prediction. For slides of which
+    the result says that stain or scanner differ; where they do not differ it is of no use."""
 
     def __post_init__(self) -> None:
         for name in ("geojson", "csv"):
@@ -185,6 +191,13 @@ class SlideResult:
     tissue_share: float | None = None
     """Share of the slide found to be tissue, where only tissue was predicted; 1 where that is all of it, see D103."""
     warnings: tuple[str, ...] = ()
+    stain: StainCheck | None = None
+    """How the slide compares with those the model was trained on; None where the model does not say."""
+
+    @property
+    def remarks(self) -> str:
+        """For the user: what was left out, and whether stain or scanner are others than in training; or empty."""
+        return "; ".join(filter(None, [self.skipped, self.stain.warning if self.stain is not None else ""]))
 
     @property
     def skipped(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from napari_sparseseg.prediction.slide.shards import (
     shard_grid,
 )
 from napari_sparseseg.prediction.slide.workspace import Workspace
+from napari_sparseseg.prediction.stain import checked
 from napari_sparseseg.prediction.tiles import PredictionStopped, model_frame
 from napari_sparseseg.prediction.tissue import TissueMask, where_to_predict
 from napari_sparseseg.slides.cache import TILES
@@ -186,13 +188,15 @@ class SlideRun:
 
     def __init__(self, slide: Slide, model: SavableSegmenter, options: PredictOptions, reporter: Reporter) -> None:
         self._options = options
-        self._slide, self._model, self._reporter = slide, model, reporter
+        self._slide, self._reporter = slide, reporter
         self._warnings: list[str] = []
+        self._model, self._stain = model, None
         self._placement = Placement(
             slide.frame(_resolution(model.metadata, slide, options.mpp, self._warnings)), slide.mpp
         )
         frame = self._placement.frame
         self._shape = frame.shape(slide.shape)
+        self._model, self._stain = checked(model, slide, adapt=options.adapt_stain)
         read_frame = model_frame(model.metadata, slide, frame)
         self._plan = TilePlan(
             frame,
@@ -248,6 +252,7 @@ class SlideRun:
             "flips": options.flips,
             "ome_zarr": options.ome_zarr,
             **({"probabilities": True} if options.probabilities else {}),
+            **({} if self._stain is None else {"stain": json.loads(json.dumps(asdict(self._stain)))}),
             **where,
         }
 
@@ -366,6 +371,7 @@ class SlideRun:
             megapixels_per_second=round(self._reporter.speed, 3),
             tissue_share=self._tissue_share,
             warnings=(*self._warnings, *self._slide.warnings),
+            stain=self._stain,
         )
 
     def _area(self, shards: Iterable[Box]) -> int:

@@ -269,7 +269,9 @@ class PredictActions(QObject):
         self._results[slide] = predicted
         self._measure()
         self._written = Path(path)
-        said = ". ".join(filter(None, [f"Saved {path}", predicted.result.skipped]))
+        said = ". ".join(filter(None, [f"Saved {path}", predicted.result.remarks]))
+        if predicted.result.stain is not None and predicted.result.stain.warning:
+            show_warning(f"{slide_name(slide)}: {predicted.result.stain.warning}.")
         self._panel.show_result(said, folder=True, layer=_is_zarr(predicted.out), table=True)
 
     def _on_layer(self) -> None:
