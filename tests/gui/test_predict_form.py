@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,3 +189,28 @@ def test_an_image_in_memory_by_hand():
     smooth = clean_image(labels, CleanUp(smooth_um=1.5), CLASSES, spacing)
     assert smooth[2, 2] == 1
     assert smooth[12, 12] == 2
+
+
+def run_form(panel, form, tmp_path) -> None:
+    type_into(form.out, str(tmp_path / "r.ome.zarr"))
+    click(form.call_button.native)
+    quiet(panel)
+
+
+def test_the_window_says_that_a_slide_is_stained_unlike_the_training_slides(panel, form, tmp_path):
+    """The model was made on tissue of another density in every channel, which varied by a tenth."""
+    rng = np.random.default_rng(0)
+    patches = rng.normal((-2.0, -0.1, -2.0, -2.0, -2.0, -2.0), 0.1, (20, 6))
+    model = panel.session.model
+    model.metadata = replace(model.metadata, tissue=tuple(map(tuple, patches.tolist())))
+    run_form(panel, form, tmp_path)
+    assert "stain or scanner differ" in panel.predict.result.text()
+    assert zarr.open_group(tmp_path / "r.ome.zarr", mode="r").attrs["napari_sparseseg"]["stain"]["unlike"] > 1
+
+
+def test_a_stain_that_cannot_be_adapted_is_refused(panel, form, tmp_path):
+    tick(form.adapt_stain)
+    assert form.adapt_stain.value
+    run_form(panel, form, tmp_path)
+    assert "cannot be adapted" in panel.header.error.text.text()
+    assert not (tmp_path / "r.ome.zarr").exists()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 from weakref import WeakKeyDictionary
 
 from napari.layers import Shapes
+from napari.utils.notifications import show_warning
 from napari.utils.progress import cancelable_progress
 from qtpy.QtCore import QObject, QUrl
 from qtpy.QtGui import QDesktopServices
@@ -19,6 +20,7 @@ from napari_sparseseg.gui.layers.layer_exchange import around, selected_outlines
 from napari_sparseseg.gui.layers.napari_compat import insert_unselected, view_box
 from napari_sparseseg.gui.layers.prediction import LiveDisplay
 from napari_sparseseg.gui.layers.result import result_layer
+from napari_sparseseg.gui.layers.slide_layers import slide_name
 from napari_sparseseg.gui.results.preview import CleanPreview
 from napari_sparseseg.gui.sections.predict.areas import areas, areas_of_slide, predicted_share
 from napari_sparseseg.gui.sections.predict.view import CONTOUR_PX, DRAWN, SCREEN, WHOLE
