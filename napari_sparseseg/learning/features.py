@@ -52,6 +52,8 @@ class InputScale:
     def from_json(cls, data: dict[str, Any]) -> InputScale:
         """Read what `to_json` wrote."""
         stain = StainMap.from_json(data["stain"]) if data.get("stain") else None
+        if stain is not None and len(data["low"]) != 3:
+            raise ValueError("only colours can be matched, which have three channels")
         return cls(tuple(float(v) for v in data["low"]), tuple(float(v) for v in data["high"]), stain)
 
     @classmethod

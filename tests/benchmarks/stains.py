@@ -4,11 +4,11 @@
     python -m tests.benchmarks.stains --seeds 0  # 3 CPU minutes
     python -m tests.benchmarks.stains --seeds    # the warnings alone: 1 minute
 
-Warnings: half of the cases of EBHI-Seg (tiles of CRC-VAL-HE-7K, patches of CMU-1) are the training slides, eight fields of
-the other half a slide, as they are or jittered; so are eight fields of the other sets. Dice: heads fitted to sparse
-strokes (no decoder) on `glands` and `mosaics` of `few_dense`, judged on other cases or tiles that are all jittered alike,
-before and after matching. Jitter of strength s: the three stains of HED space are multiplied by exp(N(0, s)) and shifted
-by N(0, s / 10), channels mixed by N(0, 0.15 s), all darkened by |N(0, s / 10)|; 0.1 is little, with 0.6 it
+Warnings: half of the cases of EBHI-Seg (tiles of CRC-VAL-HE-7K, patches of CMU-1) are the training slides, eight fields
+of the other half a slide, as they are or jittered; so are eight fields of the other sets. Dice: heads fitted to sparse
+strokes (no decoder) on `glands` and `mosaics` of `few_dense`, judged on other cases or tiles that are all jittered
+alike, before and after matching. Jitter of strength s: the three stains of HED space are multiplied by exp(N(0, s)) and
+shifted by N(0, s / 10), channels mixed by N(0, 0.15 s), all darkened by |N(0, s / 10)|; 0.1 is little, with 0.6 it
 hardly looks like H&E.
 """
 
