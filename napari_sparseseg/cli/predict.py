@@ -39,12 +39,9 @@ def add_predict(commands: Any) -> None:
         help="a .safetensors file, .onnx, or a bioimage.io package .zip; default: the model of the project",
     )
     predict.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="OUT",
+        "--output", type=Path, required=True, metavar="OUT",
         help="OUT.ome.zarr, OUT.ome.tif, or a folder; several slides need a folder",
-    )
+    )  # fmt: skip
     add_slide_options(predict)
     predict.add_argument("--mpp", type=positive, help="resolution of the result in um per pixel; default: the model's")
     predict.add_argument("--geojson", type=Path, metavar="FILE", help="also write the regions as QuPath objects")
@@ -63,15 +60,13 @@ def add_predict(commands: Any) -> None:
     predict.add_argument("--uncertainty", action="store_true", help="store the entropy as a second image")
     predict.add_argument("--probabilities", action="store_true", help="store the probability of each class as an image")
     predict.add_argument(
-        "--flips",
-        action="store_true",
+        "--flips", action="store_true",
         help="average over the eight flips and rotations of each tile; eight times slower",
-    )
+    )  # fmt: skip
     predict.add_argument(
-        "--adapt-stain",
-        action="store_true",
+        "--adapt-stain", action="store_true",
         help="match the colours of the tissue to those of the training slides, where stain or scanner differ",
-    )
+    )  # fmt: skip
     predict.add_argument(
         "--min-area", type=not_negative, default=100.0, metavar="UM2",
         help="leave out smaller objects, in um2; default: %(default)s",

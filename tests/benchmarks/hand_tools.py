@@ -268,17 +268,9 @@ def publish(rows: Sequence[dict[str, Any]], name: str) -> None:
                 f"{totals['taken'] / len(own) / 1000:.1f}", f"{totals['wheel'] / len(own):.0f}",
                 f"{totals['mended'] / len(own):.1f}",
             ])  # fmt: skip
-    header = [
-        "set",
-        "tool",
-        "seeds",
-        "person, s",
-        "Dice",
-        "Dice - brush, same seconds",
-        "seconds for the brush's last Dice,",
-    ]
-    header[-1] += " for its last Dice (median)"
-    header += ["of the labelled pixels right", "labelled, 1,000 px", "notches", "mended"]
+    header = ["set", "tool", "seeds", "person, s", "Dice", "Dice - brush, same seconds"]
+    header += ["share of the brush's seconds for its last Dice (median)", "labelled pixels that are right"]
+    header += ["labelled, 1,000 px", "notches", "mended"]
     common.report(name, "# Tools of the hand\n\n" + common.markdown(header, lines), list(rows))
 
 
