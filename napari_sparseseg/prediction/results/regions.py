@@ -86,7 +86,7 @@ def _areas(asked: str | PathLike[str], slide: SlideFrame, annotations: Annotatio
         return _wanted(areas_in_file(file, slide), class_name, file)
     if annotations is None:
         raise PredictionError(f"there is no file {text} to read regions from. Check the path.")
-    return _wanted(drawn, class_name, "this slide's annotations")
+    return _wanted(drawn, class_name, "this slide")
 
 
 def _wanted(areas: list[NamedArea], name: str, source: str) -> list[NamedArea]:
@@ -94,7 +94,7 @@ def _wanted(areas: list[NamedArea], name: str, source: str) -> list[NamedArea]:
     if not wanted:
         names = ", ".join(sorted({a.class_name or "without a class" for a in areas})) or "none"
         what = f"area of class {name!r}" if name else "area"
-        raise PredictionError(f"{source} has no {what} to predict in; it has areas of: {names}.")
+        raise PredictionError(f"{source} has no {what}; it has areas of: {names}.")
     return wanted
 
 
