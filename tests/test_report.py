@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_sparseseg import Session
+from napari_sparseseg import CleanUp, Session
 from napari_sparseseg.cli import main
 from napari_sparseseg.config import make_classes
 from napari_sparseseg.geometry import Box, Frame, Placement
@@ -82,6 +82,20 @@ def test_the_page_has_the_project_and_escapes_every_name(project, capsys):
     assert all(value.startswith("data:image/jpeg;base64,") for value in sources)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
     assert "http:" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text).replace("http://x.test/a", "")
+
+
+def test_a_cleaned_image_is_shown_beside_what_was_predicted(project):
+    result = project / "predictions" / "case.ome.zarr"
+    with Session(()) as session:
+        session.results.clean_up(result, CleanUp(smooth_um=3))
+    assert main(["report", str(project)]) == 0
+    shown = Page(project.with_suffix(".html").read_text(encoding="utf-8")).text
+    assert [text for text in shown if text.startswith("Areas in")] == [
+        "Areas in case.ome.zarr", "Areas in case.ome.zarr, cleaned"
+    ]  # fmt: skip
+    assert "Predicted: case.ome.zarr, cleaned" in shown
+    assert "300 × 400 px" not in shown
+    assert any(text.startswith("400 × 300 px, 0.5 µm per pixel") for text in shown)
 
 
 def test_the_report_leaves_the_project_alone_and_says_what_is_missing(project, tmp_path, capsys):

@@ -219,3 +219,12 @@ def _table(classes: Sequence[ClassDef], pixels: Pixels, record: dict[str, Any]) 
     count = Counter(c.name.casefold() for c in table.values())
     ordered = [table[k] for k in sorted(table)] if not record else list(classes)
     return tuple(c if count[c.name.casefold()] == 1 else replace(c, name=f"{c.name} ({c.id})") for c in ordered)
+
+
+def label_images(path: Path) -> tuple[Path, ...]:
+    """The label images of a result, what was predicted first: ``X.ome.zarr/labels/NAME``, or the file itself."""
+    folder = path / "labels"
+    if not folder.is_dir():
+        return (path,)
+    names = sorted(image.name for image in folder.iterdir() if image.is_dir())
+    return tuple(folder / name for name in sorted(names, key=lambda n: n != "classes")) or (path,)

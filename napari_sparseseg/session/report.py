@@ -19,7 +19,7 @@ from napari_sparseseg.errors import SparseSegError
 from napari_sparseseg.files import write_atomic
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.io.measurements import AreaTable, plain_text
-from napari_sparseseg.io.results import open_result
+from napari_sparseseg.io.results import label_images, open_result
 from napari_sparseseg.session.binding import listed_slide
 from napari_sparseseg.session.project import Project
 
@@ -140,21 +140,27 @@ def _slide_part(project: Project, record: SlideRecord, results: Sequence[Path]) 
             else:
                 part.pictures.append(("Slide", picture))
             for path in results:
-                _add_result(part, path, picture, frame)
+                for image in label_images(path):
+                    _add_result(part, image, _result_title(path, image), picture, frame)
         except SparseSegError as error:
             part.problems.append(str(error))
     return part
 
 
-def _add_result(part: _SlidePart, path: Path, picture: np.ndarray, frame: Frame) -> None:
+def _result_title(path: Path, image: Path) -> str:
+    """The file, and which of its label images where it is not what was predicted."""
+    return path.name if image == path or image.name == "classes" else f"{path.name}, {image.name}"
+
+
+def _add_result(part: _SlidePart, path: Path, title: str, picture: np.ndarray, frame: Frame) -> None:
     from napari_sparseseg.prediction.results.regions import RegionMask
 
     with open_result(path) as result:
         regions = RegionMask.from_json(result.record.get("regions") or {}).regions
         table = AreaTable(result.classes, result.placement, regions)
         small = _measured(result, table, frame, picture.shape[:2])
-        part.areas.append((path.name, table.rows(part.record.path), result.classes))
-        part.pictures.append((f"Predicted: {path.name}", _overlay(picture, small, result.classes, 0.5)))
+        part.areas.append((title, table.rows(part.record.path), result.classes))
+        part.pictures.append((f"Predicted: {title}", _overlay(picture, small, result.classes, 0.5)))
 
 
 def _measured(result: StoredResult, table: AreaTable, frame: Frame, shape: tuple[int, ...]) -> np.ndarray:
@@ -254,13 +260,14 @@ def _slide(part: _SlidePart) -> Iterator[str]:
     yield "<table>"
     if slide is not None:
         h, w = slide.shape
-        mpp = "not known" if slide.mpp is None else f"{slide.mpp[1]:.4g} x {slide.mpp[0]:.4g} um per pixel"
-        yield from _row("Size", f"{w:,} x {h:,} px, {mpp}; {slide.contents.format}")
+        sides = () if slide.mpp is None else dict.fromkeys(f"{side:.4g}" for side in slide.mpp[::-1])
+        mpp = f"{' × '.join(sides)} µm per pixel" if sides else "µm per pixel not known"
+        yield from _row("Size", f"{w:,} × {h:,} px, {mpp}; {slide.contents.format}")
     yield from _row("Role", record.role)
     if part.snapshot is not None:
-        yield from _row(
-            "Strokes", f"{len(part.snapshot.strokes)}, and {len(part.snapshot.dense_regions)} dense regions"
-        )
+        dense = len(part.snapshot.dense_regions)
+        more = f", and {_count(dense, 'dense region')}" if dense else ""
+        yield from _row("Strokes", f"{len(part.snapshot.strokes):,}{more}")
     yield from _row("File", record.path)
     yield from _row("Fingerprint", record.fingerprint)
     yield "</table>\n"
@@ -305,14 +312,14 @@ def _model(project: Project) -> Iterator[str]:
     yield from _scores(metadata)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    mpp = "level-0 pixels" if metadata.mpp is None else f"{metadata.mpp:g} um per pixel"
+    mpp = "level-0 pixels" if metadata.mpp is None else f"{metadata.mpp:g} µm per pixel"
     yield "<table>"
     yield from _row("Network", f"{metadata.encoder}, {metadata.step} steps, {metadata.config.balancing} balancing")
     yield from _row("Sees", f"{mpp}, {metadata.dtype}, {', '.join(metadata.channels)}")
     yield from _row("Classes", ", ".join(c.name for c in metadata.classes))
     for source in metadata.sources:
         facts = (source.get("name"), f"{source.get('strokes')} strokes", source.get("fingerprint"))
-        yield from _row("Trained on", ", ".join(map(str, facts)))
+        yield from _row("Annotations", ", ".join(map(str, facts)))
     versions = metadata.extra.get("versions")
     if isinstance(versions, dict):
         yield from _row("Libraries", ", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -334,7 +341,7 @@ def _scores(metadata: ModelMetadata) -> Iterator[str]:
     yield '<th class="n">Recall</th></tr>'
     for name, values in classes.items():
         values = values if isinstance(values, dict) else {}
-        yield f'<tr><td>{_e(str(name))}</td><td class="n">{_e(str(values.get("pixels", "")))}</td>'
+        yield f'<tr><td>{_e(str(name))}</td><td class="n">{_whole(values.get("pixels"))}</td>'
         yield "".join(f'<td class="n">{_figure(values.get(k))}</td>' for k in ("dice", "precision", "recall")) + "</tr>"
     yield "</table>"
     warnings = scores.get("warnings")
@@ -359,6 +366,10 @@ def _count(number: int, what: str) -> str:
 
 def _figure(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "–"
+
+
+def _whole(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "–"
 
 
 def _jpeg(picture: np.ndarray) -> str:

@@ -128,11 +128,9 @@ class Results:
 
     def images(self, result: AnyPath) -> tuple[Path, ...]:
         """The label images of a result, what was predicted first: ``X.ome.zarr/labels/NAME``, or the file itself."""
-        folder = Path(result) / "labels"
-        if not folder.is_dir():
-            return (Path(result),)
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        return tuple(folder / name for name in sorted(names, key=lambda n: n != "classes")) or (Path(result),)
+        from napari_sparseseg.io.results import label_images
+
+        return label_images(Path(result))
 
     def compare(
         self,
