@@ -10,7 +10,7 @@ from napari_sparseseg.config import TrainConfig
 from napari_sparseseg.errors import ModelError, TrainingError
 from napari_sparseseg.learning.feature_cache import LabelledFeatures, join
 from napari_sparseseg.learning.features import InputScale, sample
-from napari_sparseseg.learning.head import ABSENT, Head, HeadSettings, Samples, _AdamW, fit_head
+from napari_sparseseg.learning.head import ABSENT, Head, HeadSettings, Samples, _AdamW, fit_head, mean_of
 
 
 def two_moons(n=2000, seed=0):
@@ -44,6 +44,16 @@ def test_maps_and_rows_give_the_same_scores():
     dense = head(maps)[0].permute(1, 2, 0).reshape(-1, 2)
     rows = head.rows(torch.cat([m[0].permute(1, 2, 0).reshape(-1, m.shape[1]) for m in maps], 1))
     torch.testing.assert_close(dense, rows)
+
+
+def test_the_mean_of_heads_has_the_mean_of_their_scores():
+    torch.manual_seed(0)
+    heads = [Head((3, 4), width, 2) for width in (8, 5, 6)]
+    maps = [torch.rand(1, 3, 8, 8), torch.rand(1, 4, 4, 4)]
+    torch.testing.assert_close(mean_of(heads)(maps), torch.stack([h(maps) for h in heads]).mean(0))
+    x, y = two_moons(300)
+    alone = [fit_head(Samples(x, y * 2, torch.ones(300)), (5,), 4, seed=seed) for seed in (0, 1)]
+    assert torch.equal(mean_of(alone).rows(x)[:, [1, 3]], torch.full((300, 2), ABSENT))
 
 
 def test_a_class_without_labels_is_never_chosen():

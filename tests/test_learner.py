@@ -82,11 +82,11 @@ def test_the_decoder_has_a_share_where_it_is_not_below_the_head_by_more_than_noi
     learner = fitted(slide, annotated(), settings=comparing(first=4, noise=noise))
     report = until_compared(learner)
     found = report.validation
-    assert set(found["shares"]) == {"instant", "0.0", "0.5", "0.8"}
+    assert set(found["shares"]) == {"instant", "0.0", "0.3", "0.5", "0.8"}
     plain, augmented = found["shares"]["instant"], found["shares"]["0.0"]
     heads = plain if plain > augmented + ValidationSettings().keep_noise else augmented
     # Dice lies in 0..1: no mixture can be better by 2, and none can be worse by more than 1.
-    assert (found["share"] in (0.5, 0.8)) is mixed
+    assert found["share"] == (0.3 if mixed else 0)  # no more for so young a decoder
     expected = found["shares"][str(found["share"])] if mixed else heads
     assert found["balanced_dice"] == pytest.approx(expected, abs=1e-4)
     before = learner.model
@@ -105,16 +105,17 @@ def test_the_best_model_is_kept_and_comparisons_without_gain_are_counted(slide):
     a = annotated()
     learner = fitted(slide, a, settings=comparing(first=1, least_steps=1, time_share=100))
     margin = ValidationSettings().keep_noise
-    scores, served, best, stale = [], None, -1.0, 0
+    scores, served, best, stale = [], -1.0, -1.0, 0
     while len(scores) < 5:
         report = learner.step()
         if report.validation:
             scores.append(report.validation["balanced_dice"])
             gained = scores[-1] > best
             stale = (0 if gained else stale + 1) if len(scores) > 1 else 0
-            served = scores[-1] if scores[-1] >= best - margin else served
-            best = max(best, scores[-1])
-            assert learner.metrics["balanced_dice"] == served
+            # Beyond the margin the spread over the windows decides; see the schedule's own test.
+            shown = learner.metrics["balanced_dice"]
+            assert shown == scores[-1] if scores[-1] >= served - margin else shown in (served, scores[-1])
+            served, best = shown, max(best, scores[-1])
             assert learner.schedule.stale == stale
     a.paint([(100, 50), (100, 150)], 5, 4)
     learner.set_sources(sources(slide, a))
@@ -191,7 +192,7 @@ def test_odd_slides_decide_nothing_and_give_way_at_once():
     chooser = HeldOut(CONFIG.seed)
     chooser.update(labelled(), CLASSES)
     ((odd, _),) = chooser.exclude.items()
-    learner = Learner(CONFIG, CLASSES, settings=comparing(first=2, settled=2, swap_after=10**6))
+    learner = Learner(CONFIG, CLASSES, settings=comparing(first=2, settled=2, ripe=(0, 2, 3), swap_after=10**6))
     learner.set_sources(labelled(odd))
     learner.refit()
     report = until_compared(learner)

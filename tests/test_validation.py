@@ -15,7 +15,7 @@ from napari_sparseseg.geometry import Box, Frame
 from napari_sparseseg.learning.holdout import HeldOut
 from napari_sparseseg.learning.sampling import PatchSampler, Source
 from napari_sparseseg.learning.sources import held_labels, training_labels
-from napari_sparseseg.learning.validation import spread
+from napari_sparseseg.learning.validation import ValidationSchedule, spread
 from napari_sparseseg.metrics import Scorer
 from napari_sparseseg.slides import ArraySlide
 from tests.helpers.learning_scene import CLASSES, make_source, scribbled, write_slide
@@ -366,6 +366,22 @@ def test_the_spread_between_two_candidates_by_hand():
     assert spread([(k % 2, a, b) for k, a, b in places]) == pytest.approx(expected)
     assert spread(places[:2]) == 0
     assert spread([(k, right, right) for k in range(5)]) == 0
+
+
+def test_a_later_model_is_compared_with_the_one_served_and_doubt_is_its_favour():
+    right, wrong = np.array([[9, 0, 0], [0, 9, 0]]), np.array([[0, 9, 0], [9, 0, 0]])
+    schedule = ValidationSchedule()  # margin 0.05
+    alike = [(k, right) for k in range(4)]
+    assert schedule.accepts(0.9, alike)
+    assert not schedule.accepts(0.84, alike)  # the same everywhere: no doubt beside the margin
+    odd = [*alike[:3], (3, wrong)]
+    assert spread([(k, right, b) for k, b in odd]) > 0.1
+    assert schedule.accepts(0.8, odd)  # one odd place makes the difference
+    assert schedule.accepts(0.77, odd)  # against the one served, not against the best
+    assert not schedule.accepts(0.7, odd)
+    assert schedule.stale == 4
+    schedule.restart()
+    assert schedule.accepts(0.1, alike[:1])
 
 
 def test_nothing_drawn_holds_nothing_out():

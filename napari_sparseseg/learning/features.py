@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 WORKING_STRIDE = 2
 """The head works on a grid of this many pixels; its class scores are then upsampled."""
-CONTEXT = 3
-"""Cells of the coarsest map that are averaged as its context. See D4."""
+CONTEXT = 7
+"""Cells of the coarsest map that are averaged as its context. See D4 and D122."""
 _LOOK, _LOOKS = 256, 16
 """Side and number of the patches that the range of values is measured on."""
 

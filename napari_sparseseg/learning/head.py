@@ -103,6 +103,22 @@ class Head(nn.Module):
         return F.linear(hidden, self.scores.weight.flatten(1), self.scores.bias)
 
 
+def mean_of(heads: Sequence[Head]) -> Head:
+    """One head whose scores are the mean of those of several on the same maps.
+
+    Its hidden layer is as wide as theirs together.
+    """
+    widths, first = [len(h.bias) for h in heads], heads[0]
+    channels = [p.in_channels for p in first.projections.children() if isinstance(p, nn.Conv2d)]
+    out = Head(channels, sum(widths), first.scores.out_channels).to(first.bias.device)
+    states = [h.state_dict() for h in heads]
+    mean = {name: torch.cat([state[name] for state in states]) for name in states[0] if not name.startswith("scores.")}
+    mean["scores.weight"] = torch.cat([state["scores.weight"] / len(heads) for state in states], dim=1)
+    mean["scores.bias"] = torch.stack([state["scores.bias"] for state in states]).mean(0)
+    out.load_state_dict(mean)
+    return out.eval()
+
+
 def fit_head(
     samples: Samples,
     channels: Sequence[int],

@@ -24,7 +24,7 @@ from napari_sparseseg.learning import replay
 from napari_sparseseg.learning.distributed import ranks
 from napari_sparseseg.learning.feature_cache import CELL, CacheSettings, FeatureCache, join
 from napari_sparseseg.learning.features import InputScale, new_features
-from napari_sparseseg.learning.head import fit_head
+from napari_sparseseg.learning.head import fit_head, mean_of
 from napari_sparseseg.learning.holdout import MOST_WINDOWS, HeldOut
 from napari_sparseseg.learning.model import Model
 from napari_sparseseg.learning.model_file import ModelMetadata
@@ -338,9 +338,11 @@ class Learner:
         self._rows = cache.rows()
         logger.info("refit to %d cells, %d patches remembered", len(self._rows), len(self._remembered))
         augmented = [*self._older_rows, *self._augmented_rows][-MOST_AUGMENTED:] if self._augmented else ()
-        rows = [*self._rows, *self._remembered, *augmented]
-        samples = join(rows, ids, self.config)
-        return fit_head(samples, cache.features.channels, len(ids), seed=self.config.seed, device=self.device)
+        heads, seed = [], self.config.seed
+        for further in ((), augmented) if augmented else ((),):
+            samples = join([*self._rows, *self._remembered, *further], ids, self.config)
+            heads.append(fit_head(samples, cache.features.channels, len(ids), seed=seed, device=self.device))
+        return mean_of(heads)
 
     # --- the fine part ---
 
@@ -416,7 +418,7 @@ class Learner:
         self._comparison = None
         if self._pseudo is not None and not self.held.seen:  # strokes trained on before a swap prove nothing
             self._pseudo.trusted = comparison.reliable >= self.settings.pseudo.reliable
-        self._behind = not self.schedule.accepts(comparison.metrics["balanced_dice"])
+        self._behind = not self.schedule.accepts(comparison.metrics["balanced_dice"], comparison.places)
         if not self._behind:
             self._refit_due = True
             self._share, self._accepted, self.metrics = comparison.best_share, comparison.fine, comparison.metrics

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from napari_sparseseg.config import class_ids
 from napari_sparseseg.learning.calibration import Calibration, calibrate, thinned
 from napari_sparseseg.learning.feature_cache import CELL, MARGIN, LabelledFeatures, join
-from napari_sparseseg.learning.head import fit_head
+from napari_sparseseg.learning.head import fit_head, mean_of
 from napari_sparseseg.metrics import Scorer, balanced_dice, confusion
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from napari_sparseseg.learning.holdout import HeldOut, Window
     from napari_sparseseg.learning.network import Decoder, PlainUNet
     from napari_sparseseg.learning.sources import Source, Unit
+
+    Place = tuple[int, NDArray[np.int64]]
+    """Index of a window's slide, confusion (K, K + 1) there."""
 
 FIT_STEPS, WINDOW_STEPS = 4.0, 0.45
 """Cost of fitting one of the heads and of predicting one window, in steps of 4 patches of 192 px on a CPU."""
@@ -62,8 +65,11 @@ class ValidationSettings:
     the first augmented patches. See D116."""
     swap_after: int = 12
     """Comparisons until other strokes are held out, so that the decoder learns from those too."""
-    shares: tuple[float, ...] = (0.5, 0.8)
+    shares: tuple[float, ...] = (0.3, 0.5, 0.8)
     """Shares of the decoder to compare. Not 1: the head has seen the newest stroke, the decoder may not have."""
+    ripe: tuple[int, ...] = (0, 250, 1000)
+    """Fine steps from which on the decoder may have each of these shares: what a young decoder lacks, held-out strokes
+    do not show. See D122."""
     noise: float = 0.02
     """Balanced Dice that a few held-out strokes cannot tell apart: within it the decoder is served rather than the
     head. Among the shares the log loss decides, which is less coarse than Dice. See D5."""
@@ -88,6 +94,7 @@ class ValidationSchedule:
         self._settings = settings or ValidationSettings()
         self._next, self._comparisons = self._settings.first, 0
         self.stale, self._best = 0, -math.inf
+        self._served: tuple[float, Sequence[Place]] = -math.inf, ()
 
     @property
     def fresh(self) -> bool:
@@ -120,16 +127,25 @@ class ValidationSchedule:
             self._best = -math.inf
         return due
 
-    def accepts(self, score: float | None) -> bool:
-        """Whether this score is as good as the best on what is held out now, to within `keep_noise`.
+    def accepts(self, score: float | None, places: Sequence[Place] = ()) -> bool:
+        """Whether this score is as good as that of the model served, on what is held out now.
 
-        A score that is not better than the best is stale; the first one never is.
+        As good: to within `keep_noise` and the `spread` of the difference over `places`. The served one it is, not the
+        best so far, which is the luckiest of all. A score that is not better than the best is stale; the first one
+        never is.
         """
         first, value = self.fresh, -math.inf if score is None else score
         if not first:
             self.stale = 0 if value > self._best else self.stale + 1
-        self._best, before = max(self._best, value), self._best
-        return first or value >= before - self._settings.keep_noise
+        self._best = max(self._best, value)
+        served, before = self._served
+        doubt = self._settings.keep_noise
+        if len(before) == len(places):
+            doubt += spread([(source, a, b) for (source, a), (_, b) in zip(before, places, strict=True)])
+        good = first or value >= served - doubt
+        if good:
+            self._served = value, tuple(places)
+        return good
 
 
 def cost_of(windows: int, config: TrainConfig) -> float:
@@ -141,9 +157,9 @@ def cost_of(windows: int, config: TrainConfig) -> float:
 class Comparison:
     """Instant head against decoder on held-out strokes.
 
-    Candidates are the head as it is without any training (``instant``), the head that also learned from augmented
-    patches, and mixtures of that with the decoder. A mixture that scores below a head by more than `noise` is not
-    served. Held-out strokes that no candidate predicts better than by chance were odd ones: they decide nothing.
+    Candidates are the head as it is without any training (``instant``), its mean with a head that also learned from
+    augmented patches, and mixtures of that with the decoder. A mixture that scores below a head by more than `noise` is
+    not served. Held-out strokes that no candidate predicts better than by chance were odd ones: they decide nothing.
 
     Parameters
     ----------
@@ -176,6 +192,8 @@ class Comparison:
         Whether any candidate was better than chance on what is held out.
     calibration : Calibration
         Of the winner.
+    places
+        Per window the index of its slide and the confusion of the winner.
     metrics : dict
         Scores of the winner, with the balanced Dice of all as ``shares`` (``instant``: the untrained one).
     """
@@ -201,9 +219,12 @@ class Comparison:
         self._names: list[float | str] = [INSTANT, 0.0, *self._settings.shares]
         self._scorers = {name: Scorer(held.classes) for name in self._names}
         self._settled = steps >= self._settings.settled
-        self._most = max(most, PRIOR if self._settled else 0.0) if held.seen else 1.0
+        grown = [share for share, ripe in zip(self._settings.shares, self._settings.ripe, strict=True) if steps >= ripe]
+        most = max(most, PRIOR if self._settled else 0.0) if held.seen else 1.0
+        self._allowed = [share for share in grown if share <= most]
         self._reliability = Reliability(class_ids(held.classes))
         self._places: list[tuple[int, dict[float | str, NDArray[np.int64]]]] = []
+        self.places: list[Place] = []
         self._pixels: list[tuple[NDArray[Any], ...]] = []
         self._rng = np.random.default_rng(config.seed)
         self.best_share, self.augmented, self.reliable, self.informative = 0.0, False, 0.0, True
@@ -213,7 +234,8 @@ class Comparison:
     def advance(self) -> bool:
         """Do the next piece: fit a head without the held-out strokes, or predict one window. True when done."""
         if len(self._heads) < 2:
-            self._heads.append(self._fit(self._augmented if self._heads else ()))
+            further = self._fit(self._augmented) if self._heads else self._fit(())
+            self._heads.append(mean_of([*self._heads, further]))
             return False
         if self._windows:
             self._score(self._windows.pop())
@@ -255,14 +277,15 @@ class Comparison:
         # Augmented patches teach what strokes of the same slides cannot test: other slides and stains.
         doubt = self._settings.keep_noise + self._spread(INSTANT, 0.0)
         best: float | str = INSTANT if dice[INSTANT] > dice[0.0] + doubt else 0.0
-        allowed = [share for share in self._settings.shares if share <= self._most]
-        fine = min(allowed, key=lambda share: scores[share].log_loss, default=0.0)
+        fine = min(self._allowed, key=lambda share: scores[share].log_loss, default=0.0)
         chance = 1 / max(1, int((scores[best].confusion.sum(1) > 0).sum()))
         self.informative = max(dice.values()) > chance + CHANCE * (1 - chance)
         if not self.informative:
-            best = PRIOR if self._settled and PRIOR in self._names else best
+            known = [share for share in self._allowed if share <= PRIOR]
+            best = max(known) if self._settled and known else best
         elif dice[fine] >= dice[best] - self._settings.noise - self._spread(fine, best):
             best = fine
+        self.places = [(source, counts[best]) for source, counts in self._places]
         self.augmented = best != INSTANT
         self.best_share = 0.0 if isinstance(best, str) else best
         if self.informative:
@@ -351,6 +374,7 @@ class PlainComparison:
     ) -> None:
         self._held, self._scale, self._nets = held, scale, tuple(nets)
         self._noise = (settings or ValidationSettings()).noise
+        self.places: list[Place] = []
         self._scorers = [Scorer(held.classes) for _ in nets]
         self._windows: list[Window] = list(held.windows())
         self.fine: Decoder | PlainUNet = nets[0]

@@ -5,7 +5,8 @@
 `glands`: fifteen mosaics of four EBHI-Seg fields of one lesion each, as large as the fields of other gland sets;
 judged on fields of other cases. `mosaics`: pictures of four to six of the seven tissues of CRC-VAL-HE-7K with winding
 borders, from tiles that the judged pictures do not have. Every run has the same number of steps, for a step costs the
-same whatever the labels. The calibration error is that of the model served, over all pixels of the pictures judged.
+same whatever the labels; with ``--labels "strokes, forest"`` a random forest learns from the same strokes. The
+calibration error is that of the model served, over all pixels of the pictures judged.
 Finished runs are kept in ``few-dense.jsonl``.
 """
 
@@ -27,18 +28,24 @@ from napari_sparseseg.metrics import calibration_counts, expected_calibration_er
 from napari_sparseseg.prediction.tiles import predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
 from tests.benchmarks import common
+from tests.benchmarks.forest import Forest
 from tests.helpers.data import DATA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from napari_sparseseg.annotations import Annotations
     from napari_sparseseg.learning.model import Model
 
 Row = dict[str, Any]
 FIELDS, DENSE = 15, 2
 LABELS = ("strokes", "strokes + 2 dense", "dense")
+FOREST = "strokes, forest"
 TISSUES = ("ADI", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 """Of CRC-VAL-HE-7K; debris is left out, its colours are damaged."""
+COLUMNS = (
+    "dice", "of dense", "error", "error at 1", "temperature", "unsure_below", "sure", "right where sure", "share",
+)  # fmt: skip
 _SIDE, _TILE = 448, 224
 
 
@@ -98,6 +105,8 @@ def perform(task: str, labels: str, seed: int, steps: int) -> Row:
     """Train for so many steps and score what is then served."""
     given = TASKS[task](seed)
     annotations = common.sparse(given, np.random.default_rng([seed, 1]))
+    if labels == FOREST:
+        return _forest(given, annotations, {"task": task, "labels": labels, "seed": seed, "steps": steps})
     if labels != LABELS[0]:
         share = 1.0 if labels == LABELS[2] else DENSE / len(given.train)
         common.add_dense(given, annotations, share, np.random.default_rng([seed, 2]))
@@ -113,6 +122,14 @@ def perform(task: str, labels: str, seed: int, steps: int) -> Row:
     found = {"dice": common.model_scores(given, learner.model)["mean"], **doubt(given, learner.model)}
     shown = {k: learner.metrics.get(k) for k in ("share", "temperature", "unsure_below")}
     return {"task": task, "labels": labels, "seed": seed, "steps": steps, "seconds": took, **found, **shown}
+
+
+def _forest(task: common.Task, annotations: Sequence[Annotations], row: Row) -> Row:
+    clock = common.Clock()
+    known = [a.read((0, 0, *a.shape)) for a in annotations]
+    forest = Forest(row["seed"]).fit([f.image for f in task.train], known)
+    took = clock()
+    return {**row, "seconds": took, "dice": common.scores(task, forest.predict)["mean"], **dict.fromkeys(COLUMNS[2:])}
 
 
 def doubt(task: common.Task, model: Model) -> Row:
@@ -140,24 +157,13 @@ def doubt(task: common.Task, model: Model) -> Row:
 def publish(rows: Sequence[Row]) -> None:
     """A line per run, and the ratios to dense."""
     known = {(r["task"], r["seed"], r["labels"]): r["dice"] for r in rows}
-    keys = (
-        "dice",
-        "of dense",
-        "error",
-        "error at 1",
-        "temperature",
-        "unsure_below",
-        "sure",
-        "right where sure",
-        "share",
-    )
     lines = []
     for r in rows:
         dense = known.get((r["task"], r["seed"], LABELS[2]))
         values = {**r, "of dense": r["dice"] / dense if dense else None}
-        shown = ["" if values[k] is None else f"{values[k]:.3f}" for k in keys]
+        shown = ["" if values[k] is None else f"{values[k]:.3f}" for k in COLUMNS]
         lines.append([r["task"], str(r["seed"]), r["labels"], *shown, f"{r['seconds']:.0f}"])
-    header = ["task", "seed", "labels", *keys, "CPU seconds"]
+    header = ["task", "seed", "labels", *COLUMNS, "CPU seconds"]
     text = f"# Two dense fields of {FIELDS}\n\n{common.markdown(header, lines)}"
     common.report("few-dense", text, list(rows))
 
@@ -166,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--labels", nargs="+", choices=LABELS, default=LABELS)
+    parser.add_argument("--labels", nargs="+", choices=(*LABELS, FOREST), default=LABELS)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--one", help="settings of one row, as JSON; prints it")
