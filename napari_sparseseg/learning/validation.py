@@ -67,9 +67,9 @@ class ValidationSettings:
     """Comparisons until other strokes are held out, so that the decoder learns from those too."""
     shares: tuple[float, ...] = (0.3, 0.5, 0.8)
     """Shares of the decoder to compare. Not 1: the head has seen the newest stroke, the decoder may not have."""
-    ripe: tuple[int, ...] = (0, 200, 400)
-    """Fine steps from which on the decoder may have each of these shares, unless it is clearly better with another:
-    what a young decoder lacks, held-out strokes seldom show. See D123."""
+    ripe: tuple[int, ...] = (0, 200, 350)
+    """Fine steps from which on the decoder may have each of these shares: what a young decoder lacks, held-out strokes
+    do not show. See D123."""
     noise: float = 0.02
     """Balanced Dice that a few held-out strokes cannot tell apart: within it the decoder is served rather than the
     head. Among the shares the log loss decides, which is less coarse than Dice. See D5."""
@@ -219,8 +219,9 @@ class Comparison:
         self._names: list[float | str] = [INSTANT, 0.0, *self._settings.shares]
         self._scorers = {name: Scorer(held.classes) for name in self._names}
         self._settled = steps >= self._settings.settled
-        self._steps = steps
-        self._most = max(most, PRIOR if self._settled else 0.0) if held.seen else 1.0
+        most = max(most, PRIOR if self._settled else 0.0) if held.seen else 1.0
+        pairs = zip(self._settings.shares, self._settings.ripe, strict=True)
+        self._allowed = [share for share, ripe in pairs if share <= most and steps >= ripe]
         self._reliability = Reliability(class_ids(held.classes))
         self._places: list[tuple[int, dict[float | str, NDArray[np.int64]]]] = []
         self.places: list[Place] = []
@@ -276,11 +277,11 @@ class Comparison:
         # Augmented patches teach what strokes of the same slides cannot test: other slides and stains.
         doubt = self._settings.keep_noise + self._spread(INSTANT, 0.0)
         best: float | str = INSTANT if dice[INSTANT] > dice[0.0] + doubt else 0.0
-        fine = self._share({share: scores[share].log_loss for share in self._allowed()}, dice)
+        fine = min(self._allowed, key=lambda share: scores[share].log_loss, default=0.0)
         chance = 1 / max(1, int((scores[best].confusion.sum(1) > 0).sum()))
         self.informative = max(dice.values()) > chance + CHANCE * (1 - chance)
         if not self.informative:
-            known = [share for share in self._allowed(self._steps) if share <= PRIOR]
+            known = [share for share in self._allowed if share <= PRIOR]
             best = max(known) if self._settled and known else best
         elif dice[fine] >= dice[best] - self._settings.noise - self._spread(fine, best):
             best = fine
@@ -293,18 +294,6 @@ class Comparison:
         shares = {str(name): None if np.isnan(value) else round(value, 4) for name, value in dice.items()}
         found = {**scores[best].to_json(), **self.calibration.to_json()}
         self.metrics = {**found, "share": self.best_share, "shares": shares}
-
-    def _allowed(self, steps: float = math.inf) -> list[float]:
-        """Shares that may win, of a decoder of so many steps."""
-        pairs = zip(self._settings.shares, self._settings.ripe, strict=True)
-        return [share for share, ripe in pairs if share <= self._most and ripe <= steps]
-
-    def _share(self, losses: Mapping[float, float], dice: Mapping[float | str, float]) -> float:
-        """The best share by log loss that the decoder is old enough for, or another that is clearly better; 0: none."""
-        ripe = min(self._allowed(self._steps), key=losses.__getitem__, default=0.0)
-        any_age = min(losses, key=losses.__getitem__, default=ripe)
-        clear = dice[any_age] > dice[ripe] + self._settings.noise + self._spread(any_age, ripe)
-        return any_age if self._settled and clear else ripe
 
     def _spread(self, one: float | str, other: float | str) -> float:
         """`spread` of two candidates; 0 before the decoder has settled."""
