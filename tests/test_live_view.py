@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from napari_sparseseg import Session, open_slide
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.sections.predict.areas import areas
-from napari_sparseseg.prediction.live_view import LiveView
-from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, TILE
+from napari_sparseseg.prediction.live_view import WIDEST, LiveView, View
+from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, PROBABILITY, TILE
 from napari_sparseseg.prediction.tiles import narrowness, predict_region
 from napari_sparseseg.slides.backends.array import ArraySlide
+from tests.helpers.networks import model_of, two_speed
 from tests.helpers.smooth_model import CLASSES, COLOURS, SmoothModel, write_tall_slide
 from tests.helpers.waiting import wait_until
 
@@ -123,6 +124,43 @@ def test_a_newer_model_leaves_nothing_of_the_one_before(slide):
     assert [(t.model_version, t.annotation_version) for t in tiles] == [(2, 7)] * 2
     expected, _ = predict_region(swapped, slide, Box(0, 0, 900, 160), live.frame)
     np.testing.assert_array_equal(live.store.read(LABELS, 0, Box(0, 0, 900, 160)), expected)
+
+
+def test_strips_give_the_tiles_that_a_pass_of_its_own_gives():
+    """Two rows and three columns of tiles, seen from the middle, at the slide's edges."""
+    image = np.kron(np.random.default_rng(4).integers(90, 230, (90, 150, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    slide, model = ArraySlide(image, mpp=1.0), model_of(two_speed())
+    live = live_on(slide)
+    box = Box(0, 0, *slide.shape)
+    live.request(box, 1.0)
+    seen = []
+    live.updated.connect(seen.append)
+    assert finish(live, model, 1) > 6
+    assert not live.pending
+    expected, probabilities = predict_region(model, slide, box, live.frame)
+    assert len(np.unique(expected)) > 1
+    assert (live.store.read(LABELS, 0, box) != expected).mean() < 1e-4
+    assert abs(live.store.read(PROBABILITY, 0, box) - 255 * probabilities[0]).max() < 1
+    fine = [b for b in seen if b.height <= TILE and b.width <= TILE]
+    assert {(b.y, b.x) for b in fine} >= {(y, x) for y in (0, TILE) for x in (0, TILE, 2 * TILE)}
+
+
+@given(
+    missing=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 8)), min_size=1),
+    seen=st.tuples(st.integers(0, 6), st.integers(0, 8)),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_rectangle_has_missing_tiles_only_and_those_on_screen_first(missing, seen):
+    slide = ArraySlide(np.zeros((8, 8, 3), np.uint8))
+    live, at = LiveView(slide, slide.frame(None), 3), sorted(missing)[0]
+    view = View(Box(seen[0] * TILE, seen[1] * TILE, 2 * TILE, 3 * TILE), 1.0)
+    live._queue = [(0, i, j) for i, j in sorted(missing)]
+    found = live._rectangle(view, at)
+    cells = {(i, j) for i in range(found.y, found.y1) for j in range(found.x, found.x1)}
+    assert at in cells <= missing
+    assert found.width <= WIDEST
+    on_screen = {(i - seen[0] in (0, 1)) and (j - seen[1] in (0, 1, 2)) for i, j in cells}
+    assert len(on_screen) == 1
 
 
 def all_predicted(live, box):

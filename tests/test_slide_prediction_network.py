@@ -12,6 +12,7 @@ import distributed  # noqa: F401 - its defaults have to be there before any is c
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from napari_sparseseg.errors import PredictionError
 from napari_sparseseg.geometry import Box, Frame
@@ -19,11 +20,11 @@ from napari_sparseseg.io.ome_zarr import PredictionStore
 from napari_sparseseg.prediction.slide import run_prediction
 from napari_sparseseg.prediction.slide.shards import ShardTask, TilePlan, close_task, run_shard
 from napari_sparseseg.prediction.slide.workspace import Journal
-from napari_sparseseg.prediction.tiles import predict_region
+from napari_sparseseg.prediction.tiles import PredictionStopped, predict_region
 from napari_sparseseg.prediction.tissue import detect_tissue
 from napari_sparseseg.slides import open_slide
 from tests.helpers.networks import network
-from tests.helpers.smooth_model import write_tall_slide
+from tests.helpers.smooth_model import SmoothModel, write_tall_slide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,3 +124,38 @@ def test_a_cluster_of_two_processes_one_of_them_killed(tall_slide, model, tmp_pa
         finally:
             torch.set_num_threads(threads)
     assert files(out) == files(tmp_path / "b.ome.zarr")
+
+
+def sparse(path, side):
+    """An OME-Zarr pyramid of which no chunk is stored: as wide as one likes, and evenly grey."""
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    levels = range(0, 9, 2)
+    for k in levels:
+        group.create_array(str(k), shape=(3, side >> k, side >> k), chunks=(3, 512, 512), dtype="u1", fill_value=180)
+    axes = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space", "unit": "micrometer"} for n in "yx")]
+    scale = [{"type": "scale", "scale": [1, 0.5 * 2**k, 0.5 * 2**k]} for k in levels]
+    datasets = [{"path": str(k), "coordinateTransformations": [s]} for k, s in zip(levels, scale, strict=True)]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    return path
+
+
+def test_a_run_starts_with_as_little_reading_on_a_slide_of_any_side(tmp_path, monkeypatch):
+    before_first = []
+    for side in (40_000, 200_000):
+        stop, pixels = threading.Event(), []
+        with open_slide(sparse(tmp_path / f"{side}.ome.zarr", side)) as slide:
+            read = slide.read_region
+
+            def counted(region, *args, read=read, pixels=pixels, stop=stop, **kwargs):
+                if not stop.is_set():
+                    pixels.append(Box(*region).area)
+                return read(region, *args, **kwargs)
+
+            monkeypatch.setattr(slide, "read_region", counted)
+            with pytest.raises(PredictionStopped):
+                run_prediction(
+                    slide, SmoothModel(), tmp_path / f"{side}-out.ome.zarr", workers=1, stop=stop,
+                    progress=lambda p, stop=stop: stop.set() if p.done else None,
+                )  # fmt: skip
+        before_first.append(sum(pixels))
+    assert 0 < before_first[1] < 1.2 * before_first[0]

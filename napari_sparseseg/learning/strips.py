@@ -168,10 +168,11 @@ class _Map:
         low, old = min(self._stop, *self._users.values()), self._ring
         if stop - low <= len(old):
             return
-        size = -(-(stop - low) // self._step) * self._step + _ROOM * self._step
-        self._ring = torch.zeros(size, self.columns[1] - self.columns[0], self.channels)
-        for row in range(low, self._stop if len(old) else low):
-            self._ring[row % size] = old[row % len(old)]
+        size = stop - low + max(_ROOM * self._step, len(old) // 4)
+        size += -size % self._step
+        self._ring = torch.empty(size, self.columns[1] - self.columns[0], self.channels)
+        for row in range(low, self._stop):
+            self._ring[row % size] = old[row % len(old)] if len(old) else 0
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib.util
 import os
 import platform
@@ -89,7 +90,13 @@ def import_torch(threads: int | None = None) -> ModuleType:
         a script has imported torch before and so has made its own choice.
     """
     hide_triton_from_viewer()
-    import torch
+    collecting = gc.isenabled()
+    gc.disable()  # looking for garbage among what an import makes takes a sixth of its time
+    try:
+        import torch
+    finally:
+        if collecting:
+            gc.enable()
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,8 @@
-"""Live prediction: the tiles of what is on screen, predicted one at a time on the engine thread."""
+"""Live prediction: the tiles of what is on screen, predicted on the engine thread, a few at a time.
+
+The default network follows rectangles of tiles in strips, as it does over whole slides: of a tile that is computed with
+its halo, 0.38 is kept. Other networks and coarse passes go tile by tile.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ from psygnal import Signal
 
 from napari_sparseseg.errors import SlideChangedError
 from napari_sparseseg.geometry import Box, Frame, tiles
+from napari_sparseseg.prediction.slide.strips import ROWS, AtOnce, InStrips, SlideStrip
 from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, PROBABILITY, TILE, Tile, TileKey, TileStore, encode
-from napari_sparseseg.prediction.tiles import predict_region
+from napari_sparseseg.prediction.tiles import labels_from, predict_region
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +30,8 @@ QUICK_TILES = 4
 coarse pass of no more tiles comes first, so that something is visible early."""
 FINE_TILES = 16
 """For a wider view the coarse pass is repeated for every new model, because not all of the view will be refined."""
+WIDEST = 5
+"""Columns of tiles in one strip: a view of 1080p touches so many, and memory grows with them."""
 MOST_TILES = 64
 """A view gets at most this many tiles; of a wider one the centre is refined and the remainder stays coarse."""
 
@@ -94,6 +101,7 @@ class LiveView:
         self._planned: tuple[View | None, int] = (None, -1)
         self._queue: list[TileKey] = []
         self._wanted: frozenset[TileKey] = frozenset()
+        self._strip: Iterator[dict[TileKey, np.ndarray]] | None = None
 
     def part(self, box: Box, most_pixels: int) -> tuple[int, Box]:
         """The finest level that covers a level-0 box with about `most_pixels` at most, and the box in its pixels."""
@@ -129,7 +137,7 @@ class LiveView:
         self._view = View(Box(*box), pixel_size)
 
     def work(self, model: Segmenter, model_version: int, annotation_version: int) -> bool:
-        """Predict the next tile of the view, on the engine thread; False when there is none."""
+        """Predict the next tiles of the view, on the engine thread; False when there are none."""
         view = self._view
         if view is None:
             return False
@@ -141,37 +149,100 @@ class LiveView:
                 for key in wanted
                 if self.store.model_version(key) != model_version and (wide or not self._is_shown(key))
             ]
-            self._wanted = frozenset(wanted)
+            self._wanted, self._strip = frozenset(wanted), None
             self._planned = (view, model_version)
         if not self._queue:
             return False
-        key = self._queue[0]
+        done = {self._queue[0]}
         try:
-            tile = self._predict(key, model, model_version, annotation_version)
-            changed = self.store.put(key, tile, self._wanted)
+            answers = self._answers(model, view)
+            done = set(answers)
+            for key, probabilities in answers.items():
+                tile = self._tile(key, probabilities, model, model_version, annotation_version)
+                self.updated.emit(self.store.put(key, tile, self._wanted))
         except SlideChangedError:
             self._queue.clear()  # reported once, not once a tile
             raise
         finally:
-            del self._queue[:1]  # only now: `pending` counts it until it is in the store
-        self.updated.emit(changed)
+            # only now: `pending` counts them until they are in the store
+            self._queue = [key for key in self._queue if key not in done]
+            if not self._queue:
+                self._strip = None
         return True
+
+    def _answers(self, model: Segmenter, view: View) -> dict[TileKey, np.ndarray]:
+        """Probabilities of the next tile, or of a row of tiles in a strip; nothing while the row is not complete."""
+        following, self._strip = self._strip, None  # a strip that failed is not followed any further
+        answers = None if following is None else next(following, None)
+        level, *at = self._queue[0]
+        if answers is None and level == 0 and isinstance(model, InStrips):
+            following = self._follow(model, self._rectangle(view, (at[0], at[1])))
+            answers = next(following, None)
+        if answers is not None:
+            self._strip = following
+            return answers
+        return {self._queue[0]: self._alone(self._queue[0], model)}
+
+    def _rectangle(self, view: View, at: tuple[int, int]) -> Box:
+        """Missing tiles around a missing one, in tiles: those on screen, or of the margin."""
+        region = self.frame.cover(view.box)
+
+        def seen(i: int, j: int) -> bool:
+            return Box(i * TILE, j * TILE, TILE, TILE).intersection(region).area > 0
+
+        missing = {(i, j) for level, i, j in self._queue if level == 0 and seen(i, j) == seen(*at)}
+        (top, left), (bottom, right) = at, (at[0] + 1, at[1] + 1)
+        grown = -1
+        while grown < right - left < WIDEST:
+            grown = right - left
+            right += (at[0], right) in missing
+            left -= right - left < WIDEST and (at[0], left - 1) in missing
+        while all((top - 1, j) in missing for j in range(left, right)):
+            top -= 1
+        while all((bottom, j) in missing for j in range(left, right)):
+            bottom += 1
+        return Box(top, left, bottom - top, right - left)
+
+    def _follow(self, model: InStrips, cells: Box) -> Iterator[dict[TileKey, np.ndarray]]:
+        """Rows of tiles of a rectangle, from its top, each in a few turns; none where the model wants tiles."""
+        height, width = self.store.shape
+        first, last = cells.x * TILE, min(cells.x1 * TILE, width)
+        strip = SlideStrip(self.slide, model, self.frame, (first, last), AtOnce(), lambda _: None)
+        if not strip.fits:
+            return
+        for i in range(cells.y, cells.y1):
+            top, bottom = i * TILE, min((i + 1) * TILE, height)
+            strip.plan(top, bottom)
+            parts = [strip.probabilities(top, min(top + ROWS, bottom))]
+            for y in range(top + ROWS, bottom, ROWS):
+                yield {}  # what is more urgent goes first
+                parts.append(strip.probabilities(y, min(y + ROWS, bottom)))
+            found = np.concatenate(parts, axis=1)
+            yield {(0, i, j): found[:, :, j * TILE - first :][:, :, :TILE] for j in range(cells.x, cells.x1)}
 
     def _is_shown(self, key: TileKey) -> bool:
         """Whether the view already shows at least as much as a coarse tile would."""
-        level, i, j = key
-        region = Box(i * TILE, j * TILE, TILE, TILE).intersection(Box(0, 0, *self.store.shapes[level]))
+        level, region = key[0], self._inside(key)
         return level > 0 and bool(self.store.read(LABELS, level, region)[:: TILE // 8, :: TILE // 8].all())
 
-    def _predict(self, key: TileKey, model: Segmenter, model_version: int, annotation_version: int) -> Tile:
-        level, i, j = key
+    def _alone(self, key: TileKey, model: Segmenter) -> np.ndarray:
+        """Probabilities of one tile, by a pass of its own."""
         dy, dx = self.frame.downsample
-        coarse = Frame((dy * (1 << level), dx * (1 << level)))
-        region = Box(i * TILE, j * TILE, TILE, TILE)
-        inside = region.intersection(Box(0, 0, *self.store.shapes[level]))
+        coarse = Frame((dy * (1 << key[0]), dx * (1 << key[0])))
         # The coarse pass shows the model a coarser slide than it was trained on (no `read_frame`). It gives a first
         # answer on a wide view; at the training resolution it would take 4^level times as long.
-        labels, probabilities = predict_region(model, self.slide, inside, coarse)
+        return predict_region(model, self.slide, self._inside(key), coarse)[1]
+
+    def _inside(self, key: TileKey) -> Box:
+        """What of a tile lies on the slide."""
+        level, i, j = key
+        return Box(i * TILE, j * TILE, TILE, TILE).intersection(Box(0, 0, *self.store.shapes[level]))
+
+    def _tile(
+        self, key: TileKey, probabilities: np.ndarray, model: Segmenter, model_version: int, annotation_version: int
+    ) -> Tile:
+        level, inside = key[0], self._inside(key)
+        labels = labels_from(probabilities, model.metadata.classes)
         packed = encode(labels, probabilities, self._before(key, inside, model_version))
         if level == 0 and self._coarse_version(key) == model_version and self.store.model_version(key) < 0:
             packed[CHANGED] = self.store.read(CHANGED, 0, inside)

@@ -149,7 +149,10 @@ def read_mirrored(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
     y, x = int(rows.min()), int(columns.min())
     inside = Box(y, x, int(rows.max()) + 1 - y, int(columns.max()) + 1 - x)
     pixels = read_region(pyramid, inside, frame)
-    return pixels if inside == region else pixels[np.ix_(rows - y, columns - x)]
+    if inside == region:
+        return pixels
+    # Rows first: they are copied whole. Both at once take several times as long.
+    return pixels[rows - y].take(columns - x, axis=1)
 
 
 def best_level(pyramid: Pyramid, frame: Frame) -> int:

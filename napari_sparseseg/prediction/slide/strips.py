@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,11 +14,11 @@ from napari_sparseseg.prediction.tiles import Segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Executor, Future
 
     from napari_sparseseg.geometry import Frame
     from napari_sparseseg.slides import Slide
 
+P, T = ParamSpec("P"), TypeVar("T")
 CELL = 256
 """Side of the squares of the label image that are looked at for tissue."""
 ROWS = 128
@@ -52,6 +53,16 @@ class InStrips(Segmenter, Protocol):
         """A strip; None where tiles are better."""
 
 
+class AtOnce(Executor):
+    """Does on the thread that asks what it is asked for; errors are raised there."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """A result that is there already."""
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 class SlideStrip:
     """A strip of a slide whose pixels are read ahead of their use.
 
@@ -81,6 +92,7 @@ class SlideStrip:
         self._chunks: dict[int, Future[np.ndarray]] = {}
         self.columns, self.stop = columns, -1
         """Where the result ends that was planned so far."""
+        self._ahead: int | None = None
         self._strip = model.strip(columns, self._read)
 
     @property
@@ -92,9 +104,11 @@ class SlideStrip:
         """Begin to read what these rows of the result need."""
         assert self._strip is not None
         first, last = self._strip.source_rows(start, stop)
-        for k in range(first // _CHUNK, -(-last // _CHUNK)):
-            self._chunk(k)
-        self.stop = stop
+        chunks = range(first // _CHUNK, -(-last // _CHUNK))
+        for k in chunks:
+            if self._ahead is None or k >= self._ahead:  # those before were read, and may have been used up
+                self._chunk(k)
+        self._ahead, self.stop = chunks.stop, stop
 
     def probabilities(self, start: int, stop: int) -> np.ndarray:
         """float32 (K, stop - start, columns)."""
