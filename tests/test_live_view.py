@@ -130,7 +130,7 @@ def test_strips_give_the_tiles_that_a_pass_of_its_own_gives():
     """Two rows and three columns of tiles, seen from the middle, at the slide's edges."""
     image = np.kron(np.random.default_rng(4).integers(90, 230, (90, 150, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     slide, model = ArraySlide(image, mpp=1.0), model_of(two_speed())
-    live = live_on(slide)
+    live = LiveView(slide, slide.frame(None), len(model.metadata.classes))
     box = Box(0, 0, *slide.shape)
     live.request(box, 1.0)
     seen = []

@@ -47,7 +47,7 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "p95": float(np.percentile(values, 95)), "max": float(np.max(values))}
 
 
-WARM_PANS = 300
+WARM_PANS = 250
 """The prediction cache is full after 200 to 250 on the sample slide (2026-11-23)."""
 
 
@@ -251,8 +251,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--slide", type=Path, help="another slide than the sample, to be scribbled on at random")
-    parser.add_argument("--strokes", type=int, default=12)
-    parser.add_argument("--pans", type=int, default=500)
+    parser.add_argument("--strokes", type=int, default=8)
+    parser.add_argument("--pans", type=int, default=200, help="that memory's slope is measured over")
     args = parser.parse_args()
     app = TimedApplication()
     time_our_layers(app)
