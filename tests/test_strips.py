@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from napari_sparseseg.learning.strips import Strip, fits_strips
 from napari_sparseseg.prediction.slide import run_prediction
 from napari_sparseseg.prediction.slide.executors import _Unclaimed
 from napari_sparseseg.prediction.slide.shards import shard_grid
-from napari_sparseseg.prediction.slide.strips import CELL, strips_through
+from napari_sparseseg.prediction.strips import CELL, SlideStrip, strips_through
 from napari_sparseseg.slides import ArraySlide
 from tests.helpers.networks import model_of, network, plain, two_speed
 from tests.helpers.smooth_model import level0
@@ -113,6 +116,21 @@ def test_channels_of_one_scale_or_of_several_give_the_same_bits():
     plain = SCALE.unit(IMAGE[None, :40, :40])
     odd = InputScale((0.0, 0.0, 0.0), (255.0, 255.0, 200.0)).unit(IMAGE[None, :40, :40])
     np.testing.assert_array_equal(plain[:, :2].numpy(), odd[:, :2].numpy())
+
+
+def test_a_strip_that_is_done_with_leaves_memory_at_once():
+    slide = ArraySlide(IMAGE, mpp=1.0)
+    with ThreadPoolExecutor(1) as reader:
+        strip = SlideStrip(slide, model_of(net("decoder")), slide.frame(1.0), (0, 64), reader, lambda _: None)
+        strip.plan(0, 32)
+        strip.probabilities(0, 32)
+        gone = weakref.ref(strip._strip)
+        gc.disable()
+        try:
+            del strip
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 def test_what_it_reads_is_what_the_answer_depends_on():

@@ -102,7 +102,8 @@ class _Map:
         self._step = 1
         self._ring = torch.empty(0, 0, 0)
         self._row = self._stop = 0
-        self._users: dict[object, int] = {}
+        self._users: dict[tuple[int, int], int] = {}
+        """By the user's id and the number of its input: a reference would keep both in memory for long."""
 
     def cover(self, start: int, stop: int) -> None:
         """Have at least these columns."""
@@ -128,16 +129,16 @@ class _Map:
             for source, _ in self._inputs:
                 source.reset()
 
-    def seek(self, row: int, least: int, user: object) -> None:
+    def seek(self, row: int, least: int, user: tuple[int, int]) -> None:
         """Be ready to give right rows from `row` on, and any values from `least` on."""
         first = row // self._step * self._step
         begun = bool(self._users)
         self._users[user] = min(least, self._users.get(user, least))
         self._row, self._stop = (min(row, self._row), min(first, self._stop)) if begun else (row, first)
         for k, (source, reach) in enumerate(self._inputs):
-            source.seek(reach(self._row, self._row + 1)[0], reach(self._stop, self._stop + 1)[0], (self, k))
+            source.seek(reach(self._row, self._row + 1)[0], reach(self._stop, self._stop + 1)[0], (id(self), k))
 
-    def rows(self, start: int, stop: int, columns: Interval, user: object) -> torch.Tensor:
+    def rows(self, start: int, stop: int, columns: Interval, user: tuple[int, int]) -> torch.Tensor:
         """Rows to read at once, before the next call for a map above this one."""
         assert self.columns is not None
         self._users[user] = start
@@ -157,7 +158,7 @@ class _Map:
         at, (left, right) = self._stop, self.columns
         views = []
         for k, (source, reach) in enumerate(self._inputs):
-            views.append(source.rows(*reach(at, at + self._step), reach(left, right), (self, k)))
+            views.append(source.rows(*reach(at, at + self._step), reach(left, right), (id(self), k)))
         self._make_room(at + self._step)
         self._compute(self._ring[at % len(self._ring) :][: self._step], (at, left), *views)
         self._stop = at + self._step
@@ -412,8 +413,13 @@ class Strip:
     def __init__(self, net: TwoSpeedNet, scale: InputScale, columns: Interval, read: ReadRows) -> None:
         self._classes = net.head.scores.out_channels
         self._share = net.share
+
+        def fill(out: torch.Tensor, at: Interval) -> None:
+            rows = read((at[0], at[0] + len(out)), (at[1], at[1] + out.shape[1]))
+            out.copy_(scale.unit(rows[None])[0].permute(1, 2, 0))
+
         with torch.inference_mode():
-            pixels = _Map(1, net.features.image_channels, self._pixels, ())
+            pixels = _Map(1, net.features.image_channels, fill, ())
             maps = _maps(pixels, net.features)
             scores = [(_head(maps, net.head, net.features.strides, net.temperature), _same)]
             if net.decoder is not None and net.share:
@@ -421,7 +427,6 @@ class Strip:
                 scores.insert(0, (_decoder(maps, net.decoder, net.features.strides, net.temperature), _same))
             self._scores = _Map(WORKING_STRIDE, self._classes * len(scores), _side_by_side, scores)
             self._scores.cover(*_between(WORKING_STRIDE)(*columns))
-        self._read, self._scale = read, scale
         assert pixels.columns is not None
         self.columns, self.source_columns = columns, pixels.columns
         self._next: int | None = None
@@ -432,9 +437,9 @@ class Strip:
         rows, columns = (_between(WORKING_STRIDE)(*side) for side in ((start, stop), self.columns))
         if self._next is None or not self._next - STEP <= start <= self._next:
             self._scores.reset()
-            self._scores.seek(rows[0], rows[0], self)
+            self._scores.seek(rows[0], rows[0], (0, 0))
         self._next = stop
-        small = self._scores.rows(*rows, columns, self).permute(2, 0, 1).contiguous()
+        small = self._scores.rows(*rows, columns, (0, 0)).permute(2, 0, 1).contiguous()
         large = self._upsampled(small)
         y, x = start - WORKING_STRIDE * rows[0] - 1, self.columns[0] - WORKING_STRIDE * columns[0] - 1
         found: np.ndarray = large[:, y : y + stop - start, x : x + self.columns[1] - self.columns[0]].numpy()
@@ -460,7 +465,3 @@ class Strip:
     def source_rows(self, start: int, stop: int) -> Interval:
         """Rows of pixels that rows of the result depend on."""
         return self._scores.source_rows(*_between(WORKING_STRIDE)(start, stop))
-
-    def _pixels(self, out: torch.Tensor, at: Interval) -> None:
-        rows = self._read((at[0], at[0] + len(out)), self.source_columns)
-        out.copy_(self._scale.unit(rows[None])[0].permute(1, 2, 0))

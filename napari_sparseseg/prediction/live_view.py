@@ -15,7 +15,7 @@ from psygnal import Signal
 
 from napari_sparseseg.errors import SlideChangedError
 from napari_sparseseg.geometry import Box, Frame, tiles
-from napari_sparseseg.prediction.slide.strips import ROWS, AtOnce, InStrips, SlideStrip
+from napari_sparseseg.prediction.strips import ROWS, AtOnce, InStrips, SlideStrip
 from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, PROBABILITY, TILE, Tile, TileKey, TileStore, encode
 from napari_sparseseg.prediction.tiles import labels_from, predict_region
 

@@ -22,7 +22,7 @@ from napari_sparseseg.errors import PredictionError, SlideChangedError, SparseSe
 from napari_sparseseg.geometry import Box, Frame, tiles
 from napari_sparseseg.io.ome_zarr import SHARD, PredictionStore
 from napari_sparseseg.prediction.results.regions import RegionMask
-from napari_sparseseg.prediction.slide.strips import ROWS, InStrips, SlideStrip, strips_through
+from napari_sparseseg.prediction.strips import ROWS, InStrips, SlideStrip, strips_through
 from napari_sparseseg.prediction.tiles import (
     PredictionStopped,
     Segmenter,

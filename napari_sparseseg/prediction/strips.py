@@ -87,13 +87,14 @@ class SlideStrip:
         reader: Executor,
         on_wait: Callable[[float], None],
     ) -> None:
-        self._slide, self._frame, self._reader, self._on_wait = slide, frame, reader, on_wait
-        self._mirrored = model.metadata.rules.mirrored
-        self._chunks: dict[int, Future[np.ndarray]] = {}
+        def read(box: Box) -> Future[np.ndarray]:
+            return reader.submit(slide.read_region, box, frame, mirrored=model.metadata.rules.mirrored)
+
+        self._pixels = _Pixels(read, on_wait)
         self.columns, self.stop = columns, -1
         """Where the result ends that was planned so far."""
         self._ahead: int | None = None
-        self._strip = model.strip(columns, self._read)
+        self._strip = model.strip(columns, self._pixels.rows)
 
     @property
     def fits(self) -> bool:
@@ -107,7 +108,7 @@ class SlideStrip:
         chunks = range(first // _CHUNK, -(-last // _CHUNK))
         for k in chunks:
             if self._ahead is None or k >= self._ahead:  # those before were read, and may have been used up
-                self._chunk(k)
+                self._pixels.chunk(k, self._strip.source_columns)
         self._ahead, self.stop = chunks.stop, stop
 
     def probabilities(self, start: int, stop: int) -> np.ndarray:
@@ -117,26 +118,37 @@ class SlideStrip:
 
     def close(self) -> None:
         """Read no more."""
-        for chunk in self._chunks.values():
-            chunk.cancel()
+        self._pixels.cancel()
 
-    def _chunk(self, k: int) -> Future[np.ndarray]:
+
+class _Pixels:
+    """Chunks of rows that are read or being read. It does not know the strip: a cycle would keep both in memory."""
+
+    def __init__(self, read: Callable[[Box], Future[np.ndarray]], on_wait: Callable[[float], None]) -> None:
+        self._read, self._on_wait = read, on_wait
+        self._chunks: dict[int, Future[np.ndarray]] = {}
+
+    def chunk(self, k: int, columns: tuple[int, int]) -> Future[np.ndarray]:
+        """The k-th chunk."""
         if k not in self._chunks:
-            assert self._strip is not None
-            left, right = self._strip.source_columns
-            box = Box(k * _CHUNK, left, _CHUNK, right - left)
-            self._chunks[k] = self._reader.submit(self._slide.read_region, box, self._frame, mirrored=self._mirrored)
+            self._chunks[k] = self._read(Box(k * _CHUNK, columns[0], _CHUNK, columns[1] - columns[0]))
         return self._chunks[k]
 
-    def _read(self, rows: tuple[int, int], _columns: tuple[int, int]) -> np.ndarray:
+    def rows(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """Pixels; those above them are dropped."""
         begun = time.perf_counter()
         first, last = rows[0] // _CHUNK, -(-rows[1] // _CHUNK)
-        found = [self._chunk(k).result() for k in range(first, last)]
+        found = [self.chunk(k, columns).result() for k in range(first, last)]
         self._on_wait(time.perf_counter() - begun)
         for k in [k for k in self._chunks if k < first]:
             del self._chunks[k]
         whole = found[0] if len(found) == 1 else np.concatenate(found)
         return whole[rows[0] - first * _CHUNK : rows[1] - first * _CHUNK]
+
+    def cancel(self) -> None:
+        """Read no more."""
+        for chunk in self._chunks.values():
+            chunk.cancel()
 
 
 def strips_through(shard: Box, wanted: Callable[[Box], bool], ratio: float) -> list[Box]:
