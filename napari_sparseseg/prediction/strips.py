@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from napari_sparseseg.geometry import Frame
     from napari_sparseseg.slides import Slide
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 CELL = 256
 """Side of the squares of the label image that are looked at for tissue."""
 ROWS = 128

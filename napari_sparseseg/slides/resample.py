@@ -152,7 +152,8 @@ def read_mirrored(pyramid: Pyramid, region: Box, frame: Frame) -> Pixels:
     if inside == region:
         return pixels
     # Rows first: they are copied whole. Both at once take several times as long.
-    return pixels[rows - y].take(columns - x, axis=1)
+    folded: Pixels = pixels[rows - y].take(columns - x, axis=1)
+    return folded
 
 
 def best_level(pyramid: Pyramid, frame: Frame) -> int:
