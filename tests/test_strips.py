@@ -119,16 +119,18 @@ def test_channels_of_one_scale_or_of_several_give_the_same_bits():
 
 
 def test_a_strip_that_is_done_with_leaves_memory_at_once():
-    slide = ArraySlide(IMAGE, mpp=1.0)
+    slide, model = ArraySlide(IMAGE, mpp=1.0), model_of(net("decoder"))
     with ThreadPoolExecutor(1) as reader:
-        strip = SlideStrip(slide, model_of(net("decoder")), slide.frame(1.0), (0, 64), reader, lambda _: None)
+        strip = SlideStrip(slide, model, slide.frame(1.0), (0, 64), reader, lambda _: None)
         strip.plan(0, 32)
-        strip.probabilities(0, 32)
-        gone = weakref.ref(strip._strip)
+        of_network = model.strip((0, 64), read)
+        for found in (strip, of_network):
+            found.probabilities(0, 32)
+        gone = [weakref.ref(strip), weakref.ref(of_network)]
         gc.disable()
         try:
-            del strip
-            assert gone() is None
+            del strip, of_network, found
+            assert [g() for g in gone] == [None, None]
         finally:
             gc.enable()
 

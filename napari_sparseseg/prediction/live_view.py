@@ -20,7 +20,7 @@ from napari_sparseseg.prediction.tile_store import CHANGED, LABELS, PROBABILITY,
 from napari_sparseseg.prediction.tiles import labels_from, predict_region
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Set
 
     from napari_sparseseg.prediction.tiles import Segmenter
     from napari_sparseseg.slides import Slide
@@ -81,6 +81,21 @@ def _coarse(region: Box, store: TileStore) -> list[TileKey]:
         if len(keys) <= QUICK_TILES:
             break
     return keys
+
+
+def rectangle(missing: Set[tuple[int, int]], at: tuple[int, int]) -> Box:
+    """Missing tiles (row, column) around one of them, in tiles: up to `WIDEST` columns, and all rows that are complete."""
+    (top, left), (bottom, right) = at, (at[0] + 1, at[1] + 1)
+    grown = -1
+    while grown < right - left < WIDEST:
+        grown = right - left
+        right += (at[0], right) in missing
+        left -= right - left < WIDEST and (at[0], left - 1) in missing
+    while all((top - 1, j) in missing for j in range(left, right)):
+        top -= 1
+    while all((bottom, j) in missing for j in range(left, right)):
+        bottom += 1
+    return Box(top, left, bottom - top, right - left)
 
 
 class LiveView:
@@ -191,17 +206,7 @@ class LiveView:
             return Box(i * TILE, j * TILE, TILE, TILE).intersection(region).area > 0
 
         missing = {(i, j) for level, i, j in self._queue if level == 0 and seen(i, j) == seen(*at)}
-        (top, left), (bottom, right) = at, (at[0] + 1, at[1] + 1)
-        grown = -1
-        while grown < right - left < WIDEST:
-            grown = right - left
-            right += (at[0], right) in missing
-            left -= right - left < WIDEST and (at[0], left - 1) in missing
-        while all((top - 1, j) in missing for j in range(left, right)):
-            top -= 1
-        while all((bottom, j) in missing for j in range(left, right)):
-            bottom += 1
-        return Box(top, left, bottom - top, right - left)
+        return rectangle(missing, at)
 
     def _follow(self, model: InStrips, cells: Box) -> Iterator[dict[TileKey, np.ndarray]]:
         """Rows of tiles of a rectangle, from its top, each in a few turns; none where the model wants tiles."""
