@@ -84,7 +84,7 @@ def _coarse(region: Box, store: TileStore) -> list[TileKey]:
 
 
 def rectangle(missing: Set[tuple[int, int]], at: tuple[int, int]) -> Box:
-    """Missing tiles (row, column) around one of them, in tiles: up to `WIDEST` columns, and all rows that are complete."""
+    """Missing tiles (row, column) around one of them, in tiles: up to `WIDEST` columns, and rows that are complete."""
     (top, left), (bottom, right) = at, (at[0] + 1, at[1] + 1)
     grown = -1
     while grown < right - left < WIDEST:
