@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import stat
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.errors import SparseSegError
@@ -40,13 +42,18 @@ class Whereabouts:
         self._home: Project | None = None
         """The project that is away, while its strokes go to `_shelter`."""
         self._shelter: Project | None = None
+        self._seen: tuple[Path | None, object] = None, None
+        """Where a project was seen, and what its folder was."""
         self._stuck = False
         """Whether some annotations have no file now."""
         self._lock = threading.Lock()  # the engine thread may be the first that needs a shelter
 
     def is_settled(self, project: Project) -> bool:
         """Whether a project is where it was, and none is expected back. Any thread."""
-        return self._home is None and not self._stuck and is_there(project)
+        seen = _identity(project)
+        if seen is not None and self._seen[0] != project.path:
+            self._seen = project.path, seen
+        return self._home is None and not self._stuck and seen is not None
 
     def settle(self, project: Project) -> Project:
         """The project to save to from now on: the same, that under its new name, unsaved work, or the one that is back.
@@ -105,11 +112,15 @@ class Whereabouts:
             return self._shelter
 
     def _renamed(self, project: Project) -> Project | None:
-        """The project under another name in the same folder: the files that are open are in it."""
-        drawn = [e.annotations for e in self._slides.entries if e.annotations.path is not None]
-        for folder in sorted(project.path.parent.glob(f"*{SUFFIX}")) if drawn else ():
-            if all(a.is_bound_to(folder / "annotations" / a.path.name) for a in drawn if a.path is not None):
-                return Project(folder.resolve(), project.state)
+        """The project under another name in the same folder: it is the folder that was seen, with the files in use."""
+        where, what = self._seen
+        drawn = [e.annotations for e in self._slides.entries]
+        for folder in sorted(project.path.parent.glob(f"*{SUFFIX}")) if where == project.path else ():
+            found = Project(folder, project.state)
+            if _identity(found) == what and all(
+                a.is_bound_to(folder / "annotations" / a.path.name) for a in drawn if a.path is not None
+            ):
+                return found
         return None
 
     def _return(self, shelter: Project, home: Project) -> Project:
@@ -128,8 +139,10 @@ class Whereabouts:
 
     def _move(self, old: Project, new: Project) -> bool:
         """Bind all annotations to files of another project, over earlier states of themselves only; or none."""
-        records = records_of(old, self._slides.entries)
-        files = [(e.annotations, records[e.key].annotations) for e in self._slides.entries if e.key in records]
+        entries = self._slides.entries
+        records = records_of(old, entries)
+        drawn = {e.key: e.annotations for e in entries if e.annotations.path is not None or e.annotations.version}
+        files = [(annotations, records[key].annotations) for key, annotations in drawn.items()]  # not of one just opened
         try:
             for annotations, name in files:
                 _take(annotations, new.path / "annotations" / name)
@@ -143,10 +156,15 @@ class Whereabouts:
 
 def is_there(project: Project) -> bool:
     """Whether a project is where it was."""
-    try:
-        return (project.path / "annotations").is_dir()
-    except OSError:  # a share that is away
-        return False
+    return _identity(project) is not None
+
+
+def _identity(project: Project) -> tuple[int, int] | None:
+    """(device, inode) of the folder of annotations; None where there is none, or its share is away."""
+    with suppress(OSError):
+        found = (project.path / "annotations").stat()
+        return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
+    return None
 
 
 def _take(annotations: Annotations, path: Path) -> None:

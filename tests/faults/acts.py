@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import SparseSegError
+from napari_sparseseg.session.snapping import grow_stroke
 from tests.faults.jobs import Teller
+from tests.helpers.data import labelled_polygon
 from tests.helpers.limits import limit_file_size
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from napari_sparseseg import Annotations, Session
+    from napari_sparseseg import Session
+    from napari_sparseseg.session.persistence import Exists
 
 SIDE = 96
 SLIDES = ("a.tif", "b.tif", "c.tif")
@@ -68,8 +73,101 @@ def _draw(session: Session, folder: Path, strokes: int) -> None:
         tell(len(session.annotations.strokes))
 
 
-def _save(session: Session, folder: Path, name: str) -> None:
-    session.save(session.project if not name and session.project is not None else folder / (name or "first"))
+def _save(session: Session, folder: Path, name: str, exists: Exists = "refuse") -> None:
+    path = session.project if not name and session.project is not None else folder / (name or "first")
+    session.save(path, exists=exists)
+
+
+def _rename_project(session: Session, folder: Path, name: str) -> None:
+    """As a file manager does it, while the project is open; then the user goes on drawing."""
+    if session.project is not None and session.project.parent == folder:
+        session.project.rename(folder / name)
+    session.annotations.paint([(3, 3), (3, 9)], 2, 1)
+
+
+def _move_away_and_back(session: Session, folder: Path, strokes: int) -> None:
+    """The project is in the bin while somebody draws, then it is put back."""
+    home, away = session.project, folder / "bin"
+    away.mkdir(exist_ok=True)
+    if saved := home is not None and home.parent == folder:
+        home.rename(away / "inside")
+    for k in range(strokes):
+        session.annotations.paint([(7 + 5 * k, 3), (7 + 5 * k, 50)], 2, 1 + k % 2)
+    if saved:
+        (away / "inside").rename(home)
+
+
+def _change_strokes(session: Session, _folder: Path, k: int, label: int) -> None:
+    listed = session.strokes.list()
+    if listed:
+        session.strokes.change([listed[k % len(listed)].id], label)
+
+
+def _change_region(session: Session, _folder: Path, y: int) -> None:
+    """Move the newest dense region; where it would leave the slide, remove it."""
+    if regions := session.annotations.dense_regions:
+        if y < SIDE // 2:
+            session.annotations.reshape_dense_region(regions[-1].id, [(y, 5), (y, 40), (y + 9, 40)])
+        else:
+            session.annotations.remove_dense_region(regions[-1].id)
+
+
+def _exchange(session: Session, folder: Path) -> None:
+    """Out as GeoJSON and in again on the slide that is active."""
+    session.annotations.to_geojson(folder / "out.geojson", overwrite=True)
+    session.import_annotations(folder / "out.geojson")
+
+
+def _import(session: Session, folder: Path, name: str) -> None:
+    """A file of another program, with a class that may be new."""
+    path = folder / "given.geojson"
+    path.write_text(json.dumps(labelled_polygon([[[4, 4], [40, 4], [40, 30], [4, 4]]], name)))
+    session.import_annotations(path)
+
+
+def _preset(session: Session, folder: Path, load: bool) -> None:
+    path = folder / "preset.json"
+    if not load:
+        session.presets.save(path, overwrite=True)
+    elif path.exists():
+        session.presets.load(path)
+
+
+def _other_annotations(session: Session, _folder: Path, y: int) -> None:
+    """Assign others, as *Restore* does with those of an earlier session."""
+    others = Annotations(session.slide.shape, session.classes)
+    others.paint([(y, 5), (y, 80)], 5, session.classes[0].id)
+    session.annotations = others
+
+
+def _snap(session: Session, _folder: Path) -> None:
+    """The snap brush: a stroke grows over what looks like it."""
+    brushed = [s for s in session.annotations.strokes if s.kind == "brush" and s.class_id]
+    if brushed:
+        grown = grow_stroke(session.slide, session.annotations, session.live, brushed[-1], pixel=1.0, reach=9.0)
+        session.annotations.begin_stroke(brushed[-1].class_id)
+        session.annotations.paint_mask(*grown)
+        session.annotations.commit_stroke()
+
+
+def _model(session: Session, folder: Path, load: bool) -> None:
+    path = folder / "model.safetensors"
+    if not load and session.model is not None:
+        session.save_model(path, overwrite=True)
+    elif load and path.exists():
+        session.load_model(path)
+
+
+def _accept(session: Session, _folder: Path, y: int) -> None:
+    if session.model is not None:
+        session.accept_region((y, y))
+
+
+def _predict(session: Session, folder: Path) -> None:
+    """A result, with what is said of it; a run is no part of the project."""
+    if session.model is not None:
+        session.predict_slide(folder / "out", overwrite=True)
+        session.results.measure_objects(folder / "out.ome.zarr", folder / "out.csv", overwrite=True)
 
 
 PERFORM = {
@@ -86,6 +184,21 @@ PERFORM = {
     "classes": _set_classes,
     "configure": lambda s, f, patch, rate: _configure(s, f, patch_px=patch, learning_rate=rate),
     "save": _save,
+    "rename project": _rename_project,
+    "away and back": _move_away_and_back,
+    "session history": lambda s, _, act: getattr(s.history, act)(),
+    "change strokes": _change_strokes,
+    "change region": _change_region,
+    "forget history": lambda s, _: s.annotations.forget_history(),
+    "exchange": _exchange,
+    "import": _import,
+    "preset": _preset,
+    "other annotations": _other_annotations,
+    "snap": _snap,
+    "model": _model,
+    "accept": _accept,
+    "predict": _predict,
+    "no mpp": lambda s, _: s.set_mpp(None),
     "export": lambda s, f: s.annotations.to_geojson(f / "e.geojson"),
     "train": lambda s, _: s.train(steps=1, wait=True),
     "full": lambda _s, _f, size: limit_file_size(size),

@@ -26,6 +26,15 @@ from tests.helpers.data import two_textures, write_slide
 
 NAMES = st.sampled_from(["stripes", "dots", "fibre", "Blut, alt"])
 ROWS = st.integers(5, SIDE - 5)
+OTHERS = st.one_of(
+    st.tuples(st.just("session history"), st.sampled_from(["undo", "redo"])),
+    st.tuples(st.just("change strokes"), st.integers(0, 9), st.integers(0, 2)),
+    st.tuples(st.just("change region"), ROWS),
+    st.tuples(st.just("import"), st.sampled_from(["stripes", "vessel"])),
+    st.tuples(st.sampled_from(["preset", "model"]), st.booleans()),
+    st.tuples(st.sampled_from(["other annotations", "accept"]), ROWS),
+    st.tuples(st.sampled_from(["forget history", "exchange", "snap", "predict", "no mpp"])),
+)
 
 
 class Killed(RuleBasedStateMachine):
@@ -40,7 +49,7 @@ class Killed(RuleBasedStateMachine):
         (self.place / "calm").mkdir()
         self.user = User(self.place / "killed", self.place / "home killed")
         self.calm = User(self.place / "calm", self.place / "home calm")
-        self.saved = 0
+        self.saved = self.renamed = 0
         self.row = report.row("any act of a session, kill -9 between two or within one")
 
     def act(self, *act):
@@ -122,6 +131,26 @@ class Killed(RuleBasedStateMachine):
     @rule()
     def save(self):
         self.act("save", "")
+
+    @precondition(lambda self: self.saved > 1)
+    @rule(k=st.integers(1, 9), exists=st.sampled_from(["refuse", "replace", "merge"]))
+    def save_over(self, k, exists):
+        self.act("save", f"p{1 + k % self.saved}", exists)
+
+    @precondition(lambda self: self.saved)
+    @rule()
+    def rename_project(self):
+        self.renamed += 1
+        self.act("rename project", f"r{self.renamed}.sparseseg")
+
+    @precondition(lambda self: self.saved)
+    @rule(strokes=st.integers(0, 3))
+    def away_and_back(self, strokes):
+        self.act("away and back", strokes)
+
+    @rule(act=OTHERS)
+    def another_act(self, act):
+        self.act(*act)
 
     @rule()
     def train(self):

@@ -75,6 +75,18 @@ def test_a_renamed_project_is_followed(session, tmp_path):
 
 
 @pytest.mark.fault("project renamed or moved while open")
+def test_a_project_is_followed_while_none_of_its_slides_is_open(session, tmp_path):
+    for slide in session.slides:
+        session.remove(slide)
+    session.project.rename(tmp_path / "new.sparseseg")
+    session.open(tmp_path / "b.tif")
+    draw(session)
+    assert session.project == tmp_path / "new.sparseseg"
+    assert reopened(session.project) == counts(session) == {"b.tif": 2}
+    assert unsaved_work() == ()
+
+
+@pytest.mark.fault("project renamed or moved while open")
 @pytest.mark.parametrize("back", ["drawn", "saved", "closed"])
 def test_a_project_in_the_bin_that_is_put_back(session, tmp_path, back):
     old, trash = session.project, tmp_path / "bin" / "study.sparseseg"
