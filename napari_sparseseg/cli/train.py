@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -13,6 +16,7 @@ from napari_sparseseg.errors import TrainingError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from napari_sparseseg.config import ClassDef
     from napari_sparseseg.session import Session
@@ -173,13 +177,32 @@ def _run_training(session: Session, args: argparse.Namespace, seconds: float | N
     try:
         # An encoder that is named here was requested, also where the initial model has another.
         named = {"encoder": args.encoder} if args.encoder else {}
-        session.train(seconds=seconds, steps=args.steps, patience=args.patience, wait=True, **named)
+        with _ended_like_ctrl_c():
+            session.train(seconds=seconds, steps=args.steps, patience=args.patience, wait=True, **named)
     except KeyboardInterrupt:
         session.stop()
         if not args.silent:
             session.save_model(args.model, overwrite=True)
         say(args, f"interrupted; the model so far is in {args.model}")
         raise
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Inside, the end of a terminal (SIGHUP) or of a cluster's patience (SIGTERM) is an interrupt: the model is kept.
+
+    A signal that is ignored, as by nohup, or that a program around this one handles, stays as it is.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in numbers if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _labelled(session: Session, class_id: int) -> int:

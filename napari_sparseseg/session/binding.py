@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from napari_sparseseg.annotations import Annotations
@@ -73,8 +74,13 @@ def records_of(project: Project, entries: Iterable[SlideEntry]) -> dict[str, Sli
     return records
 
 
-def what_is_missing(path: Path, record: SlideRecord) -> str:
-    """What an annotation file lacks of what the project lists, as a clause, or nothing."""
+def what_is_missing(path: Path, record: SlideRecord, *, mend: bool = False) -> str:
+    """What an annotation file lacks of what the project lists, as a clause, or nothing.
+
+    `mend`: a log of an earlier time is put aside, before SQLite writes it over the file.
+    """
+    if mend and (aside := _old_log_aside(path, record)):
+        return aside
     try:
         found = summary(path)
     except AnnotationError:
@@ -94,6 +100,30 @@ def what_is_missing(path: Path, record: SlideRecord) -> str:
         f"{Path(record.path).name}: its annotation file {path.name} {why}; {found.strokes} of at least {listed} "
         "strokes are there. Before you draw, put the whole file back, from a backup or from where it was copied"
     )
+
+
+def _old_log_aside(path: Path, record: SlideRecord) -> str:
+    """Put aside a log that is older than its file, as a folder that synchronises leaves it; says so, or nothing.
+
+    SQLite would take any log that is whole, and write the older state over the newer one.
+    """
+    log = path.with_name(path.name + "-wal")
+    try:
+        if not log.exists() or not path.exists() or summary(path).version >= record.version:
+            return ""
+    except AnnotationError:
+        pass  # pages of two times
+    try:
+        with TemporaryDirectory() as folder:
+            alone = Path(folder) / path.name
+            shutil.copyfile(path, alone)
+            if Annotations.load(alone).version < record.version:
+                return ""
+        log.rename(log.with_name(f"{log.name}.old"))
+        path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    except (OSError, AnnotationError):
+        return ""
+    return f"{Path(record.path).name}: the log {log.name} was older than its annotation file, and was put aside"
 
 
 @contextmanager
@@ -169,6 +199,25 @@ def aside(path: Path) -> Path:
     name = f"{path.stem}-before-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (name, *(f"{name}-{k}" for k in range(2, 100)))
     return next(p for p in (path.with_name(n + SUFFIX) for n in names) if not p.exists())
+
+
+def place_of(path: Path) -> Path:
+    """Where a project of this name is saved, with its suffix.
+
+    Raises
+    ------
+    ProjectError
+        Where no file can have the name, or it lies inside a project, which may be moved or deleted as a whole.
+    """
+    path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+    try:
+        outer = next((p for p in path.resolve().parents if (p / "project.json").exists()), None)
+        path.exists()
+    except OSError as error:
+        raise ProjectError(f"cannot save project {path}: {error.strerror or error}. Nothing was changed.") from error
+    if outer is not None:
+        raise ProjectError(f"{path} would be inside the project {outer}; choose another folder.")
+    return path
 
 
 def copy_annotations(source: Path, target: Path) -> None:

@@ -19,9 +19,9 @@ from napari_sparseseg.config import make_classes
 from napari_sparseseg.errors import ProjectError, SparseSegError
 from napari_sparseseg.session import recovery
 from napari_sparseseg.session.absent import AbsentSlides
-from napari_sparseseg.session.binding import bind_to, listed_slide, records_of, what_is_missing
+from napari_sparseseg.session.binding import bind_to, listed_slide, place_of, records_of, what_is_missing
 from napari_sparseseg.session.class_tables import meant
-from napari_sparseseg.session.project import SUFFIX, Project, ProjectState, SlideRecord, free_name
+from napari_sparseseg.session.project import Project, ProjectState, SlideRecord, free_name
 from napari_sparseseg.session.run_files import RunFolder
 from napari_sparseseg.session.saving import merge_into, write_new
 from napari_sparseseg.session.slides import checked_role
@@ -242,7 +242,7 @@ class ProjectKeeper:
         record = self._records(project)[entry.key]
         path = project.annotations_path(record)
         waiting = self._absent.listed(record.annotations) or record
-        note = what_is_missing(path, waiting)
+        note = what_is_missing(path, waiting, mend=not self.read_only)
         translated = None
         if waiting.classes or waiting in self._absent.closed:
             translated = self._translated(path, waiting)
@@ -301,7 +301,7 @@ class ProjectKeeper:
     def save_as(self, path: Path, exists: Exists) -> Project:
         """Save all but the model at `path`, or change nothing; call `discard` when the model is there too."""
         self._slides.require_open()
-        path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+        path = place_of(path)
         if self._whereabouts.is_at(path) and exists != "replace":
             self._settle()
         before = self.project
@@ -387,6 +387,7 @@ class ProjectKeeper:
             project = self.project
             if project is None or self.read_only or self._ended:  # ended: no slide is open, and all stay listed
                 return
+            self._whereabouts.see(project)
             now = self._to_write()
             others, opened = project.listed_by_others(), tuple(self._records(project).values())
             self._absent.add(others, opened)

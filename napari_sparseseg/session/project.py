@@ -234,7 +234,8 @@ class Project:
         stem = _SAFE_NAME.sub("_", Path(path).name.split(".")[0])[:60] or "slide"
         base = f"{stem}-{_SAFE_NAME.sub('', fingerprint)[-12:]}"
         names = (f"{base}.sqlite", *(f"{base}-{k}.sqlite" for k in range(2, len(taken) + 2)))
-        name = next(n for n in names if n not in taken)
+        folded = {n.casefold() for n in taken}  # on some disks they would be one file
+        name = next(n for n in names if n.casefold() not in folded)
         return SlideRecord(absolute, fingerprint, name, role, _relative(absolute, self.path))
 
     def locate(self, record: SlideRecord) -> Path | None:
@@ -253,10 +254,9 @@ def full_path(path: str) -> str:
 
 def free_name(name: str, taken: Collection[str]) -> str:
     """The name of an annotation file, with a number where it is taken."""
-    stem = _SAFE_NAME.sub("_", Path(name).stem)[:150] or "slide"
-    return next(
-        n for n in (f"{stem}{tail}.sqlite" for tail in ("", *(f"-{k}" for k in range(2, 9999)))) if n not in taken
-    )
+    stem, folded = _SAFE_NAME.sub("_", Path(name).stem)[:150] or "slide", {n.casefold() for n in taken}
+    names = (f"{stem}{tail}.sqlite" for tail in ("", *(f"-{k}" for k in range(2, 9999))))
+    return next(n for n in names if n.casefold() not in folded)
 
 
 def moved_record(record: SlideRecord, home: Path | None, folder: Path, taken: Collection[str]) -> SlideRecord:

@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from napari_sparseseg.annotations.file_state import summary
 from napari_sparseseg.annotations.sqlite_file import require_unlocked
 from napari_sparseseg.errors import AnnotationError, ProjectError
 from napari_sparseseg.files import state_folder
-from napari_sparseseg.session.project import SUFFIX, Project
+from napari_sparseseg.session.project import SUFFIX, Project, ProjectState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -177,8 +176,10 @@ def _strokes(file: Path) -> int:
 
 def _projects() -> Iterator[Project]:
     for path in _newest_first(recovery_folder()):
-        with suppress(ProjectError):  # another session is just creating it, or it is damaged
+        try:
             yield Project.open(path)
+        except ProjectError:  # being created, damaged, or of a newer version: its strokes are listed all the same
+            yield Project(path, ProjectState())
 
 
 def _stamp(folder: Path) -> str:

@@ -50,10 +50,7 @@ class Whereabouts:
 
     def is_settled(self, project: Project) -> bool:
         """Whether a project is where it was, and none is expected back. Any thread."""
-        seen = _identity(project)
-        if seen is not None and self._seen[0] != project.path:
-            self._seen = project.path, seen
-        return self._home is None and not self._stuck and seen is not None
+        return self._home is None and self._is_same(project)
 
     def settle(self, project: Project) -> Project:
         """The project to save to from now on: the same, that under its new name, unsaved work, or the one that is back.
@@ -64,12 +61,15 @@ class Whereabouts:
         if home is not None and is_there(home):
             self._home = None
             return self._return(project, home)
-        if is_there(project) and not self._stuck:
+        if self._is_same(project):
             return project
         found = self._renamed(project)
         if found is not None and self._move(project, found):
             self._say(f"the project was renamed to {found.path.name} while it was open; it goes on being saved there")
             return found
+        if not self._stuck and (other := _identity(project)) is not None:
+            self._seen = project.path, other  # a folder from a backup: its files are compared when they are written
+            return project
         try:
             shelter = self._sheltered()
         except SparseSegError as error:
@@ -100,10 +100,23 @@ class Whereabouts:
     def forget(self) -> None:
         """The session was saved somewhere else: nothing is to return any more."""
         self._home = self._shelter = None
+        self._seen = None, None
 
     def of_model(self, project: Project) -> Project:
         """Where a model can be written now; the annotations follow with the next act. Any thread."""
         return project if is_there(project) else self._renamed(project) or self._sheltered()
+
+    def see(self, project: Project) -> object:
+        """Remember which folder a project is, unless that was seen; what it is now, or None. Any thread."""
+        found = _identity(project)
+        if found is not None and self._seen[0] != project.path:
+            self._seen = project.path, found
+        return found
+
+    def _is_same(self, project: Project) -> bool:
+        """Whether a project is the folder that was seen there first, and all annotations have a file in it."""
+        found = self.see(project)
+        return found is not None and found == self._seen[1] and not self._stuck
 
     def _sheltered(self) -> Project:
         with self._lock:
@@ -141,8 +154,9 @@ class Whereabouts:
         """Bind all annotations to files of another project, over earlier states of themselves only; or none."""
         entries = self._slides.entries
         records = records_of(old, entries)
+        # not of a slide that is only being opened
         drawn = {e.key: e.annotations for e in entries if e.annotations.path is not None or e.annotations.version}
-        files = [(annotations, records[key].annotations) for key, annotations in drawn.items()]  # not of one just opened
+        files = [(annotations, records[key].annotations) for key, annotations in drawn.items()]
         try:
             for annotations, name in files:
                 _take(annotations, new.path / "annotations" / name)

@@ -79,10 +79,10 @@ def _save(session: Session, folder: Path, name: str, exists: Exists = "refuse") 
 
 
 def _rename_project(session: Session, folder: Path, name: str) -> None:
-    """As a file manager does it, while the project is open; then the user goes on drawing."""
+    """As a file manager does it, while the project is open; any act follows it."""
     if session.project is not None and session.project.parent == folder:
         session.project.rename(folder / name)
-    session.annotations.paint([(3, 3), (3, 9)], 2, 1)
+    session.config = session.config
 
 
 def _move_away_and_back(session: Session, folder: Path, strokes: int) -> None:
@@ -91,10 +91,13 @@ def _move_away_and_back(session: Session, folder: Path, strokes: int) -> None:
     away.mkdir(exist_ok=True)
     if saved := home is not None and home.parent == folder:
         home.rename(away / "inside")
-    for k in range(strokes):
-        session.annotations.paint([(7 + 5 * k, 3), (7 + 5 * k, 50)], 2, 1 + k % 2)
-    if saved:
-        (away / "inside").rename(home)
+    try:
+        for k in range(strokes):
+            session.annotations.paint([(7 + 5 * k, 3), (7 + 5 * k, 50)], 2, 1 + k % 2)
+    finally:
+        if saved:
+            (away / "inside").rename(home)
+    session.config = session.config  # any act goes back to the project
 
 
 def _change_strokes(session: Session, _folder: Path, k: int, label: int) -> None:

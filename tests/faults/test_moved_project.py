@@ -247,3 +247,26 @@ def test_killed_afterwards(session, tmp_path, fate, strokes):
     row.promised += told[-1]
     row.lost += max(0, told[-1] - found)
     assert found >= told[-1]
+
+
+@pytest.mark.fault("project renamed or moved while open")
+@pytest.mark.parametrize("whose", ["a backup", "another"])
+def test_something_else_has_the_name_now(session, tmp_path, whose):
+    """The project was renamed and a backup, or another project, put where it was: the one that is open is followed."""
+    old, new = session.project, tmp_path / "mine.sparseseg"
+    if whose == "a backup":
+        shutil.copytree(old, tmp_path / "other")
+    else:
+        with Session(CLASSES) as other:
+            other.open(tmp_path / "b.tif")
+            draw(other, 4)
+            other.save(tmp_path / "theirs")
+        (tmp_path / "theirs.sparseseg").rename(tmp_path / "other")
+    draw(session)
+    old.rename(new)
+    (tmp_path / "other").rename(old)
+    theirs = reopened(old)
+    draw(session, 2)
+    assert session.project == new
+    assert reopened(new) == counts(session) == {"a.tif": 1, "b.tif": 4}
+    assert reopened(old) == theirs
