@@ -34,6 +34,7 @@ from qtpy.QtGui import QWheelEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
+from tests.helpers.memory import held_mb, in_use_mb
 from tests.helpers.mouse import camera, line, look_at, pump
 from tests.helpers.waiting import wait_until
 
@@ -47,33 +48,6 @@ REST = 4
 """Turns from one rest to the next."""
 TICK_MS = 10
 MEGA = 1 << 20
-
-
-def held_mb(process: psutil.Process) -> float:
-    """Memory that is the process's own; on Linux without the pages of its files, which the system takes and gives."""
-    info = process.memory_info()
-    return (info.private if hasattr(info, "private") else info.rss - getattr(info, "shared", 0)) / MEGA
-
-
-class _Mallinfo(ctypes.Structure):
-    """`struct mallinfo2` of malloc.h."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    ]  # fmt: skip
-
-
-def in_use_mb() -> float:
-    """What was allocated from the C library and not freed; not a number where it is not glibc 2.33 or newer."""
-    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
-    if mallinfo is None:
-        return math.nan
-    mallinfo.restype = _Mallinfo
-    info = mallinfo()
-    return (info.uordblks + info.hblkhd) / MEGA
 
 
 @dataclass
