@@ -144,10 +144,15 @@ class Whereabouts:
             )
             return shelter
         listed = {r.annotations for r in records_of(home, self._slides.entries).values()}
-        if not recovery.strokes_in(shelter, except_for=listed) and not shelter.checkpoint.exists():
-            recovery.discard(shelter)
         self._shelter = None
-        self._say(f"{home.path} is there again, and everything is saved in it")
+        if recovery.strokes_in(shelter, except_for=listed) or shelter.checkpoint.exists():
+            self._say(
+                f"{home.path} is there again, and all that is open is saved in it; slides that were closed meanwhile, and "
+                f"models, are unsaved work in {shelter.path}"
+            )
+        else:
+            recovery.discard(shelter)
+            self._say(f"{home.path} is there again, and everything is saved in it")
         return home
 
     def _move(self, old: Project, new: Project) -> bool:

@@ -115,6 +115,26 @@ def test_a_project_in_the_bin_that_is_put_back(session, tmp_path, back):
 
 
 @pytest.mark.fault("project renamed or moved while open")
+def test_a_slide_that_is_closed_while_the_project_is_in_the_bin(session, tmp_path):
+    """Nobody can tell whether its file in the project is the same by then: its strokes stay unsaved work, and it says so."""
+    old, trash = session.project, tmp_path / "bin" / "study.sparseseg"
+    trash.parent.mkdir()
+    old.rename(trash)
+    draw(session, 3)
+    session.remove()
+    draw(session)
+    trash.rename(old)
+    draw(session)
+    assert session.project == old
+    assert "slides that were closed meanwhile, and models, are unsaved work" in session.status.message
+    assert reopened(old) == counts(session) == {"a.tif": 3}
+    session.open(tmp_path / "b.tif")
+    assert "of at least 4 strokes are there" in session.notes[-1]
+    (work,) = unsaved_work()
+    assert work.strokes == 4
+
+
+@pytest.mark.fault("project renamed or moved while open")
 def test_saved_again_under_the_old_name(session, tmp_path):
     """Everything is written again; of a slide that was closed, opening it says where its strokes are not."""
     old = session.project
