@@ -147,8 +147,8 @@ class Whereabouts:
         self._shelter = None
         if recovery.strokes_in(shelter, except_for=listed) or shelter.checkpoint.exists():
             self._say(
-                f"{home.path} is there again, and all that is open is saved in it; slides that were closed meanwhile, and "
-                f"models, are unsaved work in {shelter.path}"
+                f"{home.path} is there again, and all that is open is saved in it; slides that were closed "
+                f"meanwhile, and models, are unsaved work in {shelter.path}"
             )
         else:
             recovery.discard(shelter)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from napari_sparseseg.annotations import Annotations
 from napari_sparseseg.config import ClassDef
 from napari_sparseseg.errors import SparseSegError
-from napari_sparseseg.session.snapping import grow_stroke
 from tests.faults.jobs import Teller
 from tests.helpers.data import labelled_polygon
 from tests.helpers.limits import limit_file_size
@@ -143,16 +142,6 @@ def _other_annotations(session: Session, _folder: Path, y: int) -> None:
     session.annotations = others
 
 
-def _snap(session: Session, _folder: Path) -> None:
-    """The snap brush: a stroke grows over what looks like it."""
-    brushed = [s for s in session.annotations.strokes if s.kind == "brush" and s.class_id]
-    if brushed:
-        grown = grow_stroke(session.slide, session.annotations, session.live, brushed[-1], pixel=1.0, reach=9.0)
-        session.annotations.begin_stroke(brushed[-1].class_id)
-        session.annotations.paint_mask(*grown)
-        session.annotations.commit_stroke()
-
-
 def _model(session: Session, folder: Path, load: bool) -> None:
     path = folder / "model.safetensors"
     if not load and session.model is not None:
@@ -163,7 +152,7 @@ def _model(session: Session, folder: Path, load: bool) -> None:
 
 def _accept(session: Session, _folder: Path, y: int) -> None:
     if session.model is not None:
-        session.accept_region((y, y))
+        session.clicks.accept([(y, y)])
 
 
 def _predict(session: Session, folder: Path) -> None:
@@ -197,7 +186,11 @@ PERFORM = {
     "import": _import,
     "preset": _preset,
     "other annotations": _other_annotations,
-    "snap": _snap,
+    "snap": lambda s, _: s.clicks.snap([(30, 20), (30, 40)], 3, s.classes[0].id),
+    "superpixels": lambda s, _: s.clicks.superpixels([(50, 60), (60, 70)], s.classes[0].id),
+    "take back": lambda s, _: s.clicks.take_back([(20, 20), (40, 40)]),
+    "runs": lambda s, _, act: getattr(s.runs, act)(),
+    "go to run": lambda s, _, k: [s.runs.use(r.id) for r in s.runs.list()[k : k + 1]],
     "model": _model,
     "accept": _accept,
     "predict": _predict,

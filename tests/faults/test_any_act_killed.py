@@ -33,7 +33,9 @@ OTHERS = st.one_of(
     st.tuples(st.just("import"), st.sampled_from(["stripes", "vessel"])),
     st.tuples(st.sampled_from(["preset", "model"]), st.booleans()),
     st.tuples(st.sampled_from(["other annotations", "accept"]), ROWS),
-    st.tuples(st.sampled_from(["forget history", "exchange", "snap", "predict", "no mpp"])),
+    st.tuples(st.just("runs"), st.sampled_from(["undo", "list"])),
+    st.tuples(st.just("go to run"), st.integers(0, 2)),
+    st.tuples(st.sampled_from(["forget history", "exchange", "snap", "superpixels", "take back", "predict", "no mpp"])),
 )
 
 

@@ -116,7 +116,7 @@ def test_a_project_in_the_bin_that_is_put_back(session, tmp_path, back):
 
 @pytest.mark.fault("project renamed or moved while open")
 def test_a_slide_that_is_closed_while_the_project_is_in_the_bin(session, tmp_path):
-    """Nobody can tell whether its file in the project is the same by then: its strokes stay unsaved work, and it says so."""
+    """Nobody can tell whether its file in the project is the same: it says that its strokes stay unsaved work."""
     old, trash = session.project, tmp_path / "bin" / "study.sparseseg"
     trash.parent.mkdir()
     old.rename(trash)
