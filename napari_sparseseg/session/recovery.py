@@ -78,9 +78,8 @@ def unsaved_work() -> tuple[UnsavedWork, ...]:
     for project in _projects():
         files = [path for path in project.path.rglob("*") if path.is_file() and not path.is_symlink()]
         drawn = {file: strokes for file in _annotation_files(project) if (strokes := _strokes(file))}
-        slides = {
-            Path(r.path).name for r in project.state.slides if project.path / "annotations" / r.annotations in drawn
-        }
+        listed = (*project.state.slides, *project.state.closed)
+        slides = {Path(r.path).name for r in listed if project.path / "annotations" / r.annotations in drawn}
         if drawn or any(path.suffix == ".safetensors" for path in files):
             when = datetime.fromtimestamp(max(path.stat().st_mtime for path in files))
             size = sum(path.stat().st_size for path in files)

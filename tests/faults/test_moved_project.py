@@ -131,7 +131,7 @@ def test_a_slide_that_is_closed_while_the_project_is_in_the_bin(session, tmp_pat
     session.open(tmp_path / "b.tif")
     assert "of at least 4 strokes are there" in session.notes[-1]
     (work,) = unsaved_work()
-    assert work.strokes == 4
+    assert (work.slides, work.strokes) == (("a.tif", "b.tif"), 3 + 4)
 
 
 @pytest.mark.fault("project renamed or moved while open")
