@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from napari_sparseseg import Session
+    from napari_sparseseg.annotations.merging import Conflict
     from napari_sparseseg.session.persistence import Exists
 
 SIDE = 96
@@ -120,11 +121,11 @@ def _exchange(session: Session, folder: Path) -> None:
     session.import_annotations(folder / "out.geojson")
 
 
-def _import(session: Session, folder: Path, name: str) -> None:
+def _import(session: Session, folder: Path, name: str, conflict: Conflict) -> None:
     """A file of another program, with a class that may be new."""
     path = folder / "given.geojson"
     path.write_text(json.dumps(labelled_polygon([[[4, 4], [40, 4], [40, 30], [4, 4]]], name)))
-    session.import_annotations(path)
+    session.import_annotations(path, conflict)
 
 
 def _preset(session: Session, folder: Path, load: bool) -> None:

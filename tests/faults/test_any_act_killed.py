@@ -30,7 +30,7 @@ OTHERS = st.one_of(
     st.tuples(st.just("session history"), st.sampled_from(["undo", "redo"])),
     st.tuples(st.just("change strokes"), st.integers(0, 9), st.integers(0, 2)),
     st.tuples(st.just("change region"), ROWS),
-    st.tuples(st.just("import"), st.sampled_from(["stripes", "vessel"])),
+    st.tuples(st.just("import"), st.sampled_from(["stripes", "vessel"]), st.sampled_from(["over", "under", "replace"])),
     st.tuples(st.sampled_from(["preset", "model"]), st.booleans()),
     st.tuples(st.sampled_from(["other annotations", "accept"]), ROWS),
     st.tuples(st.just("runs"), st.sampled_from(["undo", "list"])),
