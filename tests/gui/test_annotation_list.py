@@ -236,3 +236,27 @@ def test_held_out_strokes_are_marked_after_training(panel):
     fresh(panel)
     wait_until(lambda: "✓" in listed(panel, HELD), 20)
     assert all(listed(panel, LOSS))
+
+
+def test_what_is_selected_stays_selected_in_one_go(panel):
+    """One announcement, not one for each row: of a thousand rows they took seconds."""
+    click(panel.classes.list)
+    fresh(panel)
+    view = panel.strokes.view
+    view.table.selectAll()
+    chosen = {s.id for s in view.table.chosen}
+    assert len(chosen) == 6
+    told = []
+    view.table.selectionModel().selectionChanged.connect(lambda *_: told.append(True))
+    panel.session.strokes.change([min(chosen)], 0)
+    fresh(panel)
+    assert {s.id for s in view.table.chosen} == chosen - {min(chosen)}
+    assert len(told) <= 2
+    told.clear()
+    panel.session.history.undo()
+    click_row(panel, 1)
+    click_row(panel, 3, modifier=Qt.KeyboardModifier.ControlModifier)
+    apart = {s.id for s in view.table.chosen}
+    fresh(panel)
+    assert {s.id for s in view.table.chosen} == apart
+    assert len(apart) == 2

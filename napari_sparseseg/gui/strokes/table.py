@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt, Signal
+from qtpy.QtCore import QAbstractTableModel, QItemSelection, QModelIndex, Qt, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 
@@ -33,6 +34,10 @@ TIPS = (
     "You looked and stayed with your label (A); Next passes it over",
 )
 KINDS = {"brush": "stroke", "polygon": "polygon", "fill": "area", "dense": "dense region"}
+VALUES: dict[int, Callable[[ListedStroke], Any]] = {
+    PIXELS: lambda s: s.pixels, HELD: lambda s: s.held_out, LOSS: lambda s: s.loss, AGREES: lambda s: s.agreement,
+}  # fmt: skip
+"""What is sorted by, where it is not the text."""
 WIDTHS = {KIND: "dense region", PIXELS: "1,000,000", HELD: "Held out", LOSS: "0.000", AGREES: "Agrees", MARK: "Mine"}
 CELL_MARGINS = 14
 KEYS = {Qt.Key.Key_N: "next", Qt.Key.Key_A: "agree", Qt.Key.Key_R: "relabel", Qt.Key.Key_Delete: "delete",
@@ -120,30 +125,25 @@ class StrokeModel(QAbstractTableModel):
         return plain_tip(TIPS[column]) if role == Qt.ItemDataRole.ToolTipRole else None
 
     def _text(self, stroke: ListedStroke, column: int) -> str:
-        agreement = stroke.agreement
-        texts = {
-            CLASS: self._names.get(stroke.class_id, str(stroke.class_id)),
-            KIND: KINDS.get(stroke.kind, stroke.kind),
-            PIXELS: f"{stroke.pixels:,}",
-            HELD: "✓" if stroke.held_out else "",
-            LOSS: "" if stroke.loss is None else f"{stroke.loss:.2f}",
-            AGREES: "" if agreement is None else percent(agreement),
-            PREDICTED: "" if stroke.mostly is None else self._names.get(stroke.mostly, str(stroke.mostly)),
-            MARK: "✓" if (stroke.id, stroke.class_id) in self.agreed else "",
-        }
-        return texts[column]
-
-    def _key(self, stroke: ListedStroke, column: int) -> Any:
-        values = {
-            PIXELS: stroke.pixels, HELD: stroke.held_out, LOSS: stroke.loss, AGREES: stroke.agreement,
-        }  # fmt: skip
-        return values[column] if column in values else self._text(stroke, column) or None
+        if column in (CLASS, PREDICTED):
+            class_id = stroke.class_id if column == CLASS else stroke.mostly
+            return "" if class_id is None else self._names.get(class_id, str(class_id))
+        if column in (HELD, MARK):
+            marked = stroke.held_out if column == HELD else (stroke.id, stroke.class_id) in self.agreed
+            return "✓" if marked else ""
+        if column == KIND:
+            return KINDS.get(stroke.kind, stroke.kind)
+        value = VALUES[column](stroke)
+        if value is None:
+            return ""
+        return {PIXELS: "{:,}".format, LOSS: "{:.2f}".format, AGREES: percent}[column](value)
 
     def _arrange(self) -> None:
         self.beginResetModel()
         column, reverse = self._order
         rows = sorted((s for s in self._rows if self._accept(s)), key=lambda s: s.id)
-        known = [(self._key(s, column), s) for s in rows]
+        value = VALUES.get(column, lambda s: self._text(s, column) or None)
+        known = [(value(s), s) for s in rows]
         kept = sorted((p for p in known if p[0] is not None), key=lambda p: p[0], reverse=reverse)
         self._shown = [s for _, s in kept] + [s for k, s in known if k is None]
         self.endResetModel()
@@ -204,7 +204,9 @@ class StrokeTable(QTableView):
     @property
     def chosen(self) -> list[ListedStroke]:
         """The selected rows."""
-        return [self._rows.shown[i.row()] for i in self.selectionModel().selectedRows()]
+        ranges = self.selectionModel().selection()
+        rows = {n for k in range(len(ranges)) for n in range(ranges[k].top(), ranges[k].bottom() + 1)}
+        return [self._rows.shown[n] for n in sorted(rows)]
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -212,12 +214,17 @@ class StrokeTable(QTableView):
         ids, current = {s.id for s in self.chosen}, self.current
         self._showing = True
         yield
-        selection = self.selectionModel()
-        for n, stroke in enumerate(self._rows.shown):
-            if current is not None and stroke.id == current.id:
-                selection.setCurrentIndex(self._rows.index(n, 0), selection.SelectionFlag.NoUpdate)
-            if stroke.id in ids:
-                selection.select(self._rows.index(n, 0), selection.SelectionFlag.Select | selection.SelectionFlag.Rows)
+        model, last, again = self.selectionModel(), len(HEADINGS) - 1, QItemSelection()
+        # selected at once: one by one, a thousand rows take seconds
+        for chosen, rows in groupby(enumerate(self._rows.shown), lambda pair: pair[1].id in ids):
+            if chosen:
+                numbers = [n for n, _ in rows]
+                again.select(self._rows.index(numbers[0], 0), self._rows.index(numbers[-1], last))
+        at = next((n for n, s in enumerate(self._rows.shown) if current is not None and s.id == current.id), None)
+        if at is not None:
+            model.setCurrentIndex(self._rows.index(at, 0), model.SelectionFlag.NoUpdate)
+        if ids:
+            model.select(again, model.SelectionFlag.Select)
         self._showing = False
 
     def go(self, row: int) -> None:

@@ -188,7 +188,7 @@ class StrokeDock(QWidget):
         self._show_buttons()
 
     def _show_buttons(self) -> None:
-        chosen = bool(self.table.chosen)
+        chosen = bool(self.table.selectionModel().hasSelection())
         for made in (self.agree, self.relabel, self.delete):
             made.setEnabled(chosen)
         self.next.setEnabled(any(s.loss is not None for s in self.rows.rows))
