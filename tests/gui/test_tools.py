@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QPoint, QPointF, Qt
-from qtpy.QtGui import QWheelEvent
-from qtpy.QtWidgets import QApplication
+from qtpy.QtCore import Qt
 
 from napari_sparseseg.geometry import Box
 from napari_sparseseg.gui.sections.classes.view import BRUSH, REGIONS, SNAP, SUPERPIXELS
@@ -39,17 +37,6 @@ def tool(panel) -> str:
 def press(mouse, key: str, **modifiers) -> None:
     mouse.hover((mouse.size[0] / 2, mouse.size[1] / 2))
     mouse.key(key, **modifiers)
-
-
-def turn(mouse, point, notches: int, modifiers=SHIFT) -> None:
-    """Turn the wheel over a point of the canvas."""
-    at = QPointF(*point)
-    event = QWheelEvent(
-        at, QPointF(mouse.widget.mapToGlobal(at.toPoint())), QPoint(), QPoint(0, 120 * notches),
-        Qt.MouseButton.NoButton, modifiers, Qt.ScrollPhase.NoScrollPhase, False,
-    )  # fmt: skip
-    QApplication.sendEvent(mouse.widget, event)
-    pump()
 
 
 def shift_click(mouse, point) -> None:
@@ -130,7 +117,7 @@ def test_the_wheel_changes_the_outline_of_the_snap_brush_before_the_press(viewer
     wait_until(lambda: layer.preview.outlined is not None, 20)
     amount, small = layer.tool.amount, layer.preview.outlined.mask.sum()
     for _ in range(4):
-        turn(mouse, at, 1)
+        mouse.wheel(at, 1)
     wait_until(lambda: layer.preview.outlined is not None and layer.preview.outlined.mask.sum() > small, 20)
     assert layer.tool.amount == pytest.approx(min(1.2, amount * 1.15**4))
     assert panel.classes.amount.value() == pytest.approx(1000 * (layer.tool.amount - 0.1) / 1.1, abs=1)
@@ -143,7 +130,7 @@ def test_the_wheel_changes_the_outline_of_the_snap_brush_before_the_press(viewer
     mouse.release(at)
     wait_for_stroke(panel, 1)
     assert sum(a.counts().values()) == pytest.approx(shown.mask.sum() * shown.step[0] ** 2, rel=0.02)
-    turn(mouse, at, 1, Qt.KeyboardModifier.NoModifier)
+    mouse.wheel(at, 1, Qt.KeyboardModifier.NoModifier)
     assert camera(viewer).zoom > zoom, "without Shift it zooms"
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from qtpy.QtCore import QEvent, QPointF, Qt
-from qtpy.QtGui import QMouseEvent
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
+from qtpy.QtGui import QMouseEvent, QWheelEvent
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QWidget
 
@@ -112,6 +112,16 @@ class Mouse:
 
     def release(self, point: Point, button: str = "left", modifiers=Qt.KeyboardModifier.NoModifier) -> float:
         return self._send(QEvent.Type.MouseButtonRelease, point, BUTTONS[button], Qt.MouseButton.NoButton, modifiers)
+
+    def wheel(self, point: Point, notches: int, modifiers=Qt.KeyboardModifier.ShiftModifier) -> None:
+        """Turn the wheel over a point, with Shift unless told otherwise."""
+        at = QPointF(*_whole(point))
+        event = QWheelEvent(
+            at, QPointF(self.widget.mapToGlobal(at.toPoint())), QPoint(), QPoint(0, 120 * notches),
+            Qt.MouseButton.NoButton, modifiers, Qt.ScrollPhase.NoScrollPhase, False,
+        )  # fmt: skip
+        QApplication.sendEvent(self.widget, event)
+        pump()
 
     def hover(self, point: Point, modifiers=Qt.KeyboardModifier.NoModifier) -> None:
         """Move without a button and let napari see it."""
