@@ -215,6 +215,7 @@ def test_geojson_has_the_outline_and_the_numbers_of_the_same_object(scene, tmp_p
         k = int(np.abs(table.numbers["area"] - numbers["Area um^2"]).argmin())
         assert numbers["Solidity"] == pytest.approx(table.numbers["solidity"][k], rel=1e-6)
         assert feature["properties"]["classification"]["name"] == table.class_names[k]
+        assert numbers["Id"] == table.id[k]
         seen.add(k)
     assert len(seen) == len(table)
 

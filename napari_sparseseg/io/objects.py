@@ -179,8 +179,9 @@ class ObjectTable:
                 shown[key] = f"{_QUPATH[key]} {u}" if key == "perimeter" else _QUPATH[key]
             elif key.startswith(_DISTANCE):
                 shown[key] = f"Distance to {key.removeprefix(_DISTANCE)} {u}"
-        names = [json.dumps(name) for name in shown.values()]
-        cells = [_texts(self.numbers[key][rows], digits=10) for key in shown]
+        names = ['"Id"', *(json.dumps(name) for name in shown.values())]
+        cells = [[str(number) for number in self.id[rows].tolist()]]
+        cells += [_texts(self.numbers[key][rows], digits=10) for key in shown]
         return [
             f"{{{', '.join(f'{name}: {v}' for name, v in zip(names, values, strict=True) if v)}}}"
             for values in zip(*cells, strict=True)
