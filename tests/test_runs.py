@@ -296,6 +296,22 @@ def test_links_out_of_the_project_are_refused(project, tmp_path):
     assert [p.name for p in outside.iterdir()] == [model.name]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows, and there are no pipes")
+def test_links_and_pipes_among_the_runs_keep_nobody_from_saving(project, tmp_path):
+    path, answers = project
+    first, second, third = answers
+    folder = path / "runs"
+    shutil.move(folder / f"{first}.safetensors", tmp_path / "m.safetensors")
+    (folder / f"{first}.safetensors").symlink_to(tmp_path / "m.safetensors")
+    for name in (f"{second}.safetensors", f"{third}.json", "in-use"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    with Session.load(path) as session:
+        assert [r.id for r in session.runs.list()] == [third]
+        session.save(tmp_path / "again")
+        assert [r.id for r in session.runs.list()] == [third]
+
+
 def test_a_run_that_cannot_be_kept_leaves_the_model_as_before(project, monkeypatch):
     path, _ = project
 

@@ -195,7 +195,7 @@ class RunFolder:
         """Id of the run whose model serves, or that it comes from; empty: none."""
         with suppress(OSError, ValueError, ProjectError):
             file = self._own(IN_USE)
-            text = file.read_text(encoding="ascii").strip() if file.stat().st_size < 100 else ""
+            text = file.read_text(encoding="ascii").strip() if _is_small(file, 100) else ""
             return text if _ID.fullmatch(text) and self.file(text).exists() else ""
         return ""
 
@@ -209,7 +209,7 @@ class RunFolder:
         for run_id in self._ids():
             for kind in (MODEL, STORY):
                 source, target = self.file(run_id, kind), other.file(run_id, kind)
-                if source.exists() and not target.exists():
+                if source.is_file() and not target.exists():
                     target.parent.mkdir(exist_ok=True)
                     link_or_copy(source, target)
                     made.append(target)
@@ -235,17 +235,23 @@ class RunFolder:
     def _ids(self) -> list[str]:
         if is_link(self.path) or not self.path.is_dir():
             return []
-        return [p.stem for p in self.path.iterdir() if p.suffix == MODEL and _ID.fullmatch(p.stem)]
+        found = [p for p in self.path.iterdir() if p.suffix == MODEL and _ID.fullmatch(p.stem)]
+        return [p.stem for p in found if p.is_file() and not is_link(p)]
 
     def story(self, run_id: str) -> RunStory:
         """What the model file does not say; where it is missing or damaged, only when the model was written."""
         file = self.file(run_id, STORY)
         try:
-            text = file.read_text(encoding="utf-8") if file.stat().st_size <= _MOST_JSON else ""
+            text = file.read_text(encoding="utf-8") if _is_small(file, _MOST_JSON) else ""
             return _read_story(json.loads(text))
         except (OSError, ArithmeticError, ValueError, TypeError, RecursionError, LookupError, SparseSegError):
             model = self.file(run_id)
             return RunStory(ended=model.stat().st_mtime if model.exists() else 0.0)
+
+
+def _is_small(file: Path, most: int) -> bool:
+    """Whether this is an ordinary file, reading of which ends, of at most so many bytes."""
+    return file.is_file() and file.stat().st_size <= most
 
 
 def link_or_copy(source: Path, target: Path) -> None:
