@@ -1,7 +1,7 @@
 """Dice against the person's seconds: brush, snap brush, superpixels, and a wand like QuPath's, on real tissue.
 
-    python -m tests.benchmarks.hand_tools                            # 6 seeds, 3 sets: 50 CPU minutes
-    python -m tests.benchmarks.hand_tools --seeds 0 --sets glands    # 3 CPU minutes
+    python -m tests.benchmarks.hand_tools                            # 6 seeds, 3 sets: 25 CPU minutes
+    python -m tests.benchmarks.hand_tools --seeds 0 --sets glands    # 1 CPU minute
     python -m tests.benchmarks.hand_tools --noise 6                  # a hand that is off by 6 px (standard deviation)
 
 A simulated person with a truth to look at labels one picture: first an act for each class, then the class that is wrong
