@@ -63,7 +63,7 @@ class Superpixels:
     >>> image = np.full((100, 100, 3), 240, np.uint8)
     >>> image[40:60, 40:60] = 60
     >>> (found,) = Superpixels(ArraySlide([image], mpp=None, name="a")).crossed(Scale(0, 20), [(50, 50)])
-    >>> 300 < found.mask.sum() < 500
+    >>> 300 < int(found.mask.sum()) < 500
     True
     """
 
