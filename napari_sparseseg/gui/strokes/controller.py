@@ -192,7 +192,7 @@ class StrokeActions(QObject):
 
     def _on_advanced(self, share: float) -> None:
         if self._view is not None and self._running:
-            self._view.status.setText(f"Scoring annotations: {share:.0%}")
+            self._view.status.setText(f"Scoring annotations: {share * 100:.0f} %")
 
     def _on_update(self) -> None:
         self._asked = True

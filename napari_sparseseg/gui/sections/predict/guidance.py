@@ -64,7 +64,7 @@ class GuidanceActions(QObject):
         self._marker.go_to(mistake.box, mistake.centre)
         self._panel.show_doubt(
             f"Mistake {len(found) - len(left) + 1} of {len(found)}: labelled {self._name(mistake.truth)}, but "
-            f"{mistake.share:.0%} of the stroke is predicted as {self._name(mistake.predicted)}."
+            f"{mistake.share * 100:.0f} % of the stroke is predicted as {self._name(mistake.predicted)}."
         )
 
     def _show_slide(self, mistake: Mistake) -> None:
