@@ -101,10 +101,12 @@ def test_the_list_names_compares_and_goes_back(viewer, panel, tmp_path):
     before = session.predict((0, 0, *session.slide.shape))[0]
     session.runs.use(new.id)
     after = session.predict((0, 0, *session.slide.shape))[0]
-    y, x = np.argwhere(before != after)[0]
-    down = session.predict((0, 0, *session.slide.shape))[0].shape[0] / session.slide.shape[0]
-    value = layer.get_value(((y + 0.5) / down - 0.5, (x + 0.5) / down - 0.5), world=True)
-    assert value
+    down = before.shape[0] / session.slide.shape[0]
+    differing = np.argwhere(before != after)[::7]
+    values = [layer.get_value(((y + 0.5) / down - 0.5, (x + 0.5) / down - 0.5), world=True) for y, x in differing]
+    seen = [value for value in values if value is not None]  # None: beyond the edge of the view
+    assert seen
+    assert np.mean([value > 0 for value in seen]) > 0.95
     wait_until(lambda: listed(panel)[0].startswith("●") and not panel.busy, 20)
     click_row(panel, 1)
     click(view.use)

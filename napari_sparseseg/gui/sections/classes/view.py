@@ -134,7 +134,7 @@ class ClassesPanel(QWidget):
         """Show the tool in use, and how much it takes (0 to 1)."""
         self.tool.setCurrentIndex(self.tool.findData(tool))
         self.amount.setEnabled(tool in AMOUNT_TIPS)
-        self.amount.setToolTip(plain_tip(AMOUNT_TIPS.get(tool, "")))
+        self.amount.setToolTip(plain_tip(AMOUNT_TIPS.get(tool, NO_AMOUNT)))
         self.amount.blockSignals(True)
         self.amount.setValue(round(amount * AMOUNTS))
         self.amount.blockSignals(False)
@@ -197,6 +197,7 @@ AMOUNT_TIPS = {
     SNAP: "How different the tissue may be: left, only what is very similar (Shift and mouse wheel)",
     SUPERPIXELS: "Size of the superpixels (Shift and mouse wheel)",
 }
+NO_AMOUNT = "For the snap brush and superpixels: how much a stroke takes"
 AMOUNTS = 1000
 
 
@@ -217,6 +218,7 @@ def _amount() -> QSlider:
     slider = QSlider(Qt.Orientation.Horizontal)
     slider.setRange(0, AMOUNTS)
     slider.setAccessibleName("How much a stroke takes")
+    slider.setToolTip(plain_tip(NO_AMOUNT))
     slider.setEnabled(False)
     return slider
 
