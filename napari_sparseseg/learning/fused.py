@@ -30,7 +30,7 @@ class Rows(Protocol):
 @functools.cache
 def _has_onednn() -> bool:
     """Whether torch has oneDNN with these operators: they have no public name, so another version may not."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch._C._has_mkldnn:
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise"))
 

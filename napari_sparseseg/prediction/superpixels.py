@@ -103,15 +103,18 @@ class Superpixels:
         return pixels[((pixels >= 0) & (pixels < (height, width))).all(axis=1)]
 
     def _cut(self, scale: Scale, row: int, column: int) -> _Cut:
-        with self._lock:
-            key = scale, row, column
-            if key not in self._cuts:
-                frame = Frame((float(1 << scale.level),) * 2)
-                whole = frame.cover(Box(0, 0, *self._slide.shape))
-                region = Box(row * TILE, column * TILE, TILE, TILE).intersection(whole)
-                labels = cut_up(self._slide.read_region(region, frame), scale.side)
-                self._cuts[key] = _Cut((region.y, region.x), labels, ndimage.find_objects(labels))
-            return self._cuts[key]
+        key = scale, row, column
+        with self._lock:  # not held while cutting: the GUI thread reads what is known meanwhile
+            cut = self._cuts.get(key)
+        if cut is None:
+            frame = Frame((float(1 << scale.level),) * 2)
+            whole = frame.cover(Box(0, 0, *self._slide.shape))
+            region = Box(row * TILE, column * TILE, TILE, TILE).intersection(whole)
+            labels = cut_up(self._slide.read_region(region, frame), scale.side)
+            cut = _Cut((region.y, region.x), labels, ndimage.find_objects(labels))
+            with self._lock:
+                self._cuts[key] = cut
+        return cut
 
 
 def _tiles(pixels: NDArray[np.intp]) -> list[tuple[int, int]]:

@@ -312,9 +312,9 @@ class TrainingRuns:
         if folder is None or not lineage:
             return ""
         if lineage not in self._parents:
-            self._parents[lineage] = folder.story(lineage).before
-        before = self._parents[lineage]
-        return before if before and folder.file(before).exists() else ""
+            before = folder.story(lineage).before
+            self._parents[lineage] = before if before and folder.file(before).exists() else ""
+        return self._parents[lineage]
 
     @property
     def _folder(self) -> RunFolder | None:

@@ -190,9 +190,8 @@ class RunActions(QObject):
         binding.attach(layer)
         region = next(iter(found.agreement.counts))
         share, kappa = found.agreement.agreement(region), found.agreement.kappa(region)
-        self._view.status.setText(
-            f"They differ in {1 - share:.1%} of {'the view' if whole else 'the middle of the view'}, kappa {kappa:.2f}"
-        )
+        part = "the view" if whole else "the middle of the view"
+        self._view.status.setText(f"They differ in {100 * (1 - share):.1f} % of {part}, kappa {kappa:.2f}")
 
     def _remove_layer(self) -> None:
         layer, self._layer = self._layer, None
